@@ -1,0 +1,3 @@
+"""dynamo_fast: NVIDIA Dynamo's request plane for Python."""
+
+__version__ = "0.1.0"

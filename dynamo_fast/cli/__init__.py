@@ -1,0 +1,1 @@
+"""The command line: `dynamo-fast`, the same as `python -m dynamo_fast`."""

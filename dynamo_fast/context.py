@@ -1,0 +1,134 @@
+"""`Context`: the id, the metadata and the cancellation of one request, shared by caller, router, worker and handler.
+
+A context goes one way: running, then stopped, then killed (killed implies stopped; either may be reached at once).
+*Stopped* asks the worker to finish early: what still comes is delivered. *Killed* ends the answer now.
+
+Whoever must act on the change registers a callback (`on_cancel`); there is no monitor task, so a request costs none.
+A context belongs to one event loop; its methods are called on that loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Mapping
+
+__all__ = ["Context"]
+
+
+class Context:
+    """Identity and cancellation of one request.
+
+    `id` is any text, by default a random UUID (Dynamo wants it unique among requests in flight). `metadata` is a
+    mapping of text to text that travels with the request. Both reach the handler's context on the worker.
+    """
+
+    __slots__ = ("__weakref__", "_callbacks", "_id", "_killed", "_metadata", "_stopped")
+
+    def __init__(self, id: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
+        if id is not None and not isinstance(id, str):
+            raise TypeError(f"id must be str, not {type(id).__name__}")
+        self._id = str(uuid.uuid4()) if id is None else id
+        self._metadata = _checked_metadata(metadata)
+        self._stopped = False
+        self._killed = False
+        # A dict for its order and its cheap removal; made when first needed, since most contexts are never cancelled.
+        self._callbacks: dict[Callable[[], None], None] | None = None
+
+    def __repr__(self) -> str:
+        state = "killed" if self._killed else "stopped" if self._stopped else "running"
+        return f"<Context {self._id!r} {state}>"
+
+    def id(self) -> str:
+        """The request id, as on the wire."""
+        return self._id
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata; assigning replaces the contents."""
+        return self._metadata
+
+    @metadata.setter
+    def metadata(self, metadata: Mapping[str, str]) -> None:
+        contents = _checked_metadata(metadata)
+        self._metadata.clear()
+        self._metadata.update(contents)
+
+    def is_stopped(self) -> bool:
+        """Whether the answer is no longer wanted (true for a killed context, too)."""
+        return self._stopped
+
+    def is_killed(self) -> bool:
+        """Whether the answer was cut off."""
+        return self._killed
+
+    def stop_generating(self) -> None:
+        """Ask for an early end: the worker is told to stop, items under way are still delivered."""
+        if not self._stopped:
+            self._stopped = True
+            self._notify()
+
+    def kill(self) -> None:
+        """End the answer now: the worker is told to quit, nothing more is delivered."""
+        if not self._killed:
+            self._stopped = self._killed = True
+            self._notify()
+
+    async def async_killed_or_stopped(self) -> bool:
+        """Wait until the context is stopped or killed; returns True."""
+        if not self._stopped:
+            changed = asyncio.get_running_loop().create_future()
+
+            def wake() -> None:
+                if not changed.done():
+                    changed.set_result(None)
+
+            self.on_cancel(wake)
+            try:
+                await changed
+            finally:
+                self.off_cancel(wake)
+        return True
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Call `callback()` at each step down (stop, then kill) from now on; take it off with `off_cancel`.
+
+        A step that was taken before is not told again: look at `is_stopped()` first.
+        """
+        if self._callbacks is None:
+            self._callbacks = {}
+        self._callbacks[callback] = None
+
+    def off_cancel(self, callback: Callable[[], None]) -> None:
+        """Stop calling `callback`; nothing happens if it is not there."""
+        if self._callbacks is not None:
+            self._callbacks.pop(callback, None)
+
+    def link_child(self, child: Context) -> Callable[[], None]:
+        """Stop and kill `child` whenever this context is stopped or killed, now included.
+
+        Returns the function that unlinks them: a parent that outlives its children would keep them all otherwise.
+        """
+
+        def follow() -> None:
+            if self._killed:
+                child.kill()
+            elif self._stopped:
+                child.stop_generating()
+
+        self.on_cancel(follow)
+        follow()
+        return lambda: self.off_cancel(follow)
+
+    def _notify(self) -> None:
+        # A callback may take itself or another off while we go through them.
+        for callback in list(self._callbacks) if self._callbacks else ():
+            callback()
+
+
+def _checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    contents = dict(metadata) if metadata is not None else {}
+    for key, value in contents.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"metadata maps str to str, not {type(key).__name__} to {type(value).__name__} ({key!r})")
+    return contents

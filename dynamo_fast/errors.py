@@ -1,0 +1,294 @@
+"""The exception tree of dynamo_fast.
+
+    DynamoError                          every error of this package
+    |
+    +-- InvalidRequest (ValueError)      the caller's mistake; nothing was sent
+    |   +-- InvalidAddress               an address, path or endpoint name that does not parse
+    |   +-- InvalidConfig                an environment variable or setting that does not parse
+    |   +-- SerializationError           a value that the payload codec cannot express
+    |   +-- RequestTooLarge              a request over a limit, refused before it was sent
+    |
+    +-- ProtocolError (ValueError)       the peer's bytes break the protocol
+    |   +-- CodecError                   the bytes are not the frame that they should be
+    |   |   +-- MessageTooLarge          a length prefix over the limit (either direction)
+    |   |   +-- IncompleteMessage        the bytes end before the message does
+    |   |   +-- TrailingBytes            the bytes go on after the message
+    |   |   +-- ChecksumMismatch         the checksum is not the one of the bytes
+    |   +-- ControlError                 a control message that is not what the protocol allows here
+    |   +-- PayloadError                 a body or item that the payload codec cannot decode
+    |
+    +-- TransportError (ConnectionError) the network, or a process at its other end, failed
+    |   +-- CannotConnect                no connection, or it broke before the acknowledgement
+    |   +-- Disconnected                 the worker went away
+    |   +-- ConnectionTimeout (TimeoutError)   a step of the transport did not happen in time
+    |   +-- ResponseTimeout (TimeoutError)     the worker was silent for too long
+    |
+    +-- RequestRefused                   the worker's server answered "no"; the handler never ran
+    |   +-- Unavailable                  nobody serves this endpoint there (or anywhere)
+    |   +-- ResourceExhausted            everybody who serves it is busy
+    |
+    +-- RemoteError                      the worker's handler, or the worker's server, sent an error
+    +-- Cancelled                        the caller's context was killed first
+
+Each error says three things to a program: `error_type`, Dynamo's own word for it on the wire of 1.3.1; `reason`, the
+word of 1.6.1; and `migratable`, whether the same request may be tried on another worker.
+
+This module is the lowest floor of the package: it imports nothing of it, so that the codec can raise from the one tree.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "Cancelled",
+    "CannotConnect",
+    "ChecksumMismatch",
+    "CodecError",
+    "ConnectionTimeout",
+    "ControlError",
+    "Disconnected",
+    "DynamoError",
+    "IncompleteMessage",
+    "InvalidAddress",
+    "InvalidConfig",
+    "InvalidRequest",
+    "MessageTooLarge",
+    "PayloadError",
+    "ProtocolError",
+    "RemoteError",
+    "RequestRefused",
+    "RequestTooLarge",
+    "ResourceExhausted",
+    "ResponseTimeout",
+    "SerializationError",
+    "TrailingBytes",
+    "TransportError",
+    "Unavailable",
+]
+
+# Which reasons let a request move to another worker, and which forbid it wherever they stand in the chain of causes.
+# (Dynamo 1.6's migration rule; transport.md 7.5.)
+_MIGRATABLE = frozenset(
+    {
+        "transport.cannot_connect",
+        "transport.disconnected",
+        "transport.connection_timeout",
+        "backend.cannot_connect",
+        "backend.disconnected",
+        "backend.connection_timeout",
+        "backend.response_timeout",
+        "backend.engine_shutdown",
+        "backend.stream_incomplete",
+        "backend.worker_unavailable",
+        "capacity.worker_overloaded",
+    }
+)
+_NEVER_MIGRATABLE = frozenset(
+    {"request.cancelled", "backend.cancelled", "capacity.exhausted", "capacity.pool_exhausted"}
+)
+
+
+class DynamoError(Exception):
+    """Base of every error of this package.
+
+    `error_type` is the legacy word of the wire ("Disconnected", "Backend.Unknown", ...), `error_class` and `reason` are
+    those of Dynamo 1.6 ("Unavailable", "transport.disconnected", ...).
+    """
+
+    error_type: str = "Unknown"
+    error_class: str = "Internal"
+    reason: str = "runtime.unclassified"
+
+    @property
+    def message(self) -> str:
+        """The text of the error, without its class."""
+        return str(self)
+
+    @property
+    def caused_by(self) -> DynamoError | None:
+        """The next error of the chain that came over the wire, if it came with one."""
+        return self.__cause__ if isinstance(self.__cause__, DynamoError) else None
+
+    @property
+    def migratable(self) -> bool:
+        """Whether the request may be tried on another worker (looks at the whole chain of causes)."""
+        reasons = {error.reason for error in self.chain()}
+        return bool(reasons & _MIGRATABLE) and not reasons & _NEVER_MIGRATABLE
+
+    def chain(self) -> list[DynamoError]:
+        """This error, then its causes, outermost first. Ends at a cycle, should one have been built by hand."""
+        chain: list[DynamoError] = []
+        error: DynamoError | None = self
+        while error is not None and error not in chain:
+            chain.append(error)
+            error = error.caused_by
+        return chain
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.args, self.__dict__))
+
+
+class _OverLimit(DynamoError):
+    """Both numbers of a limit, in bytes."""
+
+    def __init__(self, message: str, *, size: int, limit: int) -> None:
+        super().__init__(message)
+        self.size = size
+        self.limit = limit
+
+
+class InvalidRequest(DynamoError, ValueError):
+    """The caller's mistake, found before anything was sent."""
+
+    error_type = "InvalidArgument"
+    error_class = "InvalidRequest"
+    reason = "request.invalid_argument"
+
+
+class InvalidAddress(InvalidRequest):
+    """An address, endpoint path or endpoint name that does not parse."""
+
+
+class InvalidConfig(InvalidRequest):
+    """A setting that does not parse; names the variable, its value and what is accepted."""
+
+
+class SerializationError(InvalidRequest):
+    """A value that the payload codec cannot express."""
+
+
+class RequestTooLarge(_OverLimit, InvalidRequest):
+    """A request over a limit; refused before it was sent. `size` and `limit` are in bytes."""
+
+
+class ProtocolError(DynamoError, ValueError):
+    """The peer's bytes break the protocol."""
+
+    error_class = "BackendProtocol"
+    reason = "backend.protocol"
+
+
+class CodecError(ProtocolError):
+    """The bytes are not the frame that they should be."""
+
+
+class MessageTooLarge(_OverLimit, CodecError):
+    """A message over the limit: refused on its length prefix. `size` and `limit` are in bytes."""
+
+
+class IncompleteMessage(CodecError):
+    """The bytes end before the message does."""
+
+
+class TrailingBytes(CodecError):
+    """The bytes go on after the message."""
+
+
+class ChecksumMismatch(CodecError):
+    """The checksum in the prefix is not the one of the bytes."""
+
+
+class ControlError(ProtocolError):
+    """A control message (handshake, prologue, stop, kill, sentinel, ...) that the protocol does not allow here."""
+
+
+class PayloadError(ProtocolError):
+    """A request body or a response item that its payload codec cannot decode."""
+
+
+class TransportError(DynamoError, ConnectionError):
+    """The network, or the process at its other end, failed."""
+
+    error_class = "Unavailable"
+
+
+class CannotConnect(TransportError):
+    """No connection to the worker, or it broke before the request was acknowledged."""
+
+    error_type = "CannotConnect"
+    reason = "transport.cannot_connect"
+
+
+class Disconnected(TransportError):
+    """The worker went away after it had acknowledged the request."""
+
+    error_type = "Disconnected"
+    reason = "transport.disconnected"
+
+
+class ConnectionTimeout(TransportError, TimeoutError):
+    """A step of the transport (connect, acknowledgement, call-home) did not happen in time."""
+
+    error_type = "ConnectionTimeout"
+    error_class = "DeadlineExceeded"
+    reason = "transport.connection_timeout"
+
+
+class ResponseTimeout(TransportError, TimeoutError):
+    """The worker was silent for too long."""
+
+    error_type = "ResponseTimeout"
+    error_class = "DeadlineExceeded"
+    reason = "backend.response_timeout"
+
+
+class RequestRefused(DynamoError):
+    """The worker's server did not take the request; the handler never ran."""
+
+    error_type = "Unavailable"
+    error_class = "Unavailable"
+    reason = "backend.unavailable"
+
+
+class Unavailable(RequestRefused):
+    """Nobody serves this endpoint, there or anywhere.
+
+    Dynamo 1.3.1 says `Unavailable`; 1.6's `WorkerUnavailable` is a word that 1.3.1 cannot read, hence the older type.
+    """
+
+    reason = "backend.worker_unavailable"
+
+
+class ResourceExhausted(RequestRefused):
+    """Everybody who serves this endpoint is busy."""
+
+    error_type = "ResourceExhausted"
+    error_class = "CapacityExhausted"
+    reason = "capacity.worker_overloaded"
+
+
+class RemoteError(DynamoError):
+    """An error that the worker sent: in the prologue (the handler could not be started) or as an item of the stream.
+
+    `error_type`, `error_class` and `reason` are the worker's; `public` is its message for the end user, if it gave one.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        error_type: str = "Unknown",
+        error_class: str = "Internal",
+        reason: str = "runtime.unclassified",
+        public: dict[str, object] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.error_type = error_type
+        self.error_class = error_class
+        self.reason = reason
+        self.public = public
+
+
+class Cancelled(DynamoError):
+    """The caller's context was killed before the answer began."""
+
+    error_type = "Cancelled"
+    error_class = "Cancelled"
+    reason = "request.cancelled"
+
+
+def _rebuild(cls: type[DynamoError], args: tuple[object, ...], state: dict[str, object]) -> DynamoError:
+    """Unpickle an error whose constructor wants keywords (pickle only knows `args`)."""
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error

@@ -1,0 +1,1 @@
+"""What the request plane tells about itself: metrics, tracing, health."""
