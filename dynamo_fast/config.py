@@ -1,0 +1,187 @@
+"""Every setting, in one place: its variable, its type, its default and its check.
+
+The `DYN_*` variables are Dynamo's own, with Dynamo's meaning; the `DYNAMO_FAST_*` variables bound what Dynamo leaves
+unbounded. A value that does not parse is an `InvalidConfig` that names the variable, the value and what is accepted.
+Sizes are in bytes, times in seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, TypeVar
+
+from dynamo_fast.errors import InvalidConfig
+
+__all__ = ["ResponseServerConfig", "TcpClientConfig", "TcpServerConfig", "env_bool", "env_text", "setting"]
+
+_Config = TypeVar("_Config", bound="_FromEnvironment")
+Parser = Callable[[str], Any]
+
+MIB = 1024 * 1024
+
+
+def integer(minimum: int, maximum: int | None = None) -> Parser:
+    """A parser of whole numbers from `minimum` to `maximum`."""
+    accepted = f"a whole number of at least {minimum}" if maximum is None else f"a whole number, {minimum} to {maximum}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(accepted) from None
+        if value < minimum or (maximum is not None and value > maximum):
+            raise ValueError(accepted)
+        return value
+
+    return parse
+
+
+def seconds(minimum: float = 0.0) -> Parser:
+    """A parser of times in seconds, finite and above `minimum`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError(f"a number of seconds above {minimum:g}") from None
+        if not minimum < value < float("inf"):
+            raise ValueError(f"a number of seconds above {minimum:g}")
+        return value
+
+    return parse
+
+
+def choice(*words: str) -> Parser:
+    """A parser of one of `words`, exactly."""
+
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError("one of " + ", ".join(repr(word) for word in words))
+        return text
+
+    return parse
+
+
+def truth(text: str) -> bool:
+    """Dynamo's truth words."""
+    word = text.strip().lower()
+    if word in ("1", "true", "on", "yes"):
+        return True
+    if word in ("0", "false", "off", "no"):
+        return False
+    raise ValueError("one of 1, true, on, yes, 0, false, off, no")
+
+
+PORT = integer(0, 65535)
+POSITIVE = integer(1)
+
+
+def read(environ: Mapping[str, str], variable: str, parse: Parser, default: Any) -> Any:
+    """The parsed value of `variable`; `default` where it is unset or empty."""
+    text = environ.get(variable, "")
+    if not text:
+        return default
+    try:
+        return parse(text)
+    except ValueError as accepted:
+        raise InvalidConfig(f"{variable}={text!r} is not valid: expected {accepted}") from None
+
+
+def env_text(variable: str, default: str = "", environ: Mapping[str, str] = os.environ) -> str:
+    """A text; unset and empty are the same."""
+    return environ.get(variable, "") or default
+
+
+def env_bool(variable: str, default: bool = False, environ: Mapping[str, str] = os.environ) -> bool:
+    """A truth word."""
+    return bool(read(environ, variable, truth, default))
+
+
+def setting(variable: str, default: Any, parse: Parser = str) -> Any:
+    """A field of a configuration that `from_env` reads from `variable`."""
+    return field(default=default, metadata={"variable": variable, "parse": parse})
+
+
+class _FromEnvironment:
+    """A configuration whose fields were made by `setting`; what is built by hand is checked by the same parsers."""
+
+    __slots__ = ()
+
+    @classmethod
+    def from_env(cls: type[_Config], environ: Mapping[str, str] = os.environ) -> _Config:
+        """Read every field from its variable; raises InvalidConfig."""
+        settings: tuple[Field[Any], ...] = fields(cls)  # type: ignore[arg-type]  # each subclass is a dataclass
+        values = {
+            each.name: read(environ, each.metadata["variable"], each.metadata["parse"], each.default)
+            for each in settings
+        }
+        return cls(**values)
+
+    def __post_init__(self) -> None:
+        for each in fields(self):  # type: ignore[arg-type]  # each subclass is a dataclass
+            value = getattr(self, each.name)
+            if value != each.default:
+                try:
+                    each.metadata["parse"](str(value))
+                except ValueError as accepted:
+                    raise InvalidConfig(f"{each.name}={value!r} is not valid: expected {accepted}") from None
+
+
+@dataclass(frozen=True)
+class TcpClientConfig(_FromEnvironment):
+    """The router's connections to workers (transport.md 2.5 and 11)."""
+
+    max_message_size: int = setting("DYN_TCP_MAX_MESSAGE_SIZE", 32 * MIB, POSITIVE)
+    """A whole request frame may have this size; a larger one is refused before it is sent."""
+    request_timeout: float = setting("DYN_TCP_REQUEST_TIMEOUT", 5.0, seconds())
+    """From the call until the acknowledgement: waiting for a connection, writing, and the answer."""
+    connect_timeout: float = setting("DYN_TCP_CONNECT_TIMEOUT", 5.0, seconds())
+    pool_size: int = setting("DYN_TCP_POOL_SIZE", 100, POSITIVE)
+    """Connections to one worker process."""
+    channel_buffer: int = setting("DYN_TCP_CHANNEL_BUFFER", 1024, POSITIVE)
+    """Unacknowledged requests on one connection; further requests take another connection or wait."""
+    connect_limit: int = setting("DYN_TCP_GLOBAL_CONNECT_LIMIT", 64, POSITIVE)
+    """Connects under way at once, to all workers together."""
+    host_idle_ttl: float = setting("DYN_TCP_HOST_IDLE_TTL_SECS", 300.0, seconds())
+    """The connections to a worker are closed after this time without a request."""
+
+
+@dataclass(frozen=True)
+class ResponseServerConfig(_FromEnvironment):
+    """The server that workers dial back to (transport.md 4.1 and 11)."""
+
+    host: str = setting("DYN_TCP_RESPONSE_STREAM_HOST", "")
+    """An IP address (IPv6 with or without brackets) or the name of an interface; empty: the first routable address."""
+    port: int = setting("DYN_TCP_RESPONSE_STREAM_PORT", 0, PORT)
+    """0: chosen by the system."""
+    backlog: int = setting("DYN_TCP_LISTEN_BACKLOG", 4096, POSITIVE)
+    max_message_size: int = setting("DYNAMO_FAST_MAX_RESPONSE_SIZE", 256 * MIB, POSITIVE)
+    """One frame of an answer (Dynamo has no limit here)."""
+    max_buffered_frames: int = setting("DYNAMO_FAST_RESPONSE_BUFFER_FRAMES", 1024, POSITIVE)
+    """Frames that wait for a slow consumer before its connection is no longer read. One read may overshoot it."""
+    max_buffered_bytes: int = setting("DYNAMO_FAST_RESPONSE_BUFFER_BYTES", MIB, POSITIVE)
+    """The same in bytes; always room for one frame."""
+    handshake_timeout: float = setting("DYNAMO_FAST_HANDSHAKE_TIMEOUT", 10.0, seconds())
+    """From a worker's connection to its handshake (10 s in Dynamo 1.6)."""
+    call_home_timeout: float = setting("DYNAMO_FAST_CALL_HOME_TIMEOUT", 120.0, seconds())
+    """From the acknowledgement to the worker's connection, and again from there to its prologue."""
+    call_home_grace: float = setting("DYNAMO_FAST_CALL_HOME_GRACE", 1.0, seconds())
+    """How much longer to wait for the worker's connection once the connection that carried the request is lost."""
+    close_timeout: float = setting("DYNAMO_FAST_RESPONSE_CLOSE_TIMEOUT", 10.0, seconds())
+    """How long a finished connection may take to be closed by the worker before it is reset."""
+    max_pending_connections: int = setting("DYNAMO_FAST_MAX_PENDING_CONNECTIONS", 10_000, POSITIVE)
+    """Connections that have not said which request they answer; a further one is reset."""
+
+
+@dataclass(frozen=True)
+class TcpServerConfig(_FromEnvironment):
+    """The worker's request-plane server (transport.md 2.1, 6.1 and 11)."""
+
+    host: str = setting("DYN_TCP_RPC_HOST", "")
+    """As `ResponseServerConfig.host`."""
+    port: int = setting("DYN_TCP_RPC_PORT", 0, PORT)
+    backlog: int = setting("DYN_TCP_LISTEN_BACKLOG", 4096, POSITIVE)
+    max_message_size: int = setting("DYN_TCP_MAX_MESSAGE_SIZE", 32 * MIB, POSITIVE)
+    """A whole request frame may have this size; a larger one closes its connection."""
