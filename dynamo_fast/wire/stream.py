@@ -1,0 +1,233 @@
+"""The response stream as a state machine: what each end may receive, when, and what it must do about it.
+
+Theory of operation
+-------------------
+
+A response stream is one TCP connection. The worker dials; from then on the two ends play different roles:
+
+    worker                                   requester (the router)
+      | handshake: which request this answers   |
+      | prologue: whether the handler started   |
+      | data frames: items, and the final one   |
+      | sentinel: nothing more will come        |
+      |          stop: finish early, or kill: now|   at any time, at most one of each
+      | <- end of file, both ways ->            |
+
+Two rules carry the rest:
+
+1.  *The end is explicit.* The sentinel ends the transport's stream, and the final marker inside the last data frame
+    ends the answer. End of file without them is a loss, whatever was received.
+2.  *Only a known message is obeyed.* Anything else is a violation. The requester answers it with `kill` and the worker
+    by killing its context; neither end tries to find the next frame again.
+
+The requester's states (`REQUESTER`):
+
+    HANDSHAKE    the worker has dialled; which request it answers is not known
+    PROLOGUE     the request is known; whether its handler started is not
+    STREAMING    items may come
+    STOPPED      the same, and `stop` was sent: what still comes is delivered
+    CLOSED       nothing more is read, nothing more is written
+
+The worker's states (`WORKER`):
+
+    PROLOGUE     the handshake is written; the handler was not called yet
+    STREAMING    the prologue is written; items may be written
+    DRAINING     the sentinel is written; only the requester's end of file is waited for
+    CLOSED       as above
+
+An end of file from the requester is not a cancellation: it has merely finished writing, which it may do at any time.
+A reset is. After the sentinel both are the normal end.
+
+Each table gives, for every state and every event, the next state and the one action that the shell carries out. They
+are total: an event that cannot happen in a state has an entry all the same, so that no input is an exception.
+(Source: transport.md 4.3 to 4.9.)
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from dynamo_fast.codec import TwoPartMessage, TwoPartMessageType
+from dynamo_fast.errors import ControlError
+from dynamo_fast.wire.control import ControlMessage
+
+__all__ = ["REQUESTER", "WORKER", "Action", "Event", "State", "StreamMachine", "classify"]
+
+
+class State(Enum):
+    """Where one end of a response stream is."""
+
+    HANDSHAKE = auto()
+    PROLOGUE = auto()
+    STREAMING = auto()
+    STOPPED = auto()
+    DRAINING = auto()
+    CLOSED = auto()
+
+
+class Event(Enum):
+    """What may happen to one end of a response stream."""
+
+    # A message from the peer
+    HANDSHAKE = auto()  #: a handshake for a request that waits for it
+    PROLOGUE_OK = auto()  #: the handler was started (worker: by us)
+    PROLOGUE_ERROR = auto()  #: it was not (worker: by us)
+    DATA = auto()
+    EMPTY = auto()
+    SENTINEL = auto()
+    STOP = auto()
+    KILL = auto()
+    VIOLATION = auto()  #: any other message, or bytes that are none
+    # The connection
+    EOF = auto()  #: the peer has finished writing
+    LOST = auto()  #: the connection is gone: reset, or closed by either end
+    TIMEOUT = auto()  #: what this state waits for did not come in time
+    # Our own side
+    CONTEXT_STOPPED = auto()
+    CONTEXT_KILLED = auto()
+    DROPPED = auto()  #: nobody wants the answer any more
+    FINISHED = auto()  #: the handler has no more items
+
+
+class Action(Enum):
+    """What the shell does about it."""
+
+    IGNORE = auto()
+    RESET = auto()  #: close with a reset
+    CLOSE = auto()  #: close; what was not written yet is dropped
+    # The requester
+    ACCEPT = auto()  #: tell the waiting request that its worker has dialled
+    ESTABLISH = auto()  #: hand the stream to the caller
+    REFUSE = auto()  #: the call fails, and the connection is reset
+    DELIVER = auto()  #: hand the item to the caller
+    FINISH = auto()  #: the stream has ended as it should: write our end of file
+    SEND_STOP = auto()  #: write `stop`, and go on reading
+    STOP_AND_FINISH = auto()  #: write `stop` and our end of file; the caller gets a stream without items
+    SEND_KILL = auto()  #: write `kill` and our end of file, and read no more
+    END = auto()  #: the stream is over, and there is nobody to tell
+    # The worker
+    WRITE = auto()  #: write the prologue or the item
+    WRITE_END = auto()  #: write what belongs to the end, then wait for the requester's end of file
+    STOP_CONTEXT = auto()  #: stop the handler's context, and close
+    KILL_CONTEXT = auto()  #: kill the handler's context, and close
+
+
+Transition = tuple[State, Action]
+Table = dict[State, dict[Event, Transition]]
+
+
+def _row(default: Transition, **entries: Transition) -> dict[Event, Transition]:
+    """One state: `default` for every event that has no entry of its own."""
+    named = {Event[name]: transition for name, transition in entries.items()}
+    return {event: named.get(event, default) for event in Event}
+
+
+_S, _A = State, Action
+_CLOSED = _row((_S.CLOSED, _A.IGNORE))
+
+
+def _requester_streaming(state: State, on_stop: Transition) -> dict[Event, Transition]:
+    return _row(
+        (_S.CLOSED, _A.SEND_KILL),
+        DATA=(state, _A.DELIVER),
+        EMPTY=(state, _A.IGNORE),
+        SENTINEL=(_S.CLOSED, _A.FINISH),
+        EOF=(_S.CLOSED, _A.END),
+        LOST=(_S.CLOSED, _A.END),
+        CONTEXT_STOPPED=on_stop,
+    )
+
+
+#: The requester's end.
+REQUESTER: Table = {
+    _S.HANDSHAKE: _row((_S.CLOSED, _A.RESET), HANDSHAKE=(_S.PROLOGUE, _A.ACCEPT), LOST=(_S.CLOSED, _A.IGNORE)),
+    _S.PROLOGUE: _row(
+        (_S.CLOSED, _A.REFUSE),
+        PROLOGUE_OK=(_S.STREAMING, _A.ESTABLISH),
+        CONTEXT_STOPPED=(_S.CLOSED, _A.STOP_AND_FINISH),
+        CONTEXT_KILLED=(_S.CLOSED, _A.SEND_KILL),
+        DROPPED=(_S.CLOSED, _A.SEND_KILL),
+    ),
+    _S.STREAMING: _requester_streaming(_S.STREAMING, on_stop=(_S.STOPPED, _A.SEND_STOP)),
+    _S.STOPPED: _requester_streaming(_S.STOPPED, on_stop=(_S.STOPPED, _A.IGNORE)),
+    _S.DRAINING: _CLOSED,  # a state of the worker's only
+    _S.CLOSED: _CLOSED,
+}
+
+
+def _worker_open(state: State, **entries: Transition) -> dict[Event, Transition]:
+    return _row(
+        (_S.CLOSED, _A.KILL_CONTEXT),
+        EOF=(state, _A.IGNORE),
+        STOP=(_S.CLOSED, _A.STOP_CONTEXT),
+        CONTEXT_STOPPED=(_S.CLOSED, _A.CLOSE),
+        CONTEXT_KILLED=(_S.CLOSED, _A.CLOSE),
+        **entries,
+    )
+
+
+#: The worker's end.
+WORKER: Table = {
+    _S.HANDSHAKE: _CLOSED,  # a state of the requester's only
+    _S.PROLOGUE: _worker_open(
+        _S.PROLOGUE, PROLOGUE_OK=(_S.STREAMING, _A.WRITE), PROLOGUE_ERROR=(_S.DRAINING, _A.WRITE_END)
+    ),
+    _S.STREAMING: _worker_open(_S.STREAMING, FINISHED=(_S.DRAINING, _A.WRITE_END)),
+    _S.STOPPED: _CLOSED,  # a state of the requester's only
+    _S.DRAINING: _row(
+        (_S.CLOSED, _A.CLOSE),
+        EMPTY=(_S.DRAINING, _A.IGNORE),
+        CONTEXT_STOPPED=(_S.DRAINING, _A.IGNORE),
+        CONTEXT_KILLED=(_S.DRAINING, _A.IGNORE),
+        DROPPED=(_S.DRAINING, _A.IGNORE),
+        FINISHED=(_S.DRAINING, _A.IGNORE),
+    ),
+    _S.CLOSED: _CLOSED,
+}
+
+
+class StreamMachine:
+    """One end of one response stream: its table, and the state it is in."""
+
+    __slots__ = ("_table", "state")
+
+    def __init__(self, table: Table, state: State) -> None:
+        self._table = table
+        self.state = state
+
+    @classmethod
+    def requester(cls) -> StreamMachine:
+        """The requester's end of a connection that a worker has just dialled."""
+        return cls(REQUESTER, State.HANDSHAKE)
+
+    @classmethod
+    def worker(cls) -> StreamMachine:
+        """The worker's end of a connection whose handshake was just written."""
+        return cls(WORKER, State.PROLOGUE)
+
+    def step(self, event: Event) -> Action:
+        """Go to the next state; returns what to do. Never raises."""
+        self.state, action = self._table[self.state][event]
+        return action
+
+
+_CONTROL_EVENTS = {
+    ControlMessage.STOP: Event.STOP,
+    ControlMessage.KILL: Event.KILL,
+    ControlMessage.SENTINEL: Event.SENTINEL,
+}
+
+
+def classify(message: TwoPartMessage) -> Event:
+    """The event that a message is, once the prologue has been exchanged. What is no event of its own is a VIOLATION."""
+    kind = message.message_type
+    if kind is TwoPartMessageType.DATA_ONLY:
+        return Event.DATA
+    if kind is TwoPartMessageType.EMPTY:
+        return Event.EMPTY
+    if kind is TwoPartMessageType.HEADER_AND_DATA:
+        return Event.VIOLATION
+    try:
+        return _CONTROL_EVENTS[ControlMessage.decode(message.header)]
+    except ControlError:
+        return Event.VIOLATION
