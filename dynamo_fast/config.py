@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from dynamo_fast.errors import InvalidConfig
 
-__all__ = ["ResponseServerConfig", "TcpClientConfig", "TcpServerConfig", "env_bool", "env_text", "setting"]
+__all__ = ["ResponseServerConfig", "TcpClientConfig", "TcpServerConfig", "WorkerConfig", "env_bool", "env_text", "setting"]
 
 _Config = TypeVar("_Config", bound="_FromEnvironment")
 Parser = Callable[[str], Any]
@@ -38,16 +38,17 @@ def integer(minimum: int, maximum: int | None = None) -> Parser:
     return parse
 
 
-def seconds(minimum: float = 0.0) -> Parser:
-    """A parser of times in seconds, finite and above `minimum`."""
+def seconds(*, zero: bool = False) -> Parser:
+    """A parser of times in seconds, finite and positive; `zero` is accepted where it means "at once"."""
+    accepted = "a number of seconds, 0 or more" if zero else "a number of seconds above 0"
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
-            raise ValueError(f"a number of seconds above {minimum:g}") from None
-        if not minimum < value < float("inf"):
-            raise ValueError(f"a number of seconds above {minimum:g}")
+            raise ValueError(accepted) from None
+        if not (0.0 < value < float("inf") or (zero and value == 0.0)):
+            raise ValueError(accepted)
         return value
 
     return parse
@@ -185,3 +186,35 @@ class TcpServerConfig(_FromEnvironment):
     backlog: int = setting("DYN_TCP_LISTEN_BACKLOG", 4096, POSITIVE)
     max_message_size: int = setting("DYN_TCP_MAX_MESSAGE_SIZE", 32 * MIB, POSITIVE)
     """A whole request frame may have this size; a larger one closes its connection."""
+    worker_pool_size: int = setting("DYN_TCP_WORKER_POOL_SIZE", 10_000, POSITIVE)
+    """Requests that run at once."""
+    work_queue_size: int = setting("DYN_TCP_WORK_QUEUE_SIZE", 40_000, POSITIVE)
+    """Requests that wait for one of those to end; a further one is refused."""
+    engine_request_limit: int | None = setting("DYN_ENGINE_REQUEST_LIMIT", None, POSITIVE)
+    """If set, it takes the place of `worker_pool_size`, and `request_queue_limit` that of `work_queue_size`."""
+    request_queue_limit: int = setting("DYN_DYNAMO_REQUEST_QUEUE_LIMIT", 16, POSITIVE)
+    """Counts the request that is about to run, so that one less can wait (at least one)."""
+    max_connections: int = setting("DYNAMO_FAST_MAX_REQUEST_CONNECTIONS", 10_000, POSITIVE)
+    """Connections of routers; beyond it, the one that has been silent for longest is closed."""
+    frame_timeout: float = setting("DYNAMO_FAST_FRAME_TIMEOUT", 60.0, seconds())
+    """From the first byte of a request frame to its last."""
+    idle_timeout: float = setting("DYNAMO_FAST_IDLE_TIMEOUT", 900.0, seconds())
+    """A connection without a request for this long is closed. Dynamo's routers let go of theirs before (300 to 450 s)."""
+
+
+@dataclass(frozen=True)
+class WorkerConfig(_FromEnvironment):
+    """How a worker answers one request, and how it leaves (transport.md 4.2, 4.8; runtime.md 7.3)."""
+
+    connect_timeout: float = setting("DYN_TCP_CONNECT_TIMEOUT", 5.0, seconds())
+    """To the router that waits for the answer."""
+    close_timeout: float = setting("DYNAMO_FAST_RESPONSE_CLOSE_TIMEOUT", 10.0, seconds())
+    """How long a router may take to close a finished response connection before the worker does."""
+    stall_timeout: float = setting("DYNAMO_FAST_STALL_TIMEOUT", 300.0, seconds())
+    """How long a router may read nothing of an answer that is ready before its request is killed."""
+    cancel_grace: float = setting("DYNAMO_FAST_CANCEL_GRACE", 1.0, seconds())
+    """How long a handler may take to notice that its context was stopped before it is cancelled."""
+    leave_delay: float = setting("DYNAMO_FAST_LEAVE_DELAY", 0.2, seconds(zero=True))
+    """How long requests are still taken after a worker left discovery: routers hear of it a moment later."""
+    shutdown_timeout: float | None = setting("DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS", None, seconds(zero=True))
+    """How long the requests in flight may take to end when a worker shuts down; unset: as long as they need."""
