@@ -1,0 +1,599 @@
+"""The frames of Dynamo's TCP planes in Python: the fallback backend, and the readable reference of the format.
+
+Use `dynamo_fast.codec`, which chooses between this module and its compiled twin `_codec`; the two agree in every result,
+error and message. All integers are big-endian. Frames follow each other back to back, without magic, version or padding.
+
+    two-part message    u64 header_len  u64 data_len  u64 checksum  header  data        (either end of a response stream)
+    TCP request frame   u16 path_len  path  u16 headers_len  headers  u32 payload_len  payload       (router to worker)
+    TCP response frame  u32 data_len  data                                  (the acknowledgement: worker to router)
+
+The payload of a request is itself one two-part message. The checksum is xxh3-64 of header and data; 0 means "none".
+
+Lengths are hostile: a frame is refused as soon as its lengths have been read, before its body is buffered. Buffering
+goes by the bytes that came, never by the bytes that were announced.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from enum import Enum
+from io import BytesIO
+from struct import Struct
+from typing import Generic, NoReturn, TypeVar
+
+from dynamo_fast.errors import (
+    ChecksumMismatch,
+    CodecError,
+    IncompleteMessage,
+    InvalidConfig,
+    MessageTooLarge,
+    TrailingBytes,
+)
+
+__all__ = [
+    "VIEW_THRESHOLD",
+    "TcpRequestCodec",
+    "TcpRequestDecoder",
+    "TcpRequestMessage",
+    "TcpResponseCodec",
+    "TcpResponseDecoder",
+    "TcpResponseMessage",
+    "TwoPartCodec",
+    "TwoPartDecoder",
+    "TwoPartMessage",
+    "TwoPartMessageType",
+    "encode_two_part",
+]
+
+BytesLike = bytes | bytearray | memoryview
+Body = bytes | memoryview
+
+# From this size on (measured: benchmarks/codec.py) a view of the received memory is cheaper than a copy of it.
+VIEW_THRESHOLD = 16 * 1024
+
+_TWO_PART_PREFIX = Struct(">QQQ")
+_TWO_PART_PREFIX_SIZE = 24
+_U16 = Struct(">H")
+_U32 = Struct(">I")
+_U16_MAX = 0xFFFF
+_U32_MAX = 0xFFFF_FFFF
+
+_SHOWN = 64
+
+
+class TwoPartMessageType(Enum):
+    """What a two-part message holds, decided by its two lengths alone (transport.md 1.2)."""
+
+    EMPTY = "empty"
+    HEADER_ONLY = "header_only"
+    DATA_ONLY = "data_only"
+    HEADER_AND_DATA = "header_and_data"
+
+
+# -- messages -------------------------------------------------------------------------------------------------------
+
+
+class _Message:
+    """What the messages share: they are values, made by `from_parts` and equal when their parts are."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        raise TypeError(f"{type(self).__name__} has no constructor: use {type(self).__name__}.from_parts()")
+
+    def _parts(self) -> tuple[Body, ...]:
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._parts() == other._parts()
+
+    def __hash__(self) -> int:
+        # By way of bytes: a view may lie over memory that does not hash.
+        return hash(tuple(bytes(part) for part in self._parts()))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self).from_parts, tuple(bytes(part) for part in self._parts())  # type: ignore[attr-defined]
+
+
+class TwoPartMessage(_Message):
+    """A header and data, either of which may be empty. Immutable, hashable, picklable.
+
+    `header` and `data` are bytes; a large part that came from a decoder may be a read-only memoryview of the received
+    memory instead. Both compare equal to the same bytes.
+    """
+
+    __slots__ = ("_data", "_header")
+    _header: Body
+    _data: Body
+
+    @classmethod
+    def from_parts(cls, header: BytesLike, data: BytesLike) -> TwoPartMessage:
+        """A message of both parts; anything but bytes is copied. Raises TypeError if a part is not bytes-like."""
+        message = cls.__new__(cls)
+        message._header = owned("header", header)
+        message._data = owned("data", data)
+        return message
+
+    @classmethod
+    def from_header(cls, header: BytesLike) -> TwoPartMessage:
+        """A message without data: the control messages of a response stream."""
+        return cls.from_parts(header, b"")
+
+    @classmethod
+    def from_data(cls, data: BytesLike) -> TwoPartMessage:
+        """A message without header: the items of a response stream."""
+        return cls.from_parts(b"", data)
+
+    @property
+    def header(self) -> Body:
+        return self._header
+
+    @property
+    def data(self) -> Body:
+        return self._data
+
+    @property
+    def message_type(self) -> TwoPartMessageType:
+        if self._header:
+            return TwoPartMessageType.HEADER_AND_DATA if self._data else TwoPartMessageType.HEADER_ONLY
+        return TwoPartMessageType.DATA_ONLY if self._data else TwoPartMessageType.EMPTY
+
+    def parts(self) -> tuple[Body, Body]:
+        """`(header, data)`"""
+        return self._header, self._data
+
+    _parts = parts
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(header={elided(self._header)}, data={elided(self._data)})"
+
+
+class TcpRequestMessage(_Message):
+    """A request on its way to a worker: the endpoint's path, the headers (JSON text, raw) and the payload (raw)."""
+
+    __slots__ = ("_endpoint_path", "_headers", "_payload")
+    _endpoint_path: Body
+    _headers: Body
+    _payload: Body
+
+    @classmethod
+    def from_parts(cls, endpoint_path: BytesLike, headers: BytesLike, payload: BytesLike) -> TcpRequestMessage:
+        """A request of these three parts; anything but bytes is copied. Raises TypeError if a part is not bytes-like."""
+        message = cls.__new__(cls)
+        message._endpoint_path = owned("endpoint_path", endpoint_path)
+        message._headers = owned("headers", headers)
+        message._payload = owned("payload", payload)
+        return message
+
+    @property
+    def endpoint_path(self) -> Body:
+        return self._endpoint_path
+
+    @property
+    def headers(self) -> Body:
+        return self._headers
+
+    @property
+    def payload(self) -> Body:
+        return self._payload
+
+    def _parts(self) -> tuple[Body, ...]:
+        return self._endpoint_path, self._headers, self._payload
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(endpoint_path={elided(self._endpoint_path)}, "
+            f"headers={elided(self._headers)}, payload={elided(self._payload)})"
+        )
+
+
+class TcpResponseMessage(_Message):
+    """The acknowledgement of a request: empty data means "accepted", anything else is the text of a refusal."""
+
+    __slots__ = ("_data",)
+    _data: Body
+
+    @classmethod
+    def from_parts(cls, data: BytesLike) -> TcpResponseMessage:
+        """An acknowledgement with this text; anything but bytes is copied. Raises TypeError if it is not bytes-like."""
+        message = cls.__new__(cls)
+        message._data = owned("data", data)
+        return message
+
+    @property
+    def data(self) -> Body:
+        return self._data
+
+    def _parts(self) -> tuple[Body, ...]:
+        return (self._data,)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(data={elided(self._data)})"
+
+
+# -- what both backends use off the hot path: arguments and errors --------------------------------------------------
+
+
+def message_limit(max_message_size: int | None) -> int:
+    """The largest frame in bytes: `max_message_size`, or what this machine can address. Raises InvalidConfig."""
+    if max_message_size is None:
+        return sys.maxsize
+    if isinstance(max_message_size, bool) or not isinstance(max_message_size, int) or max_message_size < 0:
+        raise InvalidConfig(f"max_message_size must be a number of bytes from 0 on, or None, not {max_message_size!r}")
+    return min(max_message_size, sys.maxsize)
+
+
+def xxh3_64() -> Callable[[BytesLike], int]:
+    """The checksum function. xxhash is imported only when somebody asks for checksums."""
+    try:
+        from xxhash import xxh3_64_intdigest
+    except ImportError as error:
+        raise InvalidConfig("checksum=True needs the xxhash package: pip install xxhash") from error
+    return xxh3_64_intdigest
+
+
+def owned(name: str, value: BytesLike) -> Body:
+    """A part of a message: bytes, or a view of bytes, as it is; memory that others may change is copied."""
+    return value if type(value) is bytes else source_of(name, value)
+
+
+def source_of(name: str, value: BytesLike) -> Body:
+    """Memory that nobody can change: bytes, or (large only) a flat view of bytes. Raises TypeError."""
+    if type(value) is bytes:
+        return value
+    try:
+        view = memoryview(value)
+    except TypeError:
+        raise TypeError(f"{name} must be bytes-like, not {type(value).__name__}") from None
+    if type(view.obj) is bytes and view.c_contiguous and view.nbytes >= VIEW_THRESHOLD:
+        return view.cast("B")
+    return view.tobytes()
+
+
+def elided(part: Body) -> str:
+    """The start of a part, for a repr."""
+    text = repr(bytes(part[:_SHOWN]))
+    return text if len(part) <= _SHOWN else f"{text}... ({len(part)} bytes)"
+
+
+def two_part_too_large(at: int | None, header_len: int, data_len: int, limit: int) -> MessageTooLarge:
+    """The frame at byte `at` of the stream (None: about to be encoded) announces too much."""
+    lengths = f"prefix {_TWO_PART_PREFIX_SIZE} + header {header_len} + data {data_len}"
+    return _too_large("two-part message", at, lengths, _TWO_PART_PREFIX_SIZE + header_len + data_len, limit)
+
+
+def request_too_large(at: int | None, path_len: int, headers_len: int, payload_len: int, limit: int) -> MessageTooLarge:
+    lengths = f"lengths 8 + path {path_len} + headers {headers_len} + payload {payload_len}"
+    return _too_large("TCP request frame", at, lengths, 8 + path_len + headers_len + payload_len, limit)
+
+
+def response_too_large(at: int | None, data_len: int, limit: int) -> MessageTooLarge:
+    return _too_large("TCP response frame", at, f"length 4 + data {data_len}", 4 + data_len, limit)
+
+
+def _too_large(name: str, at: int | None, lengths: str, size: int, limit: int) -> MessageTooLarge:
+    place = "" if at is None else f" at byte {at}"
+    return MessageTooLarge(f"{name}{place} is too large: {lengths} = {size} bytes (limit: {limit} bytes)", size=size, limit=limit)
+
+
+def part_too_large(name: str, size: int, limit: int) -> MessageTooLarge:
+    """A part of a request that does not fit its length field."""
+    return MessageTooLarge(f"{name} is too large: {size} bytes (limit: {limit} bytes)", size=size, limit=limit)
+
+
+def checksum_mismatch(at: int, expected: int, actual: int) -> ChecksumMismatch:
+    return ChecksumMismatch(
+        f"two-part message at byte {at} has checksum {actual:#018x}, but its prefix says {expected:#018x}"
+    )
+
+
+def incomplete(name: str, available: int, required: int) -> IncompleteMessage:
+    return IncompleteMessage(f"{name} is incomplete: {available} bytes of at least {required}")
+
+
+def trailing(name: str, size: int, available: int) -> TrailingBytes:
+    return TrailingBytes(f"{name} ends at byte {size}, but {available - size} more bytes follow")
+
+
+# -- codecs: one whole frame ----------------------------------------------------------------------------------------
+
+M = TypeVar("M", bound=_Message)
+
+
+class _Codec(Generic[M]):
+    """One frame at a time. `limit` is the largest frame in bytes."""
+
+    name: str
+
+    def __init__(self, max_message_size: int | None = None) -> None:
+        self.limit = message_limit(max_message_size)
+
+    def decode_message(self, frame: BytesLike) -> M:
+        """The one message that `frame` holds.
+
+        Raises IncompleteMessage or TrailingBytes if it holds less or more than one, and MessageTooLarge.
+        """
+        source = source_of("frame", frame)
+        available = len(source)
+        size = self.required(source, 0, available, 0)
+        if size > available:
+            raise incomplete(self.name, available, size)
+        if size < available:
+            raise trailing(self.name, size, available)
+        return self.parse(source, 0, size, 0)
+
+    def required(self, source: Body, at: int, available: int, offset: int) -> int:
+        """How many bytes the frame at `at` needs: all of it if its lengths are there, else up to its next length.
+
+        The answer is larger than `available` as long as the frame is incomplete. `offset` is the frame's place in the
+        stream, for the error. Raises MessageTooLarge.
+        """
+        raise NotImplementedError
+
+    def parse(self, source: Body, at: int, size: int, offset: int) -> M:
+        """The message of the complete frame of `size` bytes at `at`."""
+        raise NotImplementedError
+
+
+class TwoPartCodec(_Codec["TwoPartMessage"]):
+    """Two-part messages of at most `max_message_size` bytes, prefix included (None: no limit of its own).
+
+    With `checksum` it writes the xxh3-64 of header and data, and verifies one that is not 0; else it writes 0 and does
+    not look, as released Dynamos do. Raises InvalidConfig for a bad limit, or if xxhash is missing.
+    """
+
+    name = "two-part message"
+
+    def __init__(self, max_message_size: int | None = None, *, checksum: bool = False) -> None:
+        super().__init__(max_message_size)
+        self.digest = xxh3_64() if checksum else None
+
+    def encode_message(self, message: TwoPartMessage) -> bytes:
+        """The frame of `message`. Raises MessageTooLarge."""
+        header, data = _expect(message, TwoPartMessage)._parts()
+        if _TWO_PART_PREFIX_SIZE + len(header) + len(data) > self.limit:
+            raise two_part_too_large(None, len(header), len(data), self.limit)
+        checksum = self.digest(b"".join((header, data))) if self.digest else 0
+        return b"".join((_TWO_PART_PREFIX.pack(len(header), len(data), checksum), header, data))
+
+    def required(self, source: Body, at: int, available: int, offset: int) -> int:
+        if available < _TWO_PART_PREFIX_SIZE:
+            return _TWO_PART_PREFIX_SIZE
+        header_len, data_len, _ = _TWO_PART_PREFIX.unpack_from(source, at)
+        size: int = _TWO_PART_PREFIX_SIZE + header_len + data_len
+        if size > self.limit:
+            raise two_part_too_large(offset, header_len, data_len, self.limit)
+        return size
+
+    def parse(self, source: Body, at: int, size: int, offset: int) -> TwoPartMessage:
+        header_len, _, checksum = _TWO_PART_PREFIX.unpack_from(source, at)
+        start = at + _TWO_PART_PREFIX_SIZE
+        stop = at + size
+        if checksum and self.digest:
+            actual = self.digest(memoryview(source)[start:stop])
+            if actual != checksum:
+                raise checksum_mismatch(offset, checksum, actual)
+        message = _new_two_part(TwoPartMessage)
+        message._header = _cut(source, start, start + header_len)
+        message._data = _cut(source, start + header_len, stop)
+        return message
+
+
+class TcpRequestCodec(_Codec["TcpRequestMessage"]):
+    """TCP request frames of at most `max_message_size` bytes; the whole frame counts (None: no limit of its own)."""
+
+    name = "TCP request frame"
+
+    def encode_message(self, message: TcpRequestMessage) -> bytes:
+        """The frame of `message`. Raises MessageTooLarge, also for a part that does not fit its length field."""
+        path, headers, payload = _expect(message, TcpRequestMessage)._parts()
+        if len(path) > _U16_MAX:
+            raise part_too_large("endpoint_path", len(path), _U16_MAX)
+        if len(headers) > _U16_MAX:
+            raise part_too_large("headers", len(headers), _U16_MAX)
+        if len(payload) > _U32_MAX:
+            raise part_too_large("payload", len(payload), _U32_MAX)
+        if 8 + len(path) + len(headers) + len(payload) > self.limit:
+            raise request_too_large(None, len(path), len(headers), len(payload), self.limit)
+        return b"".join((_U16.pack(len(path)), path, _U16.pack(len(headers)), headers, _U32.pack(len(payload)), payload))
+
+    def required(self, source: Body, at: int, available: int, offset: int) -> int:
+        if available < 2:
+            return 2
+        path_len: int = _U16.unpack_from(source, at)[0]
+        if available < path_len + 4:
+            return path_len + 4
+        headers_len: int = _U16.unpack_from(source, at + 2 + path_len)[0]
+        lengths_end = path_len + headers_len + 8
+        if available < lengths_end:
+            return lengths_end
+        payload_len: int = _U32.unpack_from(source, at + lengths_end - 4)[0]
+        if lengths_end + payload_len > self.limit:
+            raise request_too_large(offset, path_len, headers_len, payload_len, self.limit)
+        return lengths_end + payload_len
+
+    def parse(self, source: Body, at: int, size: int, offset: int) -> TcpRequestMessage:
+        path_end = at + 2 + _U16.unpack_from(source, at)[0]
+        headers_end = path_end + 2 + _U16.unpack_from(source, path_end)[0]
+        message = _new_request(TcpRequestMessage)
+        message._endpoint_path = _cut(source, at + 2, path_end)
+        message._headers = _cut(source, path_end + 2, headers_end)
+        message._payload = _cut(source, headers_end + 4, at + size)
+        return message
+
+
+class TcpResponseCodec(_Codec["TcpResponseMessage"]):
+    """TCP response frames of at most `max_message_size` bytes; the whole frame counts (None: no limit of its own)."""
+
+    name = "TCP response frame"
+
+    def encode_message(self, message: TcpResponseMessage) -> bytes:
+        """The frame of `message`. Raises MessageTooLarge, also for data that does not fit its length field."""
+        (data,) = _expect(message, TcpResponseMessage)._parts()
+        if len(data) > _U32_MAX:
+            raise part_too_large("data", len(data), _U32_MAX)
+        if 4 + len(data) > self.limit:
+            raise response_too_large(None, len(data), self.limit)
+        return b"".join((_U32.pack(len(data)), data))
+
+    def required(self, source: Body, at: int, available: int, offset: int) -> int:
+        if available < 4:
+            return 4
+        data_len: int = _U32.unpack_from(source, at)[0]
+        if 4 + data_len > self.limit:
+            raise response_too_large(offset, data_len, self.limit)
+        return 4 + data_len
+
+    def parse(self, source: Body, at: int, size: int, offset: int) -> TcpResponseMessage:
+        message = _new_response(TcpResponseMessage)
+        message._data = _cut(source, at + 4, at + size)
+        return message
+
+
+def encode_two_part(header: BytesLike, data: BytesLike) -> bytes:
+    """The frame of a two-part message, without a message object: no limit, checksum 0. Raises TypeError."""
+    if type(header) is bytes and type(data) is bytes:
+        return _TWO_PART_PREFIX.pack(len(header), len(data), 0) + header + data
+    header = owned("header", header)
+    data = owned("data", data)
+    return b"".join((_TWO_PART_PREFIX.pack(len(header), len(data), 0), header, data))
+
+
+def _expect(message: object, kind: type[M]) -> M:
+    if not isinstance(message, kind):
+        raise TypeError(f"message must be a {kind.__name__}, not {type(message).__name__}")
+    return message
+
+
+def _cut(source: Body, start: int, stop: int) -> Body:
+    """The part from `start` to `stop`: a copy if it is small, or much smaller than the memory that a view would pin."""
+    size = stop - start
+    if size < VIEW_THRESHOLD:
+        return bytes(source[start:stop])
+    view = memoryview(source)[start:stop]
+    return view if 2 * size >= len(view.obj) else view.tobytes()  # type: ignore[arg-type]
+
+
+_new_two_part = TwoPartMessage.__new__
+_new_request = TcpRequestMessage.__new__
+_new_response = TcpResponseMessage.__new__
+
+
+# -- decoders: a stream of frames, in chunks of any size ------------------------------------------------------------
+
+
+class _Decoder(Generic[M]):
+    """Finds the messages in a stream that comes in chunks.
+
+    Complete frames are parsed where they lie. What is left of a chunk is copied to `_held`, a single buffer that holds
+    one incomplete message and grows with the bytes that came.
+    """
+
+    def __init__(self, codec: _Codec[M]) -> None:
+        self._codec = codec
+        self._held = BytesIO()
+        self._pending = 0
+        self._offset = 0  # of the first byte that is neither decoded nor held
+        self._failed: CodecError | None = None
+
+    @property
+    def pending(self) -> int:
+        """Bytes held for an incomplete message; 0 once the stream has failed."""
+        return self._pending
+
+    @property
+    def failed(self) -> CodecError | None:
+        """The error that broke this stream, if one did."""
+        return self._failed
+
+    def feed(self, chunk: BytesLike) -> list[M]:
+        """The messages that `chunk` completes, in order.
+
+        A bad frame breaks the stream for good: the messages before it are returned, `failed` is set, and the error is
+        raised by this call if there were none, and by every later call. Raises MessageTooLarge or ChecksumMismatch,
+        and TypeError if `chunk` is not bytes-like.
+        """
+        if self._failed is not None:
+            self._raise(self._failed)
+        source = chunk if type(chunk) is bytes else source_of("chunk", chunk)
+        messages: list[M] = []
+        try:
+            at = self._resume(source, messages) if self._pending else 0
+            at = self._run(source, at, messages)
+        except CodecError as error:
+            self._fail(error)
+            if not messages:
+                raise
+            return messages
+        if at < len(source):
+            self._hold(source, at, len(source))
+        return messages
+
+    def _run(self, source: Body, at: int, messages: list[M]) -> int:
+        """Parse the complete frames from `at` on; return where the first incomplete one starts."""
+        codec = self._codec
+        end = len(source)
+        while True:
+            size = codec.required(source, at, end - at, self._offset)
+            if size > end - at:
+                return at
+            messages.append(codec.parse(source, at, size, self._offset))
+            at += size
+            self._offset += size
+
+    def _resume(self, source: Body, messages: list[M]) -> int:
+        """Complete the held frame; return how much of `source` that took (all of it if the frame wants more)."""
+        at = 0
+        start = self._offset - self._pending
+        while True:
+            with self._held.getbuffer() as held:
+                size = self._codec.required(held, 0, self._pending, start)
+            if size <= self._pending:
+                messages.append(self._codec.parse(self._release(), 0, size, start))
+                return at
+            if at == len(source):
+                return at
+            at = self._hold(source, at, min(len(source), at + size - self._pending))
+
+    def _hold(self, source: Body, at: int, stop: int) -> int:
+        self._held.write(source[at:stop])
+        self._pending += stop - at
+        self._offset += stop - at
+        return stop
+
+    def _release(self) -> bytes:
+        """The held bytes, without a copy: a BytesIO that is as long as what it holds gives its own memory away."""
+        held, self._held, self._pending = self._held.getvalue(), BytesIO(), 0
+        return held
+
+    def _fail(self, error: CodecError) -> None:
+        self._failed = error
+        self._release()
+
+    def _raise(self, error: CodecError) -> NoReturn:
+        # Without the traceback of the last time, or it would grow with every call.
+        raise error.with_traceback(None)
+
+
+class TwoPartDecoder(_Decoder["TwoPartMessage"]):
+    """A stream of two-part messages; the arguments are those of TwoPartCodec."""
+
+    def __init__(self, max_message_size: int | None = None, *, checksum: bool = False) -> None:
+        super().__init__(TwoPartCodec(max_message_size, checksum=checksum))
+
+
+class TcpRequestDecoder(_Decoder["TcpRequestMessage"]):
+    """A stream of TCP request frames; the argument is that of TcpRequestCodec."""
+
+    def __init__(self, max_message_size: int | None = None) -> None:
+        super().__init__(TcpRequestCodec(max_message_size))
+
+
+class TcpResponseDecoder(_Decoder["TcpResponseMessage"]):
+    """A stream of acknowledgements; the argument is that of TcpResponseCodec."""
+
+    def __init__(self, max_message_size: int | None = None) -> None:
+        super().__init__(TcpResponseCodec(max_message_size))

@@ -1,0 +1,92 @@
+"""The frames of Dynamo's TCP planes: two-part messages, TCP request frames and their acknowledgements. Bytes only, no I/O.
+
+    frame = encode_two_part(header, data)                  # bytes
+    message = TwoPartCodec().decode_message(frame)         # exactly one message
+    decoder = TwoPartDecoder(max_message_size=1 << 20)     # a stream
+    for message in decoder.feed(chunk): ...
+
+Two backends with one behaviour: `_codec` (compiled) and `_codec_py` (Python, and the description of the format). The
+compiled one is used if it can be imported; the environment variable DYNAMO_FAST_BACKEND=cython|python forces one. `BACKEND`
+says which it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+from dynamo_fast.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from dynamo_fast._codec_py import (
+        TcpRequestCodec,
+        TcpRequestDecoder,
+        TcpRequestMessage,
+        TcpResponseCodec,
+        TcpResponseDecoder,
+        TcpResponseMessage,
+        TwoPartCodec,
+        TwoPartDecoder,
+        TwoPartMessage,
+        TwoPartMessageType,
+        encode_two_part,
+    )
+
+__all__ = [
+    "BACKEND",
+    "TcpRequestCodec",
+    "TcpRequestDecoder",
+    "TcpRequestMessage",
+    "TcpResponseCodec",
+    "TcpResponseDecoder",
+    "TcpResponseMessage",
+    "TwoPartCodec",
+    "TwoPartDecoder",
+    "TwoPartMessage",
+    "TwoPartMessageType",
+    "encode_two_part",
+]
+
+_VARIABLE = "DYNAMO_FAST_BACKEND"
+_MODULES = {"cython": "dynamo_fast._codec", "python": "dynamo_fast._codec_py"}
+
+
+def _load() -> tuple[Literal["cython", "python"], Any]:
+    """The backend that the environment asks for, or the compiled one if it is there. Raises InvalidConfig, ImportError."""
+    wanted = os.environ.get(_VARIABLE, "")
+    if wanted == "python":
+        return "python", import_module(_MODULES["python"])
+    if wanted not in ("", "cython"):
+        raise InvalidConfig(f"{_VARIABLE}={wanted!r}: expected 'cython' or 'python', or unset to choose automatically")
+    try:
+        return "cython", import_module(_MODULES["cython"])
+    except ImportError as error:
+        if wanted:
+            raise ImportError(f"{_VARIABLE}=cython, but the compiled codec cannot be imported: {error}") from error
+        if platform.python_implementation() == "CPython":
+            logging.getLogger("dynamo_fast").warning(
+                "the compiled codec cannot be imported (%s); using the Python one, which is slower. "
+                "Set %s=python to say that this is meant.",
+                error,
+                _VARIABLE,
+            )
+        return "python", import_module(_MODULES["python"])
+
+
+BACKEND, _backend = _load()
+
+if not TYPE_CHECKING:
+    TcpRequestCodec = _backend.TcpRequestCodec
+    TcpRequestDecoder = _backend.TcpRequestDecoder
+    TcpRequestMessage = _backend.TcpRequestMessage
+    TcpResponseCodec = _backend.TcpResponseCodec
+    TcpResponseDecoder = _backend.TcpResponseDecoder
+    TcpResponseMessage = _backend.TcpResponseMessage
+    TwoPartCodec = _backend.TwoPartCodec
+    TwoPartDecoder = _backend.TwoPartDecoder
+    TwoPartMessage = _backend.TwoPartMessage
+    TwoPartMessageType = _backend.TwoPartMessageType
+    encode_two_part = _backend.encode_two_part
