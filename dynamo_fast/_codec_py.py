@@ -79,7 +79,7 @@ class _Message:
 
     __slots__ = ()
 
-    def __init__(self) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         raise TypeError(f"{type(self).__name__} has no constructor: use {type(self).__name__}.from_parts()")
 
     def _parts(self) -> tuple[Body, ...]:
@@ -216,6 +216,8 @@ class TcpResponseMessage(_Message):
 
 # -- what both backends use off the hot path: arguments and errors --------------------------------------------------
 
+M = TypeVar("M", bound=_Message)
+
 
 def message_limit(max_message_size: int | None) -> int:
     """The largest frame in bytes: `max_message_size`, or what this machine can address. Raises InvalidConfig."""
@@ -236,21 +238,38 @@ def xxh3_64() -> Callable[[BytesLike], int]:
 
 
 def owned(name: str, value: BytesLike) -> Body:
-    """A part of a message: bytes, or a view of bytes, as it is; memory that others may change is copied."""
-    return value if type(value) is bytes else source_of(name, value)
-
-
-def source_of(name: str, value: BytesLike) -> Body:
     """Memory that nobody can change: bytes, or (large only) a flat view of bytes. Raises TypeError."""
     if type(value) is bytes:
         return value
+    view = _view_of(name, value)
+    return view if type(view.obj) is bytes and _is_flat(view) and len(view) >= VIEW_THRESHOLD else view.tobytes()
+
+
+def borrowed(name: str, value: BytesLike) -> Body:
+    """Memory to copy from at once: whatever is flat as it is. Raises TypeError."""
+    if type(value) is bytes:
+        return value
+    view = _view_of(name, value)
+    return view if _is_flat(view) else view.tobytes()
+
+
+def _view_of(name: str, value: BytesLike) -> memoryview:
     try:
-        view = memoryview(value)
+        return memoryview(value)
     except TypeError:
         raise TypeError(f"{name} must be bytes-like, not {type(value).__name__}") from None
-    if type(view.obj) is bytes and view.c_contiguous and view.nbytes >= VIEW_THRESHOLD:
-        return view.cast("B")
-    return view.tobytes()
+
+
+def _is_flat(view: memoryview) -> bool:
+    """Whether the view's items are its bytes, one after the other."""
+    return view.ndim == 1 and view.format == "B" and view.c_contiguous
+
+
+def expect(message: object, kind: type[M]) -> M:
+    """`message`, if it is of that kind. Raises TypeError."""
+    if not isinstance(message, kind):
+        raise TypeError(f"message must be a {kind.__name__}, not {type(message).__name__}")
+    return message
 
 
 def elided(part: Body) -> str:
@@ -294,38 +313,41 @@ def incomplete(name: str, available: int, required: int) -> IncompleteMessage:
     return IncompleteMessage(f"{name} is incomplete: {available} bytes of at least {required}")
 
 
+def interrupted(offset: int) -> CodecError:
+    """A decoder that was stopped half-way (KeyboardInterrupt, MemoryError) no longer knows where it is."""
+    return CodecError(f"decoding was interrupted near byte {offset} and cannot go on")
+
+
 def trailing(name: str, size: int, available: int) -> TrailingBytes:
     return TrailingBytes(f"{name} ends at byte {size}, but {available - size} more bytes follow")
 
 
 # -- codecs: one whole frame ----------------------------------------------------------------------------------------
 
-M = TypeVar("M", bound=_Message)
-
 
 class _Codec(Generic[M]):
-    """One frame at a time. `limit` is the largest frame in bytes."""
+    """One frame at a time."""
 
-    name: str
+    _name: str
 
     def __init__(self, max_message_size: int | None = None) -> None:
-        self.limit = message_limit(max_message_size)
+        self._limit = message_limit(max_message_size)
 
     def decode_message(self, frame: BytesLike) -> M:
         """The one message that `frame` holds.
 
         Raises IncompleteMessage or TrailingBytes if it holds less or more than one, and MessageTooLarge.
         """
-        source = source_of("frame", frame)
+        source = owned("frame", frame)
         available = len(source)
-        size = self.required(source, 0, available, 0)
+        size = self._required(source, 0, available, 0)
         if size > available:
-            raise incomplete(self.name, available, size)
+            raise incomplete(self._name, available, size)
         if size < available:
-            raise trailing(self.name, size, available)
-        return self.parse(source, 0, size, 0)
+            raise trailing(self._name, size, available)
+        return self._parse(source, 0, size, 0)
 
-    def required(self, source: Body, at: int, available: int, offset: int) -> int:
+    def _required(self, source: Body, at: int, available: int, offset: int) -> int:
         """How many bytes the frame at `at` needs: all of it if its lengths are there, else up to its next length.
 
         The answer is larger than `available` as long as the frame is incomplete. `offset` is the frame's place in the
@@ -333,7 +355,7 @@ class _Codec(Generic[M]):
         """
         raise NotImplementedError
 
-    def parse(self, source: Body, at: int, size: int, offset: int) -> M:
+    def _parse(self, source: Body, at: int, size: int, offset: int) -> M:
         """The message of the complete frame of `size` bytes at `at`."""
         raise NotImplementedError
 
@@ -345,35 +367,35 @@ class TwoPartCodec(_Codec["TwoPartMessage"]):
     not look, as released Dynamos do. Raises InvalidConfig for a bad limit, or if xxhash is missing.
     """
 
-    name = "two-part message"
+    _name = "two-part message"
 
     def __init__(self, max_message_size: int | None = None, *, checksum: bool = False) -> None:
         super().__init__(max_message_size)
-        self.digest = xxh3_64() if checksum else None
+        self._digest = xxh3_64() if checksum else None
 
     def encode_message(self, message: TwoPartMessage) -> bytes:
         """The frame of `message`. Raises MessageTooLarge."""
-        header, data = _expect(message, TwoPartMessage)._parts()
-        if _TWO_PART_PREFIX_SIZE + len(header) + len(data) > self.limit:
-            raise two_part_too_large(None, len(header), len(data), self.limit)
-        checksum = self.digest(b"".join((header, data))) if self.digest else 0
+        header, data = expect(message, TwoPartMessage)._parts()
+        if _TWO_PART_PREFIX_SIZE + len(header) + len(data) > self._limit:
+            raise two_part_too_large(None, len(header), len(data), self._limit)
+        checksum = self._digest(b"".join((header, data))) if self._digest else 0
         return b"".join((_TWO_PART_PREFIX.pack(len(header), len(data), checksum), header, data))
 
-    def required(self, source: Body, at: int, available: int, offset: int) -> int:
+    def _required(self, source: Body, at: int, available: int, offset: int) -> int:
         if available < _TWO_PART_PREFIX_SIZE:
             return _TWO_PART_PREFIX_SIZE
         header_len, data_len, _ = _TWO_PART_PREFIX.unpack_from(source, at)
         size: int = _TWO_PART_PREFIX_SIZE + header_len + data_len
-        if size > self.limit:
-            raise two_part_too_large(offset, header_len, data_len, self.limit)
+        if size > self._limit:
+            raise two_part_too_large(offset, header_len, data_len, self._limit)
         return size
 
-    def parse(self, source: Body, at: int, size: int, offset: int) -> TwoPartMessage:
+    def _parse(self, source: Body, at: int, size: int, offset: int) -> TwoPartMessage:
         header_len, _, checksum = _TWO_PART_PREFIX.unpack_from(source, at)
         start = at + _TWO_PART_PREFIX_SIZE
         stop = at + size
-        if checksum and self.digest:
-            actual = self.digest(memoryview(source)[start:stop])
+        if checksum and self._digest:
+            actual = self._digest(memoryview(source)[start:stop])
             if actual != checksum:
                 raise checksum_mismatch(offset, checksum, actual)
         message = _new_two_part(TwoPartMessage)
@@ -385,22 +407,22 @@ class TwoPartCodec(_Codec["TwoPartMessage"]):
 class TcpRequestCodec(_Codec["TcpRequestMessage"]):
     """TCP request frames of at most `max_message_size` bytes; the whole frame counts (None: no limit of its own)."""
 
-    name = "TCP request frame"
+    _name = "TCP request frame"
 
     def encode_message(self, message: TcpRequestMessage) -> bytes:
         """The frame of `message`. Raises MessageTooLarge, also for a part that does not fit its length field."""
-        path, headers, payload = _expect(message, TcpRequestMessage)._parts()
+        path, headers, payload = expect(message, TcpRequestMessage)._parts()
         if len(path) > _U16_MAX:
             raise part_too_large("endpoint_path", len(path), _U16_MAX)
         if len(headers) > _U16_MAX:
             raise part_too_large("headers", len(headers), _U16_MAX)
         if len(payload) > _U32_MAX:
             raise part_too_large("payload", len(payload), _U32_MAX)
-        if 8 + len(path) + len(headers) + len(payload) > self.limit:
-            raise request_too_large(None, len(path), len(headers), len(payload), self.limit)
+        if 8 + len(path) + len(headers) + len(payload) > self._limit:
+            raise request_too_large(None, len(path), len(headers), len(payload), self._limit)
         return b"".join((_U16.pack(len(path)), path, _U16.pack(len(headers)), headers, _U32.pack(len(payload)), payload))
 
-    def required(self, source: Body, at: int, available: int, offset: int) -> int:
+    def _required(self, source: Body, at: int, available: int, offset: int) -> int:
         if available < 2:
             return 2
         path_len: int = _U16.unpack_from(source, at)[0]
@@ -411,11 +433,11 @@ class TcpRequestCodec(_Codec["TcpRequestMessage"]):
         if available < lengths_end:
             return lengths_end
         payload_len: int = _U32.unpack_from(source, at + lengths_end - 4)[0]
-        if lengths_end + payload_len > self.limit:
-            raise request_too_large(offset, path_len, headers_len, payload_len, self.limit)
+        if lengths_end + payload_len > self._limit:
+            raise request_too_large(offset, path_len, headers_len, payload_len, self._limit)
         return lengths_end + payload_len
 
-    def parse(self, source: Body, at: int, size: int, offset: int) -> TcpRequestMessage:
+    def _parse(self, source: Body, at: int, size: int, offset: int) -> TcpRequestMessage:
         path_end = at + 2 + _U16.unpack_from(source, at)[0]
         headers_end = path_end + 2 + _U16.unpack_from(source, path_end)[0]
         message = _new_request(TcpRequestMessage)
@@ -428,26 +450,26 @@ class TcpRequestCodec(_Codec["TcpRequestMessage"]):
 class TcpResponseCodec(_Codec["TcpResponseMessage"]):
     """TCP response frames of at most `max_message_size` bytes; the whole frame counts (None: no limit of its own)."""
 
-    name = "TCP response frame"
+    _name = "TCP response frame"
 
     def encode_message(self, message: TcpResponseMessage) -> bytes:
         """The frame of `message`. Raises MessageTooLarge, also for data that does not fit its length field."""
-        (data,) = _expect(message, TcpResponseMessage)._parts()
+        (data,) = expect(message, TcpResponseMessage)._parts()
         if len(data) > _U32_MAX:
             raise part_too_large("data", len(data), _U32_MAX)
-        if 4 + len(data) > self.limit:
-            raise response_too_large(None, len(data), self.limit)
+        if 4 + len(data) > self._limit:
+            raise response_too_large(None, len(data), self._limit)
         return b"".join((_U32.pack(len(data)), data))
 
-    def required(self, source: Body, at: int, available: int, offset: int) -> int:
+    def _required(self, source: Body, at: int, available: int, offset: int) -> int:
         if available < 4:
             return 4
         data_len: int = _U32.unpack_from(source, at)[0]
-        if 4 + data_len > self.limit:
-            raise response_too_large(offset, data_len, self.limit)
+        if 4 + data_len > self._limit:
+            raise response_too_large(offset, data_len, self._limit)
         return 4 + data_len
 
-    def parse(self, source: Body, at: int, size: int, offset: int) -> TcpResponseMessage:
+    def _parse(self, source: Body, at: int, size: int, offset: int) -> TcpResponseMessage:
         message = _new_response(TcpResponseMessage)
         message._data = _cut(source, at + 4, at + size)
         return message
@@ -457,15 +479,9 @@ def encode_two_part(header: BytesLike, data: BytesLike) -> bytes:
     """The frame of a two-part message, without a message object: no limit, checksum 0. Raises TypeError."""
     if type(header) is bytes and type(data) is bytes:
         return _TWO_PART_PREFIX.pack(len(header), len(data), 0) + header + data
-    header = owned("header", header)
-    data = owned("data", data)
+    header = borrowed("header", header)
+    data = borrowed("data", data)
     return b"".join((_TWO_PART_PREFIX.pack(len(header), len(data), 0), header, data))
-
-
-def _expect(message: object, kind: type[M]) -> M:
-    if not isinstance(message, kind):
-        raise TypeError(f"message must be a {kind.__name__}, not {type(message).__name__}")
-    return message
 
 
 def _cut(source: Body, start: int, stop: int) -> Body:
@@ -517,8 +533,9 @@ class _Decoder(Generic[M]):
         and TypeError if `chunk` is not bytes-like.
         """
         if self._failed is not None:
-            self._raise(self._failed)
-        source = chunk if type(chunk) is bytes else source_of("chunk", chunk)
+            # Without the traceback of the last time, or it would grow with every call.
+            raise self._failed.with_traceback(None)
+        source = chunk if type(chunk) is bytes else owned("chunk", chunk)
         messages: list[M] = []
         try:
             at = self._resume(source, messages) if self._pending else 0
@@ -528,19 +545,25 @@ class _Decoder(Generic[M]):
             if not messages:
                 raise
             return messages
+        except BaseException:
+            self._fail(interrupted(self._offset))
+            raise
         if at < len(source):
             self._hold(source, at, len(source))
         return messages
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} cannot be pickled or copied: it is a place in a stream")
 
     def _run(self, source: Body, at: int, messages: list[M]) -> int:
         """Parse the complete frames from `at` on; return where the first incomplete one starts."""
         codec = self._codec
         end = len(source)
         while True:
-            size = codec.required(source, at, end - at, self._offset)
+            size = codec._required(source, at, end - at, self._offset)
             if size > end - at:
                 return at
-            messages.append(codec.parse(source, at, size, self._offset))
+            messages.append(codec._parse(source, at, size, self._offset))
             at += size
             self._offset += size
 
@@ -550,9 +573,9 @@ class _Decoder(Generic[M]):
         start = self._offset - self._pending
         while True:
             with self._held.getbuffer() as held:
-                size = self._codec.required(held, 0, self._pending, start)
+                size = self._codec._required(held, 0, self._pending, start)
             if size <= self._pending:
-                messages.append(self._codec.parse(self._release(), 0, size, start))
+                messages.append(self._codec._parse(self._release(), 0, size, start))
                 return at
             if at == len(source):
                 return at
@@ -572,10 +595,6 @@ class _Decoder(Generic[M]):
     def _fail(self, error: CodecError) -> None:
         self._failed = error
         self._release()
-
-    def _raise(self, error: CodecError) -> NoReturn:
-        # Without the traceback of the last time, or it would grow with every call.
-        raise error.with_traceback(None)
 
 
 class TwoPartDecoder(_Decoder["TwoPartMessage"]):

@@ -1,0 +1,639 @@
+# cython: language_level=3, freethreading_compatible=True, binding=False, embedsignature=True, embedsignature.format=clinic
+"""The compiled backend of `dynamo_fast.codec`. The format and the behaviour are described in `_codec_py`, its twin.
+
+What is not hot (arguments, errors, texts) is taken from `_codec_py`, so that both say the same.
+
+Frames are read through plain pointers into bytes objects, which nobody can change or move. Rules for every length:
+it stays in an unsigned 64-bit local until it has been compared, alone, with what is left of the limit; lengths are
+subtracted from the limit, never added up before that; what has passed fits a Py_ssize_t. The asserts state the bounds of
+each access: they are compiled in a debug build, and left out of a release build (CYTHON_WITHOUT_ASSERTIONS).
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.buffer cimport Py_buffer
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_XDECREF
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from dynamo_fast._codec_py import (
+    VIEW_THRESHOLD as _VIEW_THRESHOLD,
+    TwoPartMessageType,
+    borrowed,
+    checksum_mismatch,
+    elided,
+    expect,
+    incomplete,
+    interrupted,
+    message_limit,
+    owned,
+    part_too_large,
+    request_too_large,
+    response_too_large,
+    trailing,
+    two_part_too_large,
+    xxh3_64,
+)
+from dynamo_fast.errors import CodecError
+
+cdef extern from "Python.h":
+    int _PyBytes_Resize(PyObject **bytes, Py_ssize_t size) except -1
+    PyObject *_new_bytes "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size) except NULL
+    char *_bytes_at "PyBytes_AS_STRING"(PyObject *bytes)
+    Py_ssize_t _bytes_size "PyBytes_GET_SIZE"(PyObject *bytes)
+    Py_buffer *PyMemoryView_GET_BUFFER(object view)
+    const Py_ssize_t PY_SSIZE_T_MAX
+
+__all__ = [
+    "VIEW_THRESHOLD",
+    "TcpRequestCodec",
+    "TcpRequestDecoder",
+    "TcpRequestMessage",
+    "TcpResponseCodec",
+    "TcpResponseDecoder",
+    "TcpResponseMessage",
+    "TwoPartCodec",
+    "TwoPartDecoder",
+    "TwoPartMessage",
+    "TwoPartMessageType",
+    "encode_two_part",
+]
+
+VIEW_THRESHOLD = _VIEW_THRESHOLD
+cdef Py_ssize_t view_threshold = _VIEW_THRESHOLD
+
+cdef enum:
+    TWO_PART_PREFIX = 24
+    U16_MAX = 0xFFFF
+cdef uint64_t U32_MAX = 0xFFFFFFFF
+
+cdef bytes EMPTY = b""
+
+
+# -- messages -------------------------------------------------------------------------------------------------------
+# They hold bytes and views of bytes only, hence no cycles, hence no_gc: nothing to track, nothing to traverse.
+
+
+@cython.no_gc
+@cython.freelist(256)
+cdef class TwoPartMessage:
+    """A header and data, either of which may be empty. Immutable, hashable, picklable.
+
+    `header` and `data` are bytes; a large part that came from a decoder may be a read-only memoryview of the received
+    memory instead. Both compare equal to the same bytes.
+    """
+
+    cdef readonly object header
+    cdef readonly object data
+
+    def __init__(self, *args, **kwargs):
+        raise no_constructor(self)
+
+    @classmethod
+    def from_parts(cls, header, data):
+        """A message of both parts; anything but bytes is copied. Raises TypeError if a part is not bytes-like."""
+        cdef TwoPartMessage message = cls.__new__(cls)
+        message.header = owned("header", header)
+        message.data = owned("data", data)
+        return message
+
+    @classmethod
+    def from_header(cls, header):
+        """A message without data: the control messages of a response stream."""
+        return cls.from_parts(header, EMPTY)
+
+    @classmethod
+    def from_data(cls, data):
+        """A message without header: the items of a response stream."""
+        return cls.from_parts(EMPTY, data)
+
+    @property
+    def message_type(self):
+        if len(self.header):
+            return TwoPartMessageType.HEADER_AND_DATA if len(self.data) else TwoPartMessageType.HEADER_ONLY
+        return TwoPartMessageType.DATA_ONLY if len(self.data) else TwoPartMessageType.EMPTY
+
+    def parts(self):
+        """`(header, data)`"""
+        return self.header, self.data
+
+    def __eq__(self, other):
+        if type(other) is not type(self):
+            return NotImplemented
+        return self.parts() == (<TwoPartMessage>other).parts()
+
+    def __hash__(self):
+        return hash((bytes(self.header), bytes(self.data)))
+
+    def __reduce__(self):
+        return type(self).from_parts, (bytes(self.header), bytes(self.data))
+
+    def __repr__(self):
+        return f"{type(self).__name__}(header={elided(self.header)}, data={elided(self.data)})"
+
+
+@cython.no_gc
+cdef class TcpRequestMessage:
+    """A request on its way to a worker: the endpoint's path, the headers (JSON text, raw) and the payload (raw)."""
+
+    cdef readonly object endpoint_path
+    cdef readonly object headers
+    cdef readonly object payload
+
+    def __init__(self, *args, **kwargs):
+        raise no_constructor(self)
+
+    @classmethod
+    def from_parts(cls, endpoint_path, headers, payload):
+        """A request of these three parts; anything but bytes is copied. Raises TypeError if a part is not bytes-like."""
+        cdef TcpRequestMessage message = cls.__new__(cls)
+        message.endpoint_path = owned("endpoint_path", endpoint_path)
+        message.headers = owned("headers", headers)
+        message.payload = owned("payload", payload)
+        return message
+
+    def __eq__(self, other):
+        if type(other) is not type(self):
+            return NotImplemented
+        cdef TcpRequestMessage that = other
+        return (
+            self.endpoint_path == that.endpoint_path and self.headers == that.headers and self.payload == that.payload
+        )
+
+    def __hash__(self):
+        return hash((bytes(self.endpoint_path), bytes(self.headers), bytes(self.payload)))
+
+    def __reduce__(self):
+        return type(self).from_parts, (bytes(self.endpoint_path), bytes(self.headers), bytes(self.payload))
+
+    def __repr__(self):
+        return (
+            f"{type(self).__name__}(endpoint_path={elided(self.endpoint_path)}, "
+            f"headers={elided(self.headers)}, payload={elided(self.payload)})"
+        )
+
+
+@cython.no_gc
+cdef class TcpResponseMessage:
+    """The acknowledgement of a request: empty data means "accepted", anything else is the text of a refusal."""
+
+    cdef readonly object data
+
+    def __init__(self, *args, **kwargs):
+        raise no_constructor(self)
+
+    @classmethod
+    def from_parts(cls, data):
+        """An acknowledgement with this text; anything but bytes is copied. Raises TypeError if it is not bytes-like."""
+        cdef TcpResponseMessage message = cls.__new__(cls)
+        message.data = owned("data", data)
+        return message
+
+    def __eq__(self, other):
+        if type(other) is not type(self):
+            return NotImplemented
+        return self.data == (<TcpResponseMessage>other).data
+
+    def __hash__(self):
+        return hash((bytes(self.data),))
+
+    def __reduce__(self):
+        return type(self).from_parts, (bytes(self.data),)
+
+    def __repr__(self):
+        return f"{type(self).__name__}(data={elided(self.data)})"
+
+
+cdef object no_constructor(object message):
+    name = type(message).__name__
+    return TypeError(f"{name} has no constructor: use {name}.from_parts()")
+
+
+# -- memory ---------------------------------------------------------------------------------------------------------
+
+
+cdef struct Span:
+    const unsigned char *start
+    Py_ssize_t size
+
+
+cdef inline Span span_of(object part):
+    """The memory of a part: bytes or a flat view, kept alive by the caller."""
+    cdef Span span
+    if type(part) is bytes:
+        span.start = <const unsigned char *>PyBytes_AS_STRING(part)
+        span.size = PyBytes_GET_SIZE(part)
+    else:
+        span.start = <const unsigned char *>PyMemoryView_GET_BUFFER(part).buf
+        span.size = PyMemoryView_GET_BUFFER(part).len
+    return span
+
+
+cdef inline bytes base_of(str name, object value, Py_ssize_t *at, Py_ssize_t *stop):
+    """The bytes object that holds `value`, and where in it."""
+    cdef bytes base
+    if type(value) is not bytes:
+        value = owned(name, value)
+    cdef Span span = span_of(value)
+    base = <bytes>value if type(value) is bytes else <bytes?>value.obj
+    at[0] = span.start - <const unsigned char *>PyBytes_AS_STRING(base)
+    stop[0] = at[0] + span.size
+    assert 0 <= at[0] <= stop[0] <= PyBytes_GET_SIZE(base)
+    return base
+
+
+cdef inline object cut(bytes base, Py_ssize_t start, Py_ssize_t stop):
+    """The part from `start` to `stop`: a copy if it is small, or much smaller than the memory that a view would pin."""
+    cdef Py_ssize_t size = stop - start
+    assert 0 <= start <= stop <= PyBytes_GET_SIZE(base)
+    if size < view_threshold or size < PyBytes_GET_SIZE(base) - size:
+        return PyBytes_FromStringAndSize(PyBytes_AS_STRING(base) + start, size) if size else EMPTY
+    return memoryview(base)[start:stop]
+
+
+# Byte by byte: correct on any machine, and compilers make a single swapped load of it.
+
+cdef inline uint16_t load_u16(const unsigned char *p) noexcept nogil:
+    return <uint16_t>(p[0] << 8 | p[1])
+
+
+cdef inline uint32_t load_u32(const unsigned char *p) noexcept nogil:
+    return <uint32_t>p[0] << 24 | <uint32_t>p[1] << 16 | <uint32_t>p[2] << 8 | p[3]
+
+
+cdef inline uint64_t load_u64(const unsigned char *p) noexcept nogil:
+    return <uint64_t>load_u32(p) << 32 | load_u32(p + 4)
+
+
+cdef inline void store_u16(unsigned char *p, uint16_t value) noexcept nogil:
+    p[0] = <unsigned char>(value >> 8)
+    p[1] = <unsigned char>value
+
+
+cdef inline void store_u32(unsigned char *p, uint32_t value) noexcept nogil:
+    store_u16(p, <uint16_t>(value >> 16))
+    store_u16(p + 2, <uint16_t>value)
+
+
+cdef inline void store_u64(unsigned char *p, uint64_t value) noexcept nogil:
+    store_u32(p, <uint32_t>(value >> 32))
+    store_u32(p + 4, <uint32_t>value)
+
+
+# -- codecs: one whole frame ----------------------------------------------------------------------------------------
+
+
+cdef class _Codec:
+    """One frame at a time. A codec whose __init__ was not called has limit 0 and refuses everything."""
+
+    cdef Py_ssize_t limit
+    cdef object digest
+    cdef str name
+
+    def decode_message(self, frame):
+        """The one message that `frame` holds.
+
+        Raises IncompleteMessage or TrailingBytes if it holds less or more than one, and MessageTooLarge.
+        """
+        cdef Py_ssize_t at = 0, stop = 0
+        cdef bytes base = base_of("frame", frame, &at, &stop)
+        cdef Py_ssize_t available = stop - at
+        cdef Py_ssize_t size = self.required(base, at, available, 0)
+        if size > available:
+            raise incomplete(self.name, available, size)
+        if size < available:
+            raise trailing(self.name, size, available)
+        return self.parse(base, at, size, 0)
+
+    cdef Py_ssize_t required(self, bytes base, Py_ssize_t at, Py_ssize_t available, uint64_t offset) except -1:
+        """How many bytes the frame at `at` needs: all of it if its lengths are there, else up to its next length.
+
+        The answer is larger than `available` as long as the frame is incomplete. `offset` is the frame's place in the
+        stream, for the error. Raises MessageTooLarge.
+        """
+        raise NotImplementedError
+
+    cdef object parse(self, bytes base, Py_ssize_t at, Py_ssize_t size, uint64_t offset):
+        """The message of the complete frame of `size` bytes at `at`."""
+        raise NotImplementedError
+
+
+cdef class TwoPartCodec(_Codec):
+    """Two-part messages of at most `max_message_size` bytes, prefix included (None: no limit of its own).
+
+    With `checksum` it writes the xxh3-64 of header and data, and verifies one that is not 0; else it writes 0 and does
+    not look, as released Dynamos do. Raises InvalidConfig for a bad limit, or if xxhash is missing.
+    """
+
+    def __init__(self, max_message_size=None, *, bint checksum=False):
+        self.name = "two-part message"
+        self.limit = message_limit(max_message_size)
+        self.digest = xxh3_64() if checksum else None
+
+    def encode_message(self, message):
+        """The frame of `message`. Raises MessageTooLarge."""
+        if not isinstance(message, TwoPartMessage):
+            expect(message, TwoPartMessage)
+        header = (<TwoPartMessage>message).header
+        data = (<TwoPartMessage>message).data
+        return encode_parts(span_of(header), span_of(data), self.limit, self.digest)
+
+    cdef Py_ssize_t required(self, bytes base, Py_ssize_t at, Py_ssize_t available, uint64_t offset) except -1:
+        cdef const unsigned char *prefix = <const unsigned char *>PyBytes_AS_STRING(base) + at
+        cdef uint64_t header_len, data_len, room
+        if available < TWO_PART_PREFIX:
+            return TWO_PART_PREFIX
+        header_len = load_u64(prefix)
+        data_len = load_u64(prefix + 8)
+        room = <uint64_t>self.limit
+        if header_len <= room and data_len <= room - header_len and TWO_PART_PREFIX <= room - header_len - data_len:
+            return <Py_ssize_t>(TWO_PART_PREFIX + header_len + data_len)
+        raise two_part_too_large(offset, header_len, data_len, self.limit)
+
+    cdef object parse(self, bytes base, Py_ssize_t at, Py_ssize_t size, uint64_t offset):
+        cdef const unsigned char *prefix = <const unsigned char *>PyBytes_AS_STRING(base) + at
+        cdef Py_ssize_t start = at + TWO_PART_PREFIX
+        cdef Py_ssize_t middle = start + <Py_ssize_t>load_u64(prefix)
+        cdef Py_ssize_t stop = at + size
+        if self.digest is not None:
+            self.verify(base, start, stop, load_u64(prefix + 16), offset)
+        cdef TwoPartMessage message = TwoPartMessage.__new__(TwoPartMessage)
+        message.header = cut(base, start, middle)
+        message.data = cut(base, middle, stop)
+        return message
+
+    cdef int verify(self, bytes base, Py_ssize_t start, Py_ssize_t stop, uint64_t expected, uint64_t offset) except -1:
+        cdef uint64_t actual
+        if expected:
+            actual = self.digest(memoryview(base)[start:stop])
+            if actual != expected:
+                raise checksum_mismatch(offset, expected, actual)
+        return 0
+
+
+cdef class TcpRequestCodec(_Codec):
+    """TCP request frames of at most `max_message_size` bytes; the whole frame counts (None: no limit of its own)."""
+
+    def __init__(self, max_message_size=None):
+        self.name = "TCP request frame"
+        self.limit = message_limit(max_message_size)
+
+    def encode_message(self, message):
+        """The frame of `message`. Raises MessageTooLarge, also for a part that does not fit its length field."""
+        if not isinstance(message, TcpRequestMessage):
+            expect(message, TcpRequestMessage)
+        cdef TcpRequestMessage request = message
+        cdef Span path = span_of(request.endpoint_path)
+        cdef Span headers = span_of(request.headers)
+        cdef Span payload = span_of(request.payload)
+        if path.size > U16_MAX:
+            raise part_too_large("endpoint_path", path.size, U16_MAX)
+        if headers.size > U16_MAX:
+            raise part_too_large("headers", headers.size, U16_MAX)
+        if <uint64_t>payload.size > U32_MAX:
+            raise part_too_large("payload", payload.size, U32_MAX)
+        cdef Py_ssize_t lengths = 8 + path.size + headers.size
+        if lengths > self.limit or payload.size > self.limit - lengths:
+            raise request_too_large(None, path.size, headers.size, payload.size, self.limit)
+        frame = PyBytes_FromStringAndSize(NULL, lengths + payload.size)
+        cdef unsigned char *to = <unsigned char *>PyBytes_AS_STRING(frame)
+        store_u16(to, <uint16_t>path.size)
+        memcpy(to + 2, path.start, path.size)
+        store_u16(to + 2 + path.size, <uint16_t>headers.size)
+        memcpy(to + 4 + path.size, headers.start, headers.size)
+        store_u32(to + lengths - 4, <uint32_t>payload.size)
+        memcpy(to + lengths, payload.start, payload.size)
+        return frame
+
+    cdef Py_ssize_t required(self, bytes base, Py_ssize_t at, Py_ssize_t available, uint64_t offset) except -1:
+        cdef const unsigned char *frame = <const unsigned char *>PyBytes_AS_STRING(base) + at
+        cdef Py_ssize_t path_len, headers_len, lengths
+        cdef uint64_t payload_len
+        if available < 2:
+            return 2
+        path_len = load_u16(frame)
+        if available < path_len + 4:
+            return path_len + 4
+        headers_len = load_u16(frame + 2 + path_len)
+        lengths = path_len + headers_len + 8
+        if available < lengths:
+            return lengths
+        payload_len = load_u32(frame + lengths - 4)
+        if lengths > self.limit or payload_len > <uint64_t>(self.limit - lengths):
+            raise request_too_large(offset, path_len, headers_len, payload_len, self.limit)
+        return lengths + <Py_ssize_t>payload_len
+
+    cdef object parse(self, bytes base, Py_ssize_t at, Py_ssize_t size, uint64_t offset):
+        cdef const unsigned char *start = <const unsigned char *>PyBytes_AS_STRING(base)
+        cdef Py_ssize_t path_end = at + 2 + load_u16(start + at)
+        cdef Py_ssize_t headers_end = path_end + 2 + load_u16(start + path_end)
+        cdef TcpRequestMessage message = TcpRequestMessage.__new__(TcpRequestMessage)
+        message.endpoint_path = cut(base, at + 2, path_end)
+        message.headers = cut(base, path_end + 2, headers_end)
+        message.payload = cut(base, headers_end + 4, at + size)
+        return message
+
+
+cdef class TcpResponseCodec(_Codec):
+    """TCP response frames of at most `max_message_size` bytes; the whole frame counts (None: no limit of its own)."""
+
+    def __init__(self, max_message_size=None):
+        self.name = "TCP response frame"
+        self.limit = message_limit(max_message_size)
+
+    def encode_message(self, message):
+        """The frame of `message`. Raises MessageTooLarge, also for data that does not fit its length field."""
+        if not isinstance(message, TcpResponseMessage):
+            expect(message, TcpResponseMessage)
+        text = (<TcpResponseMessage>message).data
+        cdef Span data = span_of(text)
+        if <uint64_t>data.size > U32_MAX:
+            raise part_too_large("data", data.size, U32_MAX)
+        if self.limit < 4 or data.size > self.limit - 4:
+            raise response_too_large(None, data.size, self.limit)
+        frame = PyBytes_FromStringAndSize(NULL, 4 + data.size)
+        cdef unsigned char *to = <unsigned char *>PyBytes_AS_STRING(frame)
+        store_u32(to, <uint32_t>data.size)
+        memcpy(to + 4, data.start, data.size)
+        return frame
+
+    cdef Py_ssize_t required(self, bytes base, Py_ssize_t at, Py_ssize_t available, uint64_t offset) except -1:
+        cdef uint64_t data_len
+        if available < 4:
+            return 4
+        data_len = load_u32(<const unsigned char *>PyBytes_AS_STRING(base) + at)
+        if self.limit < 4 or data_len > <uint64_t>(self.limit - 4):
+            raise response_too_large(offset, data_len, self.limit)
+        return 4 + <Py_ssize_t>data_len
+
+    cdef object parse(self, bytes base, Py_ssize_t at, Py_ssize_t size, uint64_t offset):
+        cdef TcpResponseMessage message = TcpResponseMessage.__new__(TcpResponseMessage)
+        message.data = cut(base, at + 4, at + size)
+        return message
+
+
+def encode_two_part(header, data):
+    """The frame of a two-part message, without a message object: no limit, checksum 0. Raises TypeError."""
+    if type(header) is not bytes:
+        header = borrowed("header", header)
+    if type(data) is not bytes:
+        data = borrowed("data", data)
+    return encode_parts(span_of(header), span_of(data), PY_SSIZE_T_MAX, None)
+
+
+cdef bytes encode_parts(Span header, Span data, Py_ssize_t limit, object digest):
+    cdef Py_ssize_t room = limit - TWO_PART_PREFIX
+    if header.size > room or data.size > room - header.size:
+        raise two_part_too_large(None, header.size, data.size, limit)
+    cdef bytes frame = PyBytes_FromStringAndSize(NULL, TWO_PART_PREFIX + header.size + data.size)
+    cdef unsigned char *to = <unsigned char *>PyBytes_AS_STRING(frame)
+    memcpy(to + TWO_PART_PREFIX, header.start, header.size)
+    memcpy(to + TWO_PART_PREFIX + header.size, data.start, data.size)
+    store_u64(to, <uint64_t>header.size)
+    store_u64(to + 8, <uint64_t>data.size)
+    store_u64(to + 16, 0)
+    if digest is not None:
+        store_u64(to + 16, digest(memoryview(frame)[TWO_PART_PREFIX:]))
+    return frame
+
+
+# -- decoders: a stream of frames, in chunks of any size ------------------------------------------------------------
+
+
+cdef class _Decoder:
+    """Finds the messages in a stream that comes in chunks.
+
+    Complete frames are parsed where they lie. What is left of a chunk is copied to `held`, a single buffer that holds
+    one incomplete message and grows with the bytes that came; it becomes the bytes object that is parsed, without a copy.
+    """
+
+    cdef _Codec codec
+    cdef PyObject *held  # a bytes object that nobody else sees, hence still mutable; NULL if nothing is pending
+    cdef readonly Py_ssize_t pending
+    cdef uint64_t offset  # of the first byte that is neither decoded nor held
+    cdef readonly object failed
+
+    def __dealloc__(self):
+        Py_XDECREF(self.held)
+
+    def __reduce__(self):
+        raise TypeError(f"a {type(self).__name__} cannot be pickled or copied: it is a place in a stream")
+
+    @cython.critical_section
+    def feed(self, chunk):
+        """The messages that `chunk` completes, in order.
+
+        A bad frame breaks the stream for good: the messages before it are returned, `failed` is set, and the error is
+        raised by this call if there were none, and by every later call. Raises MessageTooLarge or ChecksumMismatch,
+        and TypeError if `chunk` is not bytes-like.
+        """
+        self.check()
+        cdef Py_ssize_t at = 0, stop = 0
+        cdef bytes base = base_of("chunk", chunk, &at, &stop)
+        cdef list messages = []
+        self.take(base, at, stop, messages)
+        return messages
+
+    cdef int take(self, bytes base, Py_ssize_t at, Py_ssize_t stop, list messages) except -1:
+        try:
+            if self.pending:
+                at = self.resume(base, at, stop, messages)
+            self.run(base, at, stop, messages)
+        except CodecError as error:
+            self.fail(error)
+            if not messages:
+                raise
+        except BaseException:
+            self.fail(interrupted(self.offset))
+            raise
+        return 0
+
+    cdef int check(self) except -1:
+        if self.codec is None:
+            raise TypeError(f"{type(self).__name__}.__init__() was not called")
+        if self.failed is not None:
+            # Without the traceback of the last time, or it would grow with every call.
+            raise self.failed.with_traceback(None)
+        return 0
+
+    cdef int fail(self, object error) except -1:
+        self.failed = error
+        self.release()
+        return 0
+
+    cdef int run(self, bytes base, Py_ssize_t at, Py_ssize_t stop, list messages) except -1:
+        """Parse the complete frames from `at` on, and hold what follows them."""
+        cdef Py_ssize_t size
+        while at < stop:
+            size = self.codec.required(base, at, stop - at, self.offset)
+            if size > stop - at:
+                self.hold(base, at, stop - at, size)
+                break
+            messages.append(self.codec.parse(base, at, size, self.offset))
+            at += size
+            self.offset += <uint64_t>size
+        return 0
+
+    cdef Py_ssize_t resume(self, bytes base, Py_ssize_t at, Py_ssize_t stop, list messages) except -1:
+        """Complete the held frame; return where the rest of the chunk starts (`stop` if the frame wants more)."""
+        cdef uint64_t start = self.offset - <uint64_t>self.pending
+        cdef Py_ssize_t size, piece
+        while True:
+            size = self.codec.required(<bytes>self.held, 0, self.pending, start)
+            if size <= self.pending:
+                messages.append(self.codec.parse(self.release(), 0, size, start))
+                return at
+            if at == stop:
+                return at
+            piece = min(stop - at, size - self.pending)
+            self.hold(base, at, piece, size)
+            at += piece
+
+    cdef int hold(self, bytes base, Py_ssize_t at, Py_ssize_t piece, Py_ssize_t size) except -1:
+        """Add a piece of `base` to the held bytes, which are on their way to `size`.
+
+        The buffer doubles, up to `size`: linear time, and never more than twice the bytes that came. `size` itself is
+        only what the peer says.
+        """
+        cdef Py_ssize_t wanted = self.pending + piece
+        assert 0 < piece <= PyBytes_GET_SIZE(base) - at and wanted <= size
+        if self.held is NULL:
+            self.held = _new_bytes(NULL, wanted)
+        elif wanted > _bytes_size(self.held):
+            _PyBytes_Resize(&self.held, size if wanted > size // 2 else max(wanted, 2 * self.pending))
+        memcpy(_bytes_at(self.held) + self.pending, PyBytes_AS_STRING(base) + at, piece)
+        self.pending = wanted
+        self.offset += <uint64_t>piece
+        return 0
+
+    cdef bytes release(self):
+        """The held bytes, no longer held."""
+        cdef bytes frame = EMPTY
+        if self.held is not NULL:
+            frame = <bytes>self.held
+            Py_XDECREF(self.held)
+            self.held = NULL
+        self.pending = 0
+        return frame
+
+
+cdef class TwoPartDecoder(_Decoder):
+    """A stream of two-part messages; the arguments are those of TwoPartCodec."""
+
+    def __init__(self, max_message_size=None, *, bint checksum=False):
+        self.codec = TwoPartCodec(max_message_size, checksum=checksum)
+
+
+cdef class TcpRequestDecoder(_Decoder):
+    """A stream of TCP request frames; the argument is that of TcpRequestCodec."""
+
+    def __init__(self, max_message_size=None):
+        self.codec = TcpRequestCodec(max_message_size)
+
+
+cdef class TcpResponseDecoder(_Decoder):
+    """A stream of acknowledgements; the argument is that of TcpResponseCodec."""
+
+    def __init__(self, max_message_size=None):
+        self.codec = TcpResponseCodec(max_message_size)
