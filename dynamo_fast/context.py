@@ -23,13 +23,19 @@ class Context:
     mapping of text to text that travels with the request. Both reach the handler's context on the worker.
     """
 
-    __slots__ = ("__weakref__", "_callbacks", "_id", "_killed", "_metadata", "_stopped")
+    __slots__ = ("__weakref__", "_callbacks", "_id", "_killed", "_metadata", "_stopped", "_trace_headers")
 
-    def __init__(self, id: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        trace_headers: Mapping[str, str] | None = None,
+    ) -> None:
         if id is not None and not isinstance(id, str):
             raise TypeError(f"id must be str, not {type(id).__name__}")
         self._id = str(uuid.uuid4()) if id is None else id
         self._metadata = _checked_metadata(metadata)
+        self._trace_headers = None if trace_headers is None else dict(trace_headers)
         self._stopped = False
         self._killed = False
         # A dict for its order and its cheap removal; made when first needed, since most contexts are never cancelled.
@@ -53,6 +59,10 @@ class Context:
         contents = _checked_metadata(metadata)
         self._metadata.clear()
         self._metadata.update(contents)
+
+    def trace_headers(self) -> dict[str, str] | None:
+        """W3C trace headers (`traceparent`, ...): those that came with the request, or are to go out with it."""
+        return self._trace_headers
 
     def is_stopped(self) -> bool:
         """Whether the answer is no longer wanted (true for a killed context, too)."""

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from dynamo_fast.errors import InvalidConfig
 
-__all__ = ["Listener", "advertised_ip", "local_ip"]
+__all__ = ["Listener", "advertised_ip", "keep_alive", "local_ip"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +89,17 @@ def _interface_ipv6(name: str) -> str | None:
     return None
 
 
+def keep_alive(endpoint: socket.socket) -> None:
+    """Have the kernel notice within a minute that the machine at the other end is gone.
+
+    Connections that are accepted inherit it from the listening socket.
+    """
+    endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, option):
+            endpoint.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
 class Listener:
     """A listening TCP socket whose connections get a protocol each.
 
@@ -106,6 +117,7 @@ class Listener:
         family = socket.AF_INET6 if ":" in ip else socket.AF_INET
         self._socket = socket.create_server((ip, port), family=family, backlog=backlog)
         self._socket.setblocking(False)
+        keep_alive(self._socket)
         self.ip = ip
         self.port: int = self._socket.getsockname()[1]
         self._loop.add_reader(self._socket, self._accept)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import accumulate
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
     from prometheus_client.registry import CollectorRegistry
 
-__all__ = ["REQUEST_PLANE", "Histogram", "RequestPlaneMetrics", "register"]
+__all__ = ["REQUEST_PLANE", "Histogram", "RequestPlaneMetrics", "RequestTiming", "register"]
 
 _SUB_SECOND = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0)
 _FIRST_RESPONSE = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -105,6 +106,31 @@ class RequestPlaneMetrics:
             ("errors", "TCP requests that failed or timed out", self.tcp_errors),
         ):
             yield CounterMetricFamily(f"dynamo_transport_tcp_{name}", documentation, value=value)
+
+
+class RequestTiming:
+    """Takes the time of one request as it goes."""
+
+    __slots__ = ("_called", "_metrics", "_sent")
+
+    def __init__(self, metrics: RequestPlaneMetrics) -> None:
+        self._metrics = metrics
+        self._called = self._sent = perf_counter()
+
+    def sending(self) -> None:
+        """The request is encoded and goes out."""
+        self._sent = perf_counter()
+        self._metrics.queue.observe(self._sent - self._called)
+
+    def acknowledged(self, _: object = None) -> None:
+        """The worker has answered the request, or the wait for that has ended."""
+        self._metrics.send.observe(perf_counter() - self._sent)
+
+    def first_item(self) -> None:
+        """The first item has come."""
+        now = perf_counter()
+        self._metrics.roundtrip_ttft.observe(now - self._sent)
+        self._metrics.transport_roundtrip.observe(now - self._called)
 
 
 #: The metrics of every router of this process that was not given its own.

@@ -1,0 +1,165 @@
+"""`AddressedPushRouter`: sends a request to a worker whose address is known, and streams its answer (transport.md 5)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from dynamo_fast.codec import encode_two_part
+from dynamo_fast.context import Context
+from dynamo_fast.egress.request_client import RequestPlaneClient
+from dynamo_fast.egress.response_receiver import ResponseReceiver
+from dynamo_fast.egress.response_server import TcpStreamServer
+from dynamo_fast.egress.response_stream import ResponseStream
+from dynamo_fast.egress.tcp_client import TcpRequestClient
+from dynamo_fast.errors import Cancelled, Disconnected, RequestTooLarge
+from dynamo_fast.observability.metrics import REQUEST_PLANE, RequestPlaneMetrics, RequestTiming
+from dynamo_fast.wire.control import MAX_CONTROL_MESSAGE_SIZE, RequestControlMessage
+from dynamo_fast.wire.headers import REQUEST_ID
+from dynamo_fast.wire.instance import EndpointInstanceId, Instance
+from dynamo_fast.wire.payload import PayloadCodec
+
+__all__ = ["AddressedPushRouter", "AddressedRequest"]
+
+
+@dataclass(frozen=True)
+class AddressedRequest:
+    """A request, and where it is to go.
+
+    `data` is any value that `payload_codec` can express. `address` is `[tcp://]IP:PORT/PATH`, as workers publish it.
+    With `instance` the request fails at once if that worker is removed from discovery before it has answered.
+    `headers` are sent along (`traceparent`, for one).
+    """
+
+    data: Any
+    address: str
+    instance: EndpointInstanceId | None = None
+    payload_codec: PayloadCodec = PayloadCodec.JSON
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def new(cls, data: Any, address: str) -> AddressedRequest:
+        """A request to an address about which nothing else is known: its body is JSON, which every worker reads."""
+        return cls(data, address)
+
+    @classmethod
+    def with_instance(cls, data: Any, address: str, instance: EndpointInstanceId) -> AddressedRequest:
+        """The same, to a worker that discovery watches."""
+        return cls(data, address, instance)
+
+    @classmethod
+    def for_instance(cls, data: Any, instance: Instance) -> AddressedRequest:
+        """A request to a worker as discovery knows it: its address, its identity, and the codec that it asks for."""
+        return cls(data, instance.tcp_address, instance.endpoint_instance_id, instance.payload_codec)
+
+
+class AddressedPushRouter:
+    """Requests out, answers in.
+
+        async with await AddressedPushRouter.create() as router:
+            stream = await router.generate(AddressedRequest({"prompt": "hi"}, address))
+            async for item in stream:
+                print(item.data())
+
+    One event loop; any number of requests at once.
+    """
+
+    def __init__(
+        self,
+        client: RequestPlaneClient,
+        response_server: TcpStreamServer,
+        *,
+        metrics: RequestPlaneMetrics = REQUEST_PLANE,
+    ) -> None:
+        self.client = client
+        self.response_server = response_server
+        self.metrics = metrics
+
+    @classmethod
+    async def create(
+        cls, client: RequestPlaneClient | None = None, response_server: TcpStreamServer | None = None
+    ) -> AddressedPushRouter:
+        """A router on `client` and `response_server`; what is not given is made as the environment says.
+
+        Raises InvalidConfig, and OSError if the response server cannot listen.
+        """
+        return cls(client or TcpRequestClient(), response_server or await TcpStreamServer.create())
+
+    async def close(self) -> None:
+        """Cut every answer under way, tell the workers, and close all connections."""
+        await self.response_server.close()
+        await self.client.close()
+
+    async def __aenter__(self) -> AddressedPushRouter:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def generate(self, request: AddressedRequest, context: Context | None = None) -> ResponseStream:
+        """Send `request`; returns its answer once the worker's handler was started.
+
+        Every wait ends: the acknowledgement has `DYN_TCP_REQUEST_TIMEOUT`, the worker's call home
+        `DYNAMO_FAST_CALL_HOME_TIMEOUT`, or about a second once the connection to the worker is lost.
+
+        Raises, with nothing sent: InvalidAddress, SerializationError, RequestTooLarge, Disconnected (the worker was
+        removed from discovery), Cancelled (the context was killed). After that: CannotConnect, ConnectionTimeout,
+        Unavailable, ResourceExhausted or RequestRefused (the worker's server said no), CannotConnect or RemoteError
+        (its handler could not be started), Disconnected (it died), Cancelled.
+        """
+        context = Context() if context is None else context
+        if context.is_killed():
+            raise Cancelled("Request cancelled before response stream was established")
+        timing = RequestTiming(self.metrics)
+        receiver = self.response_server.register(context)
+        self.metrics.inflight += 1
+        try:
+            await self._establish(request, receiver, timing)
+        except BaseException:
+            receiver.drop()
+            self._leave()
+            raise
+        return ResponseStream(receiver, request.payload_codec, self.response_server.loop, self._leave)
+
+    def _leave(self) -> None:
+        self.metrics.inflight -= 1
+
+    async def _establish(self, request: AddressedRequest, receiver: ResponseReceiver, timing: RequestTiming) -> None:
+        if request.instance is not None and not self.response_server.associate_instance(
+            receiver.subject, request.instance
+        ):
+            raise Disconnected("Worker removed before request could be sent (tombstoned instance)")
+        payload = _payload(request, receiver)
+        headers = {**request.headers, **(receiver.context.trace_headers() or {}), REQUEST_ID: receiver.context.id()}
+        timing.sending()
+        ack = self.client.send_request(request.address, payload, headers)
+        ack.add_done_callback(timing.acknowledged)
+        receiver.on_first_frame = timing.first_item
+        receiver.follow(ack)
+        try:
+            await receiver.established
+        finally:
+            ack.cancel()  # no effect on one that has come
+
+
+def _payload(request: AddressedRequest, receiver: ResponseReceiver) -> bytes:
+    """The two-part message of the request: control message and body."""
+    control = RequestControlMessage(
+        id=receiver.context.id(),
+        connection_info=receiver.connection_info.to_connection_info(),
+        payload_codec=request.payload_codec,
+        metadata=receiver.context.metadata,
+    ).encode()
+    if len(control) > MAX_CONTROL_MESSAGE_SIZE:
+        raise RequestTooLarge(
+            f"Generic error: request control message too large: {len(control)} bytes exceeds limit "
+            f"{MAX_CONTROL_MESSAGE_SIZE}",
+            size=len(control),
+            limit=MAX_CONTROL_MESSAGE_SIZE,
+        )
+    return encode_two_part(control, request.payload_codec.encode(request.data))

@@ -1,0 +1,45 @@
+"""`RequestPlaneClient`: what a transport of the request plane offers to the router."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+__all__ = ["Ack", "RequestConnection", "RequestPlaneClient"]
+
+
+class RequestConnection(Protocol):
+    """The connection that carried a request: as long as it lives, so does the worker."""
+
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        """Call `callback()` when the connection is lost; at once if it is lost already."""
+
+    def off_lost(self, callback: Callable[[], None]) -> None:
+        """Do not call it any more."""
+
+
+class Ack(NamedTuple):
+    """A worker's acknowledgement of one request."""
+
+    text: bytes
+    """Empty: the request is taken. Anything else is a refusal, in words."""
+    connection: RequestConnection | None = None
+    """The connection that carried the request; None for a transport that has no such thing."""
+
+
+class RequestPlaneClient(ABC):
+    """Sends requests to workers."""
+
+    @abstractmethod
+    def send_request(self, address: str, payload: bytes, headers: Mapping[str, str]) -> asyncio.Future[Ack]:
+        """Send one two-part `payload` to `address`; the future is the worker's acknowledgement.
+
+        It ends in every case: with InvalidAddress or RequestTooLarge (nothing was sent), CannotConnect,
+        ConnectionTimeout or ResourceExhausted (too many requests wait already).
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close every connection; requests that wait for their acknowledgement fail with CannotConnect."""

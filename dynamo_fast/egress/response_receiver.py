@@ -1,0 +1,230 @@
+"""`ResponseReceiver`: one request's answer at the router, from its registration to its end.
+
+It is where three parties meet that do not wait for each other: the request connection (the acknowledgement), the
+response connection that the worker dials back with (which may come before the acknowledgement), and the caller.
+One future, `established`, tells the caller how the first two turned out; then one deque carries the frames.
+
+No task belongs to a request. The connections, the context and the timers call the methods below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from dynamo_fast.context import Context
+from dynamo_fast.egress.request_client import Ack, RequestConnection
+from dynamo_fast.errors import (
+    Cancelled,
+    ConnectionTimeout,
+    Disconnected,
+    RequestRefused,
+    ResourceExhausted,
+    Unavailable,
+)
+from dynamo_fast.wire.control import StreamType, TcpStreamConnectionInfo
+from dynamo_fast.wire.instance import EndpointInstanceId
+from dynamo_fast.wire.stream import Event
+
+if TYPE_CHECKING:
+    from dynamo_fast.egress.response_server import TcpStreamServer
+
+__all__ = ["ResponseReceiver", "refusal"]
+
+
+class ResponseConnection(Protocol):
+    """What a receiver asks of the response connection that belongs to it."""
+
+    def step(self, event: Event) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+class ResponseReceiver:
+    """One registered response stream: its subject, its waiting caller, and the frames that have come."""
+
+    __slots__ = (
+        "_acknowledged",
+        "_connection",
+        "_ready",
+        "_request_connection",
+        "_server",
+        "_waiters",
+        "context",
+        "ended",
+        "error",
+        "established",
+        "frames",
+        "instance",
+        "on_first_frame",
+        "subject",
+        "unread",
+    )
+
+    def __init__(self, server: TcpStreamServer, subject: str, context: Context) -> None:
+        self._server = server
+        self.subject = subject
+        self.context = context
+        self.instance: EndpointInstanceId | None = None
+        self.established: asyncio.Future[None] = server.loop.create_future()
+        """Done when the request is acknowledged and the worker's handler started; or the error that came instead."""
+        self.frames: deque[bytes | memoryview] = deque()
+        """Wrapped items that nobody has taken yet."""
+        self.unread = 0
+        """Bytes that came since the frames were last all taken: at least what they hold."""
+        self.ended = False
+        """Whether no more frames will come."""
+        self.error: BaseException | None = None
+        """Why the connection ended, if not with its sentinel."""
+        self.on_first_frame: Callable[[], None] | None = None
+        self._acknowledged = False
+        self._ready = False  # the worker has sent its prologue
+        self._connection: ResponseConnection | None = None
+        self._request_connection: RequestConnection | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+        context.on_cancel(self._context_changed)
+
+    @property
+    def connection_info(self) -> TcpStreamConnectionInfo:
+        """Where the worker is to dial, for the control message."""
+        return TcpStreamConnectionInfo(
+            address=self._server.address,
+            subject=self.subject,
+            context=self.context.id(),
+            stream_type=StreamType.RESPONSE,
+        )
+
+    # The request connection -------------------------------------------------------------------------------------
+
+    def follow(self, ack: asyncio.Future[Ack]) -> None:
+        """Take the acknowledgement of the request from `ack`, whenever it comes."""
+        ack.add_done_callback(self._on_ack)
+
+    def _on_ack(self, ack: asyncio.Future[Ack]) -> None:
+        if self.established.done():
+            ack.cancelled() or ack.exception()  # nobody waits any more: the error was seen
+        elif ack.cancelled():
+            self.fail(Disconnected("The request was dropped before it was acknowledged"))
+        elif (error := ack.exception()) is not None:
+            self.fail(error)
+        elif text := ack.result().text:
+            self.fail(refusal(text.decode("utf-8", "replace")))
+        else:
+            self._acknowledged = True
+            if self._connection is None:
+                self._server.call_home.add(self)
+                self._request_connection = ack.result().connection
+                if self._request_connection is not None:
+                    self._request_connection.on_lost(self._request_connection_lost)
+            self._establish_if_complete()
+
+    def _request_connection_lost(self) -> None:
+        # The worker may have dialled already, and its connection be on its way to us: hence the grace.
+        if not self.established.done() and self._connection is None:
+            self._server.orphans.add(self)
+
+    def _forget_request_connection(self) -> None:
+        if self._request_connection is not None:
+            self._request_connection.off_lost(self._request_connection_lost)
+            self._request_connection = None
+
+    # The response connection -------------------------------------------------------------------------------------
+
+    def dialled(self, connection: ResponseConnection) -> None:
+        """The worker has dialled back: `connection` is this stream's from now on."""
+        self._connection = connection
+        self._forget_request_connection()
+        self._server.orphans.discard(self)
+        self._server.call_home.discard(self)
+        self._server.call_home.add(self)  # the same time again, for the prologue
+        self._context_changed()
+
+    def ready(self) -> None:
+        """The prologue has come, and it was good."""
+        self._ready = True
+        self._server.call_home.discard(self)
+        self._establish_if_complete()
+
+    def _establish_if_complete(self) -> None:
+        if self._acknowledged and self._ready and not self.established.done():
+            self.established.set_result(None)
+
+    def wake(self) -> None:
+        """Frames have come, or the end has."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """No more frames will come; `error` says why, if it was not the sentinel."""
+        if not self.ended:
+            self.ended = True
+            self.error = error
+            self.context.off_cancel(self._context_changed)
+            self._server.forget(self)
+            self.ready()  # a stream that ended before its prologue, and was not refused, is a stream without items
+            self.wake()
+
+    def fail(self, error: BaseException) -> None:
+        """The call fails with `error`, unless it has its stream already; the worker is told, if there is one."""
+        if not self.established.done():
+            self.established.set_exception(error)
+        self.drop()
+
+    # The caller --------------------------------------------------------------------------------------------------
+
+    async def readable(self) -> None:
+        """Wait until there are frames, or the end. Called when all frames were taken: lets the socket be read again."""
+        self.unread = 0
+        if self._connection is not None:
+            self._connection.resume_reading()
+        waiter = self._server.loop.create_future()
+        self._waiters.append(waiter)
+        await waiter
+
+    def drop(self) -> None:
+        """Nobody wants the answer any more: the worker is told to quit."""
+        self.frames.clear()
+        if self._connection is not None:
+            self._connection.step(Event.DROPPED)
+        self._forget_request_connection()
+        self.end()
+
+    def _context_changed(self) -> None:
+        if self.context.is_killed():
+            self.frames.clear()
+            if not self.established.done():
+                self.established.set_exception(Cancelled("Request cancelled before response stream was established"))
+            if self._connection is not None:
+                self._connection.step(Event.CONTEXT_KILLED)
+            self._forget_request_connection()
+            self.end()
+        elif self.context.is_stopped() and self._connection is not None:
+            self._connection.step(Event.CONTEXT_STOPPED)
+
+    def timed_out(self) -> None:
+        """The worker did not dial, or did not send its prologue, in time."""
+        seconds = self._server.call_home.seconds
+        missing = "dial back" if self._connection is None else "start to answer"
+        self.fail(ConnectionTimeout(f"Worker acknowledged the request but did not {missing} within {seconds:g} s"))
+
+    def orphaned(self) -> None:
+        """The request connection was lost, and the worker has not dialled since."""
+        self.fail(Disconnected("Worker disconnected before response stream was established"))
+
+
+def refusal(text: str) -> RequestRefused:
+    """The error that a non-empty acknowledgement is.
+
+    Dynamo's own routers take a text that they do not know for success, and wait for ever (transport.md 2.4); here every
+    text is a refusal.
+    """
+    if text.startswith("Server overloaded:"):
+        return ResourceExhausted(text)
+    if text.startswith(("Server unavailable:", "Unknown endpoint:")):
+        return Unavailable(text)
+    return RequestRefused(text)
+

@@ -1,0 +1,344 @@
+"""`TcpStreamServer`: what workers dial back to (transport.md section 4).
+
+One listener for all requests of a router. Each request registers a subject; the worker that answers it dials, names the
+subject in its handshake, and its connection is that request's from then on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+import uuid
+from typing import cast
+
+from dynamo_fast.codec import TwoPartDecoder, TwoPartMessage, TwoPartMessageType, encode_two_part
+from dynamo_fast.config import ResponseServerConfig
+from dynamo_fast.context import Context
+from dynamo_fast.deadlines import Deadlines
+from dynamo_fast.egress.response_receiver import ResponseReceiver
+from dynamo_fast.errors import CannotConnect, ControlError, Disconnected, DynamoError, RemoteError
+from dynamo_fast.listener import Listener, advertised_ip, local_ip
+from dynamo_fast.wire.address import join_host_port
+from dynamo_fast.wire.control import CallHomeHandshake, ControlMessage, ResponseStreamPrologue, StreamType
+from dynamo_fast.wire.instance import EndpointInstanceId
+from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classify
+
+__all__ = ["TcpStreamServer"]
+
+_TOMBSTONE_SECONDS = 5.0
+_STOP = encode_two_part(ControlMessage.STOP.encode(), b"")
+_KILL = encode_two_part(ControlMessage.KILL.encode(), b"")
+_DATA_ONLY = TwoPartMessageType.DATA_ONLY
+_LINGER_NOT = struct.pack("ii", 1, 0)
+
+
+class TcpStreamServer:
+    """The response server of a router. Make it with `create`; one event loop."""
+
+    def __init__(self, config: ResponseServerConfig) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.config = config
+        self.handshakes: Deadlines[_ResponseConnection] = Deadlines(
+            self.loop, config.handshake_timeout, lambda connection: connection.step(Event.TIMEOUT)
+        )
+        self.call_home: Deadlines[ResponseReceiver] = Deadlines(
+            self.loop, config.call_home_timeout, ResponseReceiver.timed_out
+        )
+        self.orphans: Deadlines[ResponseReceiver] = Deadlines(
+            self.loop, config.call_home_grace, ResponseReceiver.orphaned
+        )
+        self.connections: set[_ResponseConnection] = set()
+        self._waiting: dict[str, ResponseReceiver] = {}
+        self._by_instance: dict[EndpointInstanceId, set[ResponseReceiver]] = {}
+        self._tombstones: dict[EndpointInstanceId, float] = {}
+        self._closed = False
+        ip = local_ip(config.host, "DYN_TCP_RESPONSE_STREAM_HOST")
+        self._listener = Listener(ip, config.port, config.backlog, lambda: _ResponseConnection(self))
+        self.address = join_host_port(advertised_ip(ip), self._listener.port)
+        """What workers dial, `host:port`."""
+
+    @classmethod
+    async def create(cls, config: ResponseServerConfig | None = None) -> TcpStreamServer:
+        """Listen as `config` says, by default as the environment does. Raises InvalidConfig, OSError."""
+        return cls(ResponseServerConfig.from_env() if config is None else config)
+
+    async def close(self) -> None:
+        """Stop listening; calls that wait fail with Disconnected, streams under way are cut and their workers told."""
+        self._closed = True
+        self._listener.close()
+        for receiver in list(self._waiting.values()):
+            receiver.fail(Disconnected("The response server was closed"))
+        for connection in list(self.connections):
+            connection.step(Event.DROPPED)
+        for deadlines in (self.handshakes, self.call_home, self.orphans):
+            deadlines.close()
+        await asyncio.sleep(0)  # the transports close in the next turn
+
+    # Registrations ------------------------------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> int:
+        """Registered streams whose worker has not dialled yet."""
+        return len(self._waiting)
+
+    def register(self, context: Context) -> ResponseReceiver:
+        """A new subject, whose answer will be cancelled by `context`. Raises Disconnected once the server is closed."""
+        if self._closed:
+            raise Disconnected("The response server was closed")
+        subject = str(uuid.uuid4())
+        receiver = ResponseReceiver(self, subject, context)
+        self._waiting[subject] = receiver
+        return receiver
+
+    def take(self, subject: str) -> ResponseReceiver | None:
+        """The stream that waits for `subject`, which is used up by this; None if none does."""
+        receiver = self._waiting.pop(subject, None)
+        if receiver is not None:
+            self._disassociate(receiver)
+        return receiver
+
+    def forget(self, receiver: ResponseReceiver) -> None:
+        """Let go of a stream that has ended, whatever it was waiting for."""
+        self._waiting.pop(receiver.subject, None)
+        self._disassociate(receiver)
+        self.call_home.discard(receiver)
+        self.orphans.discard(receiver)
+
+    def cancel_recv_stream(self, subject: str) -> bool:
+        """Fail the call that waits for `subject` with Disconnected; false if none does."""
+        receiver = self._waiting.get(subject)
+        if receiver is None:
+            return False
+        receiver.fail(Disconnected("Worker disconnected before response stream was established"))
+        return True
+
+    # Instances and their tombstones (transport.md 5.5) --------------------------------------------------------------
+
+    def associate_instance(self, subject: str, instance: EndpointInstanceId) -> bool:
+        """Record which worker is to answer `subject`; false, and the stream is dropped, if that one was removed."""
+        receiver = self._waiting.get(subject)
+        if receiver is None:
+            return False
+        if self._is_tombstoned(instance):
+            receiver.drop()
+            return False
+        receiver.instance = instance
+        self._by_instance.setdefault(instance, set()).add(receiver)
+        return True
+
+    def cancel_instance_streams(self, instance: EndpointInstanceId) -> int:
+        """A worker was removed: fail the calls that still wait for it to dial, and those that come in the next 5 s.
+
+        Streams that are established go on to their end. Returns how many calls failed.
+        """
+        now = self.loop.time()
+        self._tombstones = {each: until for each, until in self._tombstones.items() if until > now}
+        self._tombstones[instance] = now + _TOMBSTONE_SECONDS
+        receivers = list(self._by_instance.get(instance, ()))
+        for receiver in receivers:
+            self.cancel_recv_stream(receiver.subject)
+        return len(receivers)
+
+    def clear_instance_tombstone(self, instance: EndpointInstanceId) -> None:
+        """The worker is back."""
+        self._tombstones.pop(instance, None)
+
+    def _is_tombstoned(self, instance: EndpointInstanceId) -> bool:
+        until = self._tombstones.get(instance)
+        return until is not None and until > self.loop.time()
+
+    def _disassociate(self, receiver: ResponseReceiver) -> None:
+        if receiver.instance is not None and (receivers := self._by_instance.get(receiver.instance)) is not None:
+            receivers.discard(receiver)
+            if not receivers:
+                del self._by_instance[receiver.instance]
+
+
+class _ResponseConnection(asyncio.Protocol):
+    """A worker's connection: bytes to frames, frames to events, events to what the table says."""
+
+    __slots__ = ("_decoder", "_machine", "_paused", "_receiver", "_server", "_transport")
+
+    _transport: asyncio.Transport
+
+    def __init__(self, server: TcpStreamServer) -> None:
+        self._server = server
+        self._machine = StreamMachine.requester()
+        self._decoder = TwoPartDecoder(server.config.max_message_size)
+        self._receiver: ResponseReceiver | None = None
+        self._paused = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        server = self._server
+        server.connections.add(self)
+        if len(server.handshakes) >= server.config.max_pending_connections:
+            self.step(Event.TIMEOUT)
+        else:
+            server.handshakes.add(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self.step(Event.LOST, error)
+
+    def eof_received(self) -> bool:
+        if self._decoder.pending:
+            self._violation(ControlError(f"the worker's stream ends inside a frame ({self._decoder.pending} bytes)"))
+        self.step(Event.EOF)
+        return False
+
+    def data_received(self, data: bytes) -> None:
+        # The hot path: all the frames of one read are queued, then the consumer is woken once.
+        machine, receiver = self._machine, self._receiver
+        for message in self._decoder.feed(data):
+            state = machine.state
+            if message.message_type is _DATA_ONLY and (state is State.STREAMING or state is State.STOPPED):
+                receiver.frames.append(message.data)  # type: ignore[union-attr]  # these states have a receiver
+            else:
+                self._receive(message)
+                receiver = self._receiver
+        if self._decoder.failed is not None:
+            self._violation(self._decoder.failed)
+        if receiver is not None and receiver.frames:
+            self._delivered(receiver, len(data))
+
+    def _delivered(self, receiver: ResponseReceiver, size: int) -> None:
+        if receiver.on_first_frame is not None:
+            receiver.on_first_frame()
+            receiver.on_first_frame = None
+        receiver.unread += size
+        config = self._server.config
+        if receiver.unread > config.max_buffered_bytes or len(receiver.frames) > config.max_buffered_frames:
+            self._pause_reading()
+        receiver.wake()
+
+    def _receive(self, message: TwoPartMessage) -> None:
+        state = self._machine.state
+        if state is State.HANDSHAKE:
+            self._receive_handshake(message)
+        elif state is State.PROLOGUE:
+            self._receive_prologue(message)
+        else:
+            event = classify(message)
+            error = ControlError(f"the worker sent {message}") if event is not Event.SENTINEL else None
+            self.step(event, error)
+
+    def _receive_handshake(self, message: TwoPartMessage) -> None:
+        receiver = None
+        with contextlib.suppress(ControlError):  # whoever dialled is not told why: it is reset, and the caller waits on
+            handshake = CallHomeHandshake.decode(message.header)
+            if handshake.stream_type is StreamType.RESPONSE:
+                receiver = self._server.take(handshake.subject)
+        self._receiver = receiver
+        self.step(Event.VIOLATION if receiver is None else Event.HANDSHAKE)
+
+    def _receive_prologue(self, message: TwoPartMessage) -> None:
+        prefix = "Worker generate() failed before response stream: "
+        if message.message_type is not TwoPartMessageType.HEADER_ONLY:
+            self.step(
+                Event.VIOLATION, CannotConnect(prefix + "malformed prologue: expected HeaderOnly ControlMessage")
+            )
+            return
+        try:
+            prologue = ResponseStreamPrologue.decode(message.header)
+        except ControlError as error:
+            self.step(Event.VIOLATION, CannotConnect(f"{prefix}malformed prologue: {error}"))
+            return
+        if prologue.error is None:
+            self.step(Event.PROLOGUE_OK)
+        else:
+            self.step(Event.PROLOGUE_ERROR, _prologue_error(prefix + prologue.error, prologue.typed_error))
+
+    def _violation(self, error: DynamoError) -> None:
+        self.step(Event.VIOLATION, error)
+
+    # What the table says ----------------------------------------------------------------------------------------
+
+    def step(self, event: Event, error: BaseException | None = None) -> None:
+        """Tell the machine of `event` and do what it says; `error` is the cause, should this be the end."""
+        action = self._machine.step(event)
+        if action is not Action.IGNORE:
+            _ACTIONS[action](self, error)
+
+    def _accept(self, _: BaseException | None) -> None:
+        self._server.handshakes.discard(self)
+        cast(ResponseReceiver, self._receiver).dialled(self)
+
+    def _establish(self, _: BaseException | None) -> None:
+        cast(ResponseReceiver, self._receiver).ready()
+
+    def _refuse(self, error: BaseException | None) -> None:
+        if not isinstance(error, DynamoError) or isinstance(error, ControlError):
+            cause = error
+            error = Disconnected("Worker disconnected before response stream was established")
+            error.__cause__ = cause
+        cast(ResponseReceiver, self._receiver).fail(error)
+        self._reset(None)
+
+    def _finish(self, _: BaseException | None) -> None:
+        self._close(None)
+
+    def _send_stop(self, _: BaseException | None) -> None:
+        self._transport.write(_STOP)
+
+    def _stop_and_finish(self, _: BaseException | None) -> None:
+        self._transport.write(_STOP)
+        self._close(None)
+
+    def _send_kill(self, error: BaseException | None) -> None:
+        self._transport.write(_KILL)
+        self._close(error)
+
+    def _close(self, error: BaseException | None) -> None:
+        self._server.handshakes.discard(self)
+        self._transport.close()
+        if self._receiver is not None:
+            self._receiver.end(error)
+
+    def _reset(self, _: BaseException | None) -> None:
+        # A worker takes an end of file for "the requester has finished writing", and goes on; a reset stops it.
+        self._server.handshakes.discard(self)
+        with contextlib.suppress(OSError):  # the connection may be gone already, which is as good
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+        self._transport.abort()
+
+    # Back-pressure ------------------------------------------------------------------------------------------------
+
+    def _pause_reading(self) -> None:
+        if not self._paused and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Every frame was taken: read on."""
+        if self._paused and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
+
+
+_ACTIONS = {
+    Action.RESET: _ResponseConnection._reset,
+    Action.ACCEPT: _ResponseConnection._accept,
+    Action.ESTABLISH: _ResponseConnection._establish,
+    Action.REFUSE: _ResponseConnection._refuse,
+    Action.FINISH: _ResponseConnection._finish,
+    Action.SEND_STOP: _ResponseConnection._send_stop,
+    Action.STOP_AND_FINISH: _ResponseConnection._stop_and_finish,
+    Action.SEND_KILL: _ResponseConnection._send_kill,
+    Action.END: _ResponseConnection._close,
+}
+
+
+def _prologue_error(text: str, typed_error: RemoteError | None) -> DynamoError:
+    """The error of a handler that could not be started (transport.md 5.3).
+
+    One that is the caller's fault is raised as the worker wrote it; any other says that this worker cannot serve, with
+    the worker's error, if it sent one, as its cause.
+    """
+    if typed_error is not None and typed_error.error_class == "InvalidRequest":
+        return typed_error
+    error = CannotConnect(text)
+    error.__cause__ = typed_error
+    return error

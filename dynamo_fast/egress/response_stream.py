@@ -1,0 +1,123 @@
+"""`ResponseStream`: the answer as the caller sees it, an asynchronous iterator of `Annotated` items."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+
+from dynamo_fast.egress.response_receiver import ResponseReceiver
+from dynamo_fast.errors import Disconnected, DynamoError, PayloadError, ProtocolError
+from dynamo_fast.wire.payload import Annotated, PayloadCodec
+
+__all__ = ["ResponseStream"]
+
+
+class ResponseStream:
+    """The items of one answer, in order.
+
+        async for item in stream:
+            print(item.data())
+
+    The answer has ended well only if the worker said so; everything else is raised, once, and then the iterator is
+    exhausted (transport.md 5.2):
+
+    * RemoteError: the worker's handler failed (the items before it were good);
+    * Disconnected: the stream ended before the answer did, because the worker died or broke the protocol
+      (`__cause__` says which);
+    * ProtocolError, PayloadError: a frame that is not an item.
+
+    After the context was stopped or killed the end is never an error. Closing the stream, or dropping it, tells the
+    worker to quit.
+    """
+
+    __slots__ = ("__weakref__", "_decode_item", "_final_seen", "_on_close", "_open", "_receiver", "_loop")
+
+    def __init__(
+        self,
+        receiver: ResponseReceiver,
+        payload_codec: PayloadCodec,
+        loop: asyncio.AbstractEventLoop,
+        on_close: Callable[[], None],
+    ) -> None:
+        self._receiver = receiver
+        self._decode_item = payload_codec.decode_item
+        self._loop = loop
+        self._on_close = on_close
+        self._final_seen = False
+        self._open = True
+
+    def __aiter__(self) -> ResponseStream:
+        return self
+
+    async def __anext__(self) -> Annotated:
+        receiver = self._receiver
+        while self._open:
+            if receiver.frames:
+                item = self._item(receiver.frames.popleft())
+                if item is not None:
+                    return item
+            elif receiver.ended:
+                self._end()
+            else:
+                await receiver.readable()
+        raise StopAsyncIteration
+
+    def _item(self, frame: bytes | memoryview) -> Annotated | None:
+        """The item in a frame; None for the final marker. Raises what the item says, if it is an error."""
+        try:
+            wrapper = self._decode_item(frame)
+        except PayloadError:
+            self.close()
+            raise
+        if self._final_seen:
+            self._fail(ProtocolError("Response received after generation ended - this should never happen"))
+        self._final_seen = wrapper.complete_final
+        item = wrapper.data
+        if item is not None:
+            error = item.error()
+            if error is not None:
+                self._fail(error)
+            return item
+        if not wrapper.complete_final:
+            self._fail(ProtocolError("Empty response received - this should never happen"))
+        return None
+
+    def _end(self) -> None:
+        receiver = self._receiver
+        self.close()
+        if not self._final_seen and not receiver.context.is_stopped():
+            raise Disconnected("Stream ended before generation completed") from receiver.error
+
+    def _fail(self, error: DynamoError) -> None:
+        self.close()
+        raise error
+
+    def close(self) -> None:
+        """Let go of the answer: if it has not ended yet, the worker is told to quit. Never blocks; may be called again."""
+        if self._open:
+            self._open = False
+            self._receiver.drop()
+            self._on_close()
+            self._receiver.wake()
+
+    async def aclose(self) -> None:
+        """The same as `close`, under the name that asynchronous generators give it."""
+        self.close()
+
+    async def __aenter__(self) -> ResponseStream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # The garbage collector may run on any thread, and transports belong to the loop's.
+        if self._open and not self._loop.is_closed():
+            if asyncio._get_running_loop() is self._loop:
+                self.close()
+            else:
+                self._loop.call_soon_threadsafe(self._receiver.drop)
+                self._on_close()

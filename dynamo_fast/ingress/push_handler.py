@@ -1,0 +1,302 @@
+"""`PushHandler`: one endpoint. Takes its requests, calls the handler, and streams each answer to the router that asked.
+
+    accept      in the read callback: decode the control message; whom to answer must be known before we say yes
+    answer      in a task of its own: dial the router, decode the body, call the handler, write what it yields
+
+A request that was accepted is always answered: what is wrong with it, or with the handler, becomes an error prologue
+(the handler was not started) or an error item (it was). Dynamo's own worker drops such requests without a word
+(transport.md 2.7). (Source: transport.md 6.2 to 6.4, 4.8; runtime.md 4.2.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, cast
+
+from dynamo_fast.codec import TcpRequestMessage, TwoPartCodec, TwoPartMessage
+from dynamo_fast.config import WorkerConfig
+from dynamo_fast.context import Context
+from dynamo_fast.errors import (
+    DynamoError,
+    PayloadError,
+    ProtocolError,
+    RemoteError,
+    SerializationError,
+    TransportError,
+    Unavailable,
+)
+from dynamo_fast.ingress.admission import Job
+from dynamo_fast.ingress.response_client import Dialler, ResponseConnection
+from dynamo_fast.observability.worker_metrics import EndpointMetrics, WorkerMetrics
+from dynamo_fast.wire.address import EndpointId
+from dynamo_fast.wire.control import (
+    RequestControlMessage,
+    RequestType,
+    ResponseStreamPrologue,
+    StreamType,
+    TcpStreamConnectionInfo,
+)
+from dynamo_fast.wire.error import from_exception
+from dynamo_fast.wire.headers import FRONTEND_SEND_TS_NS, decode_headers
+
+__all__ = ["Batch", "Handler", "PushHandler"]
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[..., AsyncIterator[Any]]
+"""Called as `handler(request)`, or `handler(request, context=context)` if it has a parameter of that name."""
+
+
+class Batch:
+    """Several items that are ready at once: `yield Batch(items)` sends each in its own frame, all in one write.
+
+    The caller sees no difference to the items yielded one by one; the worker saves a turn of the generator for each.
+    """
+
+    __slots__ = ("items",)
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self.items = items
+
+
+class PushHandler:
+    """One endpoint and its handler; `accept` is what `SharedTcpServer.register` wants."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        endpoint: EndpointId,
+        *,
+        dialler: Dialler,
+        config: WorkerConfig,
+        metrics: EndpointMetrics,
+        worker_metrics: WorkerMetrics,
+    ) -> None:
+        self.endpoint = endpoint
+        self.dialler = dialler
+        self.config = config
+        self.metrics = metrics
+        self.worker_metrics = worker_metrics
+        self._handler = handler
+        self._takes_context = _takes_context(handler)
+        self._drained: asyncio.Future[None] | None = None
+
+    def accept(self, frame: TcpRequestMessage) -> Job:
+        """The job that answers this request. Raises Unavailable if it cannot be told whom to answer."""
+        try:
+            request = _Request(self, frame)
+        except ProtocolError as error:
+            self.metrics.error("deserialization")
+            logger.warning("refusing a request for %s that cannot be read: %s", self.endpoint, error)
+            raise Unavailable(f"Server unavailable: unreadable request: {error}") from error
+        self.metrics.requests += 1
+        self.metrics.inflight += 1
+        self.metrics.request_bytes += len(frame.payload)
+        return request.answer
+
+    def call(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        """Call the handler. Raises what it raises, and AttributeError if it returns no async iterator."""
+        if self._takes_context:
+            iterator = self._handler(request, context=context)
+        else:
+            iterator = self._handler(request)
+        if not hasattr(type(iterator), "__anext__"):
+            if inspect.iscoroutine(iterator):
+                iterator.close()  # nobody will await it, and nobody needs to be told
+            raise AttributeError(f"'{type(iterator).__name__}' object has no attribute '__anext__'")
+        return iterator
+
+    async def drained(self) -> None:
+        """Wait until no accepted request is without its answer."""
+        while self.metrics.inflight:
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+
+    def ended(self) -> None:
+        """A request has its answer."""
+        self.metrics.inflight -= 1
+        if not self.metrics.inflight and self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+
+class _Request:
+    """One accepted request. Raises ProtocolError if it cannot be told whom to answer."""
+
+    def __init__(self, handler: PushHandler, frame: TcpRequestMessage) -> None:
+        self._message = _two_part(frame.payload)
+        self._control = RequestControlMessage.decode(self._message.header)
+        self._info = TcpStreamConnectionInfo.from_connection_info(self._control.connection_info)
+        self._handler = handler
+        self._context = Context(self._control.id, self._control.metadata)
+        self._stream = ResponseConnection(handler.dialler, self._context, self._cut_short)
+        self._accepted_at = time.monotonic()
+        self._grace: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._was_cut_short = False
+
+    async def answer(self) -> None:
+        """Dial, call the handler, and stream its items. Raises nothing."""
+        self._task = asyncio.current_task()
+        try:
+            await self._handler.dialler.dial(self._info, self._stream)
+            iterator = self._start()
+            if iterator is not None:
+                await self._push(iterator)
+        except TransportError as error:
+            self._handler.metrics.error("response_stream")
+            self._stream.end = str(error)
+        finally:
+            if self._grace is not None:
+                self._grace.cancel()
+            self._account()
+
+    def _start(self) -> AsyncIterator[Any] | None:
+        """What the handler returned; None if there is nothing, which the router has been told."""
+        try:
+            request = self._decode()
+        except ProtocolError as error:
+            self._handler.metrics.error("invalid_message")
+            self._refuse(f"Invalid request: {error}", _invalid_request(str(error)))
+            return None
+        try:
+            iterator = self._handler.call(request, self._context)
+        except BaseException as error:  # whatever the handler raises is the caller's to hear
+            self._handler.metrics.error("generate")
+            logger.error("the handler of %s cannot be called", self._handler.endpoint, exc_info=error)
+            text = f"{type(error).__name__}: {error}"
+            self._refuse(f"Generate Error: {text}", RemoteError(text))
+            return None
+        self._stream.start()
+        self._handler.worker_metrics.time_to_first_response.observe(time.monotonic() - self._accepted_at)
+        return iterator
+
+    def _decode(self) -> Any:
+        """The request that the handler gets; lets go of the bytes."""
+        message, self._message = self._message, _NO_MESSAGE
+        if message.message_type is not TwoPartMessageType.HEADER_AND_DATA:
+            raise PayloadError("it has no body")
+        if self._info.context != self._control.id:
+            raise ControlError(f"its id is {self._control.id!r}, but its response stream belongs to {self._info.context!r}")
+        return self._control.payload_codec.decode(message.data)
+
+    def _refuse(self, text: str, error: RemoteError) -> None:
+        self._stream.refuse(ResponseStreamPrologue(text, error))
+
+    async def _push(self, iterator: AsyncIterator[Any]) -> None:
+        """Send what `iterator` yields, and how it ended."""
+        try:
+            await self._send_items(iterator)
+        except BaseException as error:  # as above
+            self._failed(error)
+        self._stream.finish(self._control.payload_codec.final)
+        await _close(iterator)
+
+    async def _send_items(self, iterator: AsyncIterator[Any]) -> None:
+        stream, encode = self._stream, self._control.payload_codec.encode_item
+        said_goodbye = False
+        async for item in iterator:
+            if not stream.open:
+                # A handler that noticed may say goodbye, which nobody hears, and leave by itself. Others are closed.
+                if said_goodbye:
+                    return
+                said_goodbye = True
+                continue
+            try:
+                if item.__class__ is Batch:
+                    must_wait = stream.send_all(map(encode, item.items))
+                else:
+                    must_wait = stream.send(encode(item))
+            except SerializationError as error:
+                self._unserialisable(error)
+                return
+            if must_wait:
+                await stream.room()
+
+    def _unserialisable(self, error: SerializationError) -> None:
+        codec = self._control.payload_codec
+        self._handler.metrics.error("serialization")
+        text = f"critical error: failed serializing Python response as {codec.value}: {error}"
+        logger.error("the handler of %s yielded what cannot be sent: %s", self._handler.endpoint, text)
+        self._stream.send(codec.encode_error_item(RemoteError(text)))
+
+    def _failed(self, error: BaseException) -> None:
+        if self._stream.open:
+            logger.warning("the handler of %s failed", self._handler.endpoint, exc_info=error)
+            self._stream.send(self._control.payload_codec.encode_error_item(from_exception(error)))
+        elif not isinstance(error, asyncio.CancelledError):  # which is our own doing, see `_cancel`
+            logger.warning("the handler of %s failed after its answer was cut short", self._handler.endpoint, exc_info=error)
+
+    def _cut_short(self) -> None:
+        """Nobody wants the answer any more. The handler's context says so; if it does not look, it is cancelled."""
+        self._was_cut_short = True
+        self._grace = asyncio.get_running_loop().call_later(self._handler.config.cancel_grace, self._cancel)
+
+    def _cancel(self) -> None:
+        assert self._task is not None
+        self._grace = asyncio.get_running_loop().call_later(self._handler.config.cancel_grace, self._cancel)
+        self._task.cancel()
+
+    def _account(self) -> None:
+        metrics, stream = self._handler.metrics, self._stream
+        seconds = time.monotonic() - self._accepted_at
+        metrics.duration.observe(seconds)
+        metrics.response_bytes += stream.bytes
+        metrics.cancellations += self._was_cut_short
+        logger.log(
+            logging.INFO if stream.orderly else logging.WARNING,
+            "request %s for %s was %s after %d items, %d bytes, %.3f s",
+            self._context.id(),
+            self._handler.endpoint,
+            stream.end,
+            stream.items,
+            stream.bytes,
+            seconds,
+        )
+        self._handler.ended()
+
+
+def _takes_context(handler: Handler) -> bool:
+    """Whether the handler has a parameter named `context` that can be given by name."""
+    try:
+        parameter = inspect.signature(handler).parameters.get("context")
+    except (TypeError, ValueError):  # not callable, which its first call will tell; or written in C
+        return False
+    return parameter is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+
+
+def _two_part(payload: bytes | memoryview) -> TwoPartMessage:
+    """The message of a request frame; what follows it is ignored, as by Dynamo's own worker."""
+    messages = TwoPartDecoder().feed(payload)
+    if not messages:
+        raise IncompleteMessage(f"its {len(payload)} bytes are not a whole two-part message")
+    return messages[0]
+
+
+def _observe_transit(histogram: Histogram, headers: bytes | memoryview) -> None:
+    sent_at = decode_headers(headers).get(FRONTEND_SEND_TS_NS, "")
+    if sent_at.isdecimal():
+        histogram.observe(max(0, time.time_ns() - int(sent_at)) / 1e9)
+
+
+def _invalid_request(text: str) -> RemoteError:
+    return RemoteError(
+        text,
+        error_type=InvalidRequest.error_type,
+        error_class=InvalidRequest.error_class,
+        reason=InvalidRequest.reason,
+    )
+
+
+async def _close(iterator: AsyncIterator[Any]) -> None:
+    """Run what the handler has to do at its end, if it is a generator that was not exhausted."""
+    aclose = getattr(iterator, "aclose", None)
+    if aclose is None:
+        return
+    try:
+        await aclose()
+    except (Exception, asyncio.CancelledError) as error:
+        logger.warning("a handler did not end cleanly", exc_info=error)

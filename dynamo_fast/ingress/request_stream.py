@@ -1,0 +1,123 @@
+"""The input of a bidirectional request: a second connection to the router, on which the items come in (transport.md 9).
+
+The worker dials it, before the response stream, and writes nothing but the handshake. The router writes the bare items,
+one in each data frame, then how it ended:
+
+    sentinel        no more items; the handler goes on
+    stop, kill      the request's context is stopped, killed
+    anything else   is a violation, and so is an end of file without one of the three: killed
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, cast
+
+from dynamo_fast.codec import TwoPartDecoder
+from dynamo_fast.context import Context
+from dynamo_fast.errors import PayloadError
+from dynamo_fast.wire.payload import PayloadCodec
+from dynamo_fast.wire.stream import Event, classify
+
+__all__ = ["RequestStream"]
+
+# Items that wait for the handler before the router is no longer read, and how few are left when it is read again.
+_HIGH_WATER, _LOW_WATER = 64, 16
+
+
+class RequestStream(asyncio.Protocol):
+    """What the handler of a bidirectional endpoint gets: an async iterator of the decoded input items, for one consumer.
+
+    It ends when the router has ended its input, or when the request was cancelled (see the context for which).
+    """
+
+    def __init__(self, context: Context, codec: PayloadCodec, max_message_size: int) -> None:
+        self._context = context
+        self._codec = codec
+        self._decoder = TwoPartDecoder(max_message_size)
+        self._items: deque[Any] = deque()
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._ended = False
+        self._reading = True
+
+    def __aiter__(self) -> RequestStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        while not self._items:
+            if self._ended:
+                raise StopAsyncIteration
+            await self._wait()
+        item = self._items.popleft()
+        if not self._reading and len(self._items) <= _LOW_WATER and self._transport is not None:
+            self._reading = True
+            self._transport.resume_reading()
+        return item
+
+    def close(self) -> None:
+        """The answer has ended: nobody reads the input any more."""
+        self._end()
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._decoder.feed(data):
+            if self._ended:
+                return
+            self._take(classify(message), message.data)
+        if self._decoder.failed is not None:
+            self._violated()
+        self._wake()
+        if len(self._items) >= _HIGH_WATER and self._reading and self._transport is not None:
+            self._reading = False
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        if not self._ended:
+            self._violated()
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        if not self._ended:
+            self._violated()
+
+    def _take(self, event: Event, data: bytes | memoryview) -> None:
+        if event is Event.DATA:
+            try:
+                self._items.append(self._codec.decode(data))
+            except PayloadError:
+                self._violated()
+        elif event is Event.SENTINEL:
+            self._end()
+        elif event is Event.STOP:
+            self._end()
+            self._context.stop_generating()
+        else:
+            self._violated()
+
+    def _violated(self) -> None:
+        self._end()
+        self._context.kill()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._wake()
+
+    async def _wait(self) -> None:
+        if self._waiter is not None:
+            raise RuntimeError("a request stream has one consumer, and another one is already waiting")
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,306 @@
+"""The worker's end of a response stream: dial the router that waits for an answer, and write the frames.
+
+What may be received when, and what follows from it, is the table of `wire.stream`; here are only the bytes.
+
+Frames are *corked*: those of one turn of the event loop leave in one write. The first item is not held back for others:
+it is written at once, with the prologue in front of it. A generator that never pauses gets its frames written, and the
+other requests a turn, after every `_CORK_FRAMES` frames or `_CORK_BYTES` bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable, Iterable
+from typing import cast
+
+from dynamo_fast.codec import TwoPartDecoder, encode_two_part
+from dynamo_fast.config import WorkerConfig
+from dynamo_fast.context import Context
+from dynamo_fast.deadlines import Deadlines
+from dynamo_fast.errors import CannotConnect, ConnectionTimeout
+from dynamo_fast.wire.address import split_host_port
+from dynamo_fast.wire.control import (
+    MAX_CONTROL_MESSAGE_SIZE,
+    CallHomeHandshake,
+    ControlMessage,
+    ResponseStreamPrologue,
+    TcpStreamConnectionInfo,
+)
+from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classify
+
+__all__ = ["Dialler", "ResponseConnection"]
+
+_CORK_FRAMES = 128
+_CORK_BYTES = 64 * 1024
+_ADDRESS_RETRY = 0.2
+
+_ORDERLY_ENDS = frozenset(
+    {
+        Event.FINISHED,
+        Event.PROLOGUE_ERROR,
+        Event.STOP,
+        Event.KILL,
+        Event.CONTEXT_STOPPED,
+        Event.CONTEXT_KILLED,
+    }
+)
+
+_PROLOGUE_OK = encode_two_part(ResponseStreamPrologue().encode(), b"")
+_SENTINEL = encode_two_part(ControlMessage.SENTINEL.encode(), b"")
+
+
+class Dialler:
+    """Connects to routers, and keeps the deadlines of all response connections of a worker."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        loop = asyncio.get_running_loop()
+        self._connecting: Deadlines[asyncio.Task[object]] = Deadlines(loop, config.connect_timeout, asyncio.Task.cancel)
+        self._closing: Deadlines[ResponseConnection] = Deadlines(
+            loop, config.close_timeout, ResponseConnection.not_closed
+        )
+        self._stalled: Deadlines[ResponseConnection] = Deadlines(
+            loop, config.stall_timeout, ResponseConnection.not_read
+        )
+        self._all_closed: asyncio.Future[None] | None = None
+
+    async def dial(self, info: TcpStreamConnectionInfo, protocol: asyncio.Protocol) -> None:
+        """Connect `protocol` to the router at `info.address`, and write the handshake.
+
+        Raises CannotConnect or ConnectionTimeout, both naming the address.
+        """
+        task = cast("asyncio.Task[object]", asyncio.current_task())
+        self._connecting.add(task)
+        try:
+            transport = await _connect(*split_host_port(info.address), protocol)
+        except asyncio.CancelledError:
+            if task in self._connecting:
+                raise
+            seconds = self._connecting.seconds
+            raise ConnectionTimeout(f"{info.address} took no connection within {seconds:g} s") from None
+        except OSError as error:
+            raise CannotConnect(f"{info.address} cannot be reached: {error}") from error
+        finally:
+            self._connecting.discard(task)
+        # A router's machine that vanished without a word would hold its requests for ever.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        transport.write(encode_two_part(CallHomeHandshake(info.subject, info.stream_type).encode(), b""))
+
+    async def all_closed(self) -> None:
+        """Wait until every finished connection is closed, which takes no longer than the close timeout."""
+        while self._closing:
+            self._all_closed = asyncio.get_running_loop().create_future()
+            await self._all_closed
+
+    def _closed(self, connection: ResponseConnection) -> None:
+        self._closing.discard(connection)
+        if not self._closing and self._all_closed is not None and not self._all_closed.done():
+            self._all_closed.set_result(None)
+
+
+async def _connect(host: str, port: int, protocol: asyncio.Protocol) -> asyncio.Transport:
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            transport, _ = await loop.create_connection(lambda: protocol, host, port)
+            return transport
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            await asyncio.sleep(_ADDRESS_RETRY)  # every local port towards the router is in use: one may become free
+
+
+class ResponseConnection(asyncio.Protocol):
+    """One response stream. `cut_short` is called once if the stream ends before the push handler has ended it."""
+
+    def __init__(self, dialler: Dialler, context: Context, cut_short: Callable[[], None]) -> None:
+        self._dialler = dialler
+        self._context = context
+        self._cut_short = cut_short
+        self._machine = StreamMachine.worker()
+        self._decoder = TwoPartDecoder(MAX_CONTROL_MESSAGE_SIZE)
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._corked: list[bytes] = []
+        self._corked_bytes = 0
+        self._flush_scheduled = False
+        self._paused = False
+        self._room: asyncio.Future[None] | None = None
+        self._peer_finished = False
+        self.open = True
+        """Whether the handler's items still go anywhere."""
+        self.items = 0
+        """Items sent."""
+        self.bytes = 0
+        """Bytes of the bodies of data frames: items, and the final marker."""
+        self.end = ""
+        """Who ended the stream and in which state, for the log."""
+        self.orderly = False
+        """Whether it was ended by somebody who may."""
+        context.on_cancel(self._context_changed)
+
+    # What the push handler does
+
+    def start(self) -> None:
+        """The handler was started: write the prologue."""
+        if self._step(Event.PROLOGUE_OK, "") is Action.WRITE:
+            self._cork(_PROLOGUE_OK)
+
+    def refuse(self, prologue: ResponseStreamPrologue) -> None:
+        """The handler was not started: write the reason, and end the stream."""
+        if self._step(Event.PROLOGUE_ERROR, "refused by the worker") is Action.WRITE_END:
+            self._cork(encode_two_part(prologue.encode(), b""))
+            self._write_end()
+
+    def send(self, body: bytes) -> bool:
+        """Write a data frame. Returns whether `room()` must be awaited before the next one."""
+        if not self.open:
+            return False
+        self.items += 1
+        self._cork_body(body)
+        if self.items == 1:
+            self._flush()
+        return self._is_full()
+
+    def send_all(self, bodies: Iterable[bytes]) -> bool:
+        """Write several data frames, all in one write; else as `send`."""
+        for body in bodies:
+            self.items += 1
+            self._cork_body(body)
+        self._flush()
+        return self._is_full()
+
+    def _is_full(self) -> bool:
+        return self._paused or len(self._corked) >= _CORK_FRAMES or self._corked_bytes >= _CORK_BYTES
+
+    async def room(self) -> None:
+        """Write what is corked, give the others a turn, and wait for as long as the router reads more slowly."""
+        self._flush()
+        if not self._paused:
+            await asyncio.sleep(0)
+        elif self.open:
+            self._room = self._loop.create_future()
+            self._dialler._stalled.add(self)
+            try:
+                await self._room
+            finally:
+                self._room = None
+                self._dialler._stalled.discard(self)
+
+    def finish(self, final: bytes) -> None:
+        """The handler has no more items: write the final data frame, and end the stream."""
+        if self._step(Event.FINISHED, "finished by the handler") is Action.WRITE_END:
+            self._cork_body(final)
+            self._write_end()
+
+    # What the event loop does
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if not self.open:  # stopped while it was being dialled
+            self._abort()
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._decoder.feed(data):
+            event = classify(message)
+            self._step(event, f"ended by the router ({event.name.lower()})")
+        if self._decoder.failed is not None:
+            self._step(Event.VIOLATION, f"ended by the router's bytes: {self._decoder.failed}")
+
+    def eof_received(self) -> bool:
+        self._peer_finished = True
+        self._step(Event.EOF, "")
+        return self._machine.state is not State.CLOSED  # what we have to say can still be written
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._step(Event.LOST, f"lost ({error or 'closed'})")
+        self._transport = None
+        self._dialler._closed(self)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._wake()
+
+    # Deadlines
+
+    def not_closed(self) -> None:
+        """The router did not close a finished stream in time."""
+        self._step(Event.TIMEOUT, "")
+
+    def not_read(self) -> None:
+        """The router read nothing for too long."""
+        self._step(Event.TIMEOUT, f"killed, as the router read nothing for {self._dialler._stalled.seconds:g} s")
+
+    def _context_changed(self) -> None:
+        killed = self._context.is_killed()
+        self._step(Event.CONTEXT_KILLED if killed else Event.CONTEXT_STOPPED, "stopped by its own handler")
+
+    def _step(self, event: Event, end: str) -> Action:
+        before = self._machine.state
+        action = self._machine.step(event)
+        state = self._machine.state
+        if self.open and state in (State.DRAINING, State.CLOSED):
+            self.open = False
+            self.end = f"{end} in state {before.name}"
+            self.orderly = event in _ORDERLY_ENDS
+            self._context.off_cancel(self._context_changed)
+        if action is Action.CLOSE and event is Event.EOF:
+            self._close()
+        elif action in (Action.CLOSE, Action.STOP_CONTEXT, Action.KILL_CONTEXT):
+            self._abort()
+        if action is Action.STOP_CONTEXT:
+            self._context.stop_generating()
+        elif action is Action.KILL_CONTEXT:
+            self._context.kill()
+        if state is State.CLOSED and before in (State.PROLOGUE, State.STREAMING):
+            self._cut_short()
+        return action
+
+    def _cork_body(self, body: bytes) -> None:
+        self.bytes += len(body)
+        self._corked_bytes += len(body)
+        self._cork(encode_two_part(b"", body))
+
+    def _cork(self, frame: bytes) -> None:
+        self._corked.append(frame)
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._end_turn)
+
+    def _end_turn(self) -> None:
+        self._flush_scheduled = False
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._corked and self._transport is not None:
+            self._transport.write(self._corked[0] if len(self._corked) == 1 else b"".join(self._corked))
+        self._corked.clear()
+        self._corked_bytes = 0
+
+    def _write_end(self) -> None:
+        self._cork(_SENTINEL)
+        self._flush()
+        self._dialler._closing.add(self)
+        if self._peer_finished:
+            self._close()
+
+    def _wake(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    def _close(self) -> None:
+        """Close after what was written."""
+        self._wake()
+        if self._transport is not None:
+            self._transport.close()
+
+    def _abort(self) -> None:
+        """Close now; what the kernel has not taken yet is dropped."""
+        self._corked.clear()
+        self._wake()
+        if self._transport is not None:
+            self._transport.abort()

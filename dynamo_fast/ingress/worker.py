@@ -1,0 +1,124 @@
+"""`Worker` and `serve`: a process that serves endpoints, from its first record in discovery to its last answer.
+
+    worker = await serve(handler, "demo.backend.generate")        # one endpoint
+    ...
+    await worker.close()
+
+    worker = await Worker.start(discovery)                        # several on one port
+    generate = await worker.serve(handler, "demo.backend.generate")
+    embed = await worker.serve(other, "demo.backend.embed")
+
+It leaves in Dynamo's order (runtime.md 7.3): out of discovery; for a moment more it takes the requests of routers that
+have not heard of it; then it refuses, and every request that was taken gets its whole answer; then it closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dynamo_fast.config import TcpServerConfig, WorkerConfig, env_text
+from dynamo_fast.discovery.base import Discovery
+from dynamo_fast.discovery.file import FileDiscovery
+from dynamo_fast.ingress.admission import Admission
+from dynamo_fast.ingress.push_handler import Handler, PushHandler
+from dynamo_fast.ingress.response_client import Dialler
+from dynamo_fast.ingress.tcp_server import SharedTcpServer
+from dynamo_fast.observability.worker_metrics import EndpointMetrics, WorkerMetrics
+from dynamo_fast.wire.address import EndpointId, endpoint_path
+from dynamo_fast.wire.instance import Instance
+from dynamo_fast.wire.payload import PayloadCodec
+
+__all__ = ["ServedEndpoint", "Worker", "serve"]
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """The endpoints that this process serves on one port. Made with `start`, used on one event loop."""
+
+    def __init__(
+        self,
+        discovery: Discovery,
+        config: WorkerConfig | None = None,
+        server_config: TcpServerConfig | None = None,
+    ) -> None:
+        self.discovery = discovery
+        self.config = config or WorkerConfig.from_env()
+        self.server = SharedTcpServer(server_config)
+        self.metrics = WorkerMetrics(discovery.connection_id, self.server.admission)
+        self.dialler = Dialler(self.config)
+        self.endpoints: dict[EndpointId, ServedEndpoint] = {}
+
+    @classmethod
+    async def start(
+        cls,
+        discovery: Discovery,
+        config: WorkerConfig | None = None,
+        server_config: TcpServerConfig | None = None,
+    ) -> Worker:
+        """A worker that listens and serves nothing yet. Settings that are not given are read from the environment.
+
+        Raises OSError if the port is taken, InvalidConfig for a setting.
+        """
+        worker = cls(discovery, config, server_config)
+        await worker.server.start()
+        return worker
+
+    async def serve(
+        self, handler: Handler, endpoint: EndpointId | str, *, metrics_labels: Iterable[tuple[str, str]] = ()
+    ) -> ServedEndpoint:
+        """Serve `endpoint` ("namespace.component.endpoint") with `handler`, in place of an earlier handler of it.
+
+        Raises InvalidAddress for the name, InvalidRequest for a label, and what the discovery backend raises.
+        """
+        endpoint = EndpointId.parse(endpoint) if isinstance(endpoint, str) else endpoint
+        served = ServedEndpoint(self, handler, endpoint, metrics_labels)
+        await served.register()
+        return served
+
+    async def close(self) -> None:
+        """Leave, let every request in flight have its answer, and close. May be called twice."""
+        await asyncio.gather(*(served.close() for served in list(self.endpoints.values())))
+        await self.dialler.all_closed()
+        await self.server.close()
+
+
+class ServedEndpoint:
+    """One endpoint of a worker."""
+
+    def __init__(
+        self, worker: Worker, handler: Handler, endpoint: EndpointId, metrics_labels: Iterable[tuple[str, str]]
+    ) -> None:
+        self.worker = worker
+        self.metrics = EndpointMetrics(endpoint, worker.discovery.connection_id, metrics_labels)
+        self.handler = PushHandler(
+            handler,
+            endpoint,
+            dialler=worker.dialler,
+            config=worker.config,
+            metrics=self.metrics,
+            worker_metrics=worker.metrics,
+        )
+        self.instance = self._record(endpoint)
+        """The record that discovery has of it."""
+        worker.endpoints[endpoint] = self
+        worker.metrics.endpoints[endpoint] = self.metrics
+        path = endpoint_path(self.instance)
+        worker.server.register(path, self.handler.accept, alias=endpoint_path(self.instance, ...))
+
+    @property
+    def address(self) -> str:
+        """`ip:port/path`, where routers send their requests."""
+        return self.instance.tcp_address
+
+    async def register(self) -> None:
+        """Tell discovery (again) that this endpoint is served here."""
+        await self.worker.discovery.register(self.instance)
+
+    async def unregister(self) -> None:
+        """Leave discovery, and go on serving whoever still comes. Raises InvalidRequest if it is not there."""
+        await self.worker.discovery.unregister(self.instance)
