@@ -16,10 +16,15 @@ from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.response_stream import ResponseStream
 from dynamo_fast.egress.tcp_client import TcpRequestClient
 from dynamo_fast.errors import Cancelled, Disconnected, RequestTooLarge
-from dynamo_fast.observability.metrics import REQUEST_PLANE, RequestPlaneMetrics, RequestTiming
+from dynamo_fast.observability.metrics import (
+    REQUEST_PLANE,
+    RequestPlaneMetrics,
+    RequestTiming,
+)
+from dynamo_fast.wire.address import EndpointInstanceId
 from dynamo_fast.wire.control import MAX_CONTROL_MESSAGE_SIZE, RequestControlMessage
 from dynamo_fast.wire.headers import REQUEST_ID
-from dynamo_fast.wire.instance import EndpointInstanceId, Instance
+from dynamo_fast.wire.instance import Instance
 from dynamo_fast.wire.payload import PayloadCodec
 
 __all__ = ["AddressedPushRouter", "AddressedRequest"]

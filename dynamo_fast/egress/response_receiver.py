@@ -24,8 +24,8 @@ from dynamo_fast.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from dynamo_fast.wire.address import EndpointInstanceId
 from dynamo_fast.wire.control import StreamType, TcpStreamConnectionInfo
-from dynamo_fast.wire.instance import EndpointInstanceId
 from dynamo_fast.wire.stream import Event
 
 if TYPE_CHECKING:

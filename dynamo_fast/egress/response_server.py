@@ -13,16 +13,31 @@ import struct
 import uuid
 from typing import cast
 
-from dynamo_fast.codec import TwoPartDecoder, TwoPartMessage, TwoPartMessageType, encode_two_part
+from dynamo_fast.codec import (
+    TwoPartDecoder,
+    TwoPartMessage,
+    TwoPartMessageType,
+    encode_two_part,
+)
 from dynamo_fast.config import ResponseServerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.egress.response_receiver import ResponseReceiver
-from dynamo_fast.errors import CannotConnect, ControlError, Disconnected, DynamoError, RemoteError
+from dynamo_fast.errors import (
+    CannotConnect,
+    ControlError,
+    Disconnected,
+    DynamoError,
+    RemoteError,
+)
 from dynamo_fast.listener import Listener, advertised_ip, local_ip
-from dynamo_fast.wire.address import join_host_port
-from dynamo_fast.wire.control import CallHomeHandshake, ControlMessage, ResponseStreamPrologue, StreamType
-from dynamo_fast.wire.instance import EndpointInstanceId
+from dynamo_fast.wire.address import EndpointInstanceId, join_host_port
+from dynamo_fast.wire.control import (
+    CallHomeHandshake,
+    ControlMessage,
+    ResponseStreamPrologue,
+    StreamType,
+)
 from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classify
 
 __all__ = ["TcpStreamServer"]

@@ -1,0 +1,247 @@
+"""The control messages: small JSON texts around the payload (transport.md 3, 4.3, 4.4, 4.6).
+
+    RequestControlMessage     router -> worker   header of the request: who asks, and where the answer goes
+    CallHomeHandshake         worker -> router   first frame of a response (or request) stream: what it belongs to
+    ResponseStreamPrologue    worker -> router   second frame: whether the handler could be started
+    ControlMessage            both ways          stop, kill, sentinel
+
+Always JSON, whatever the payload codec, with the keys in Dynamo's order. Each `decode` raises ControlError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import orjson
+
+from dynamo_fast.errors import ControlError, DynamoError
+from dynamo_fast.wire.error import decode_error, encode_error
+from dynamo_fast.wire.payload import PayloadCodec
+
+__all__ = [
+    "MAX_CONTROL_MESSAGE_SIZE",
+    "CallHomeHandshake",
+    "ConnectionInfo",
+    "ControlMessage",
+    "RequestControlMessage",
+    "RequestType",
+    "ResponseStreamPrologue",
+    "ResponseType",
+    "StreamType",
+    "TcpStreamConnectionInfo",
+]
+
+MAX_CONTROL_MESSAGE_SIZE = 131_072
+"""Bytes of a request's control message, checked by the router that sends it (transport.md 3.2)."""
+
+_TCP_SERVER = "tcp_server"
+
+
+class StreamType(str, Enum):
+    """What a worker's connection to the router carries."""
+
+    REQUEST = "request"
+    RESPONSE = "response"
+
+
+class RequestType(str, Enum):
+    """One request body, or a stream of them (bidirectional endpoints)."""
+
+    SINGLE_IN = "single_in"
+    MANY_IN = "many_in"
+
+
+class ResponseType(str, Enum):
+    """Always a stream on the wire; workers read `single_out` as the same."""
+
+    SINGLE_OUT = "single_out"
+    MANY_OUT = "many_out"
+
+
+class ConnectionInfo(NamedTuple):
+    """Where an answer goes, as it stands in the control message: `info` is JSON within JSON."""
+
+    transport: str
+    info: str
+
+
+@dataclass(frozen=True, slots=True)
+class TcpStreamConnectionInfo:
+    """Where a worker dials: `address` is `host:port`, `subject` names the stream, `context` is the request's id."""
+
+    address: str
+    subject: str
+    context: str
+    stream_type: StreamType = StreamType.RESPONSE
+
+    def to_connection_info(self) -> ConnectionInfo:
+        """As the control message carries it."""
+        info = {
+            "address": self.address,
+            "subject": self.subject,
+            "context": self.context,
+            "stream_type": self.stream_type,
+        }
+        return ConnectionInfo(_TCP_SERVER, orjson.dumps(info).decode())
+
+    @classmethod
+    def from_connection_info(cls, connection_info: ConnectionInfo) -> TcpStreamConnectionInfo:
+        """Read it. Raises ControlError."""
+        if connection_info.transport != _TCP_SERVER:
+            raise ControlError(f"response transport {connection_info.transport!r} is not offered, only {_TCP_SERVER!r}")
+        return _decode(_tcp_stream_info, connection_info.info.encode("utf-8", "surrogatepass"), "connection info")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestControlMessage:
+    """The header part of a request's two-part message."""
+
+    id: str
+    connection_info: ConnectionInfo
+    request_type: RequestType = RequestType.SINGLE_IN
+    response_type: ResponseType = ResponseType.MANY_OUT
+    payload_codec: PayloadCodec = PayloadCodec.JSON
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    frontend_send_ts_ns: int | None = None
+    request_stream_connection_info: ConnectionInfo | None = None
+
+    def encode(self) -> bytes:
+        """The JSON text, the same for Dynamo 1.3 and 1.6; keys without a value are left out, metadata is sorted."""
+        message: dict[str, object] = {
+            "id": self.id,
+            "request_type": self.request_type,
+            "response_type": self.response_type,
+            "payload_codec": self.payload_codec,
+            "connection_info": self.connection_info._asdict(),
+        }
+        if self.metadata:
+            message["metadata"] = dict(sorted(self.metadata.items()))
+        if self.frontend_send_ts_ns is not None:
+            message["frontend_send_ts_ns"] = self.frontend_send_ts_ns
+        if self.request_stream_connection_info is not None:
+            message["request_stream_connection_info"] = self.request_stream_connection_info._asdict()
+        return orjson.dumps(message)
+
+    @classmethod
+    def decode(cls, data: bytes | memoryview) -> RequestControlMessage:
+        """Read it; unknown keys are ignored, an absent codec means JSON. Raises ControlError."""
+        raw = _decode(_request_control, data, "control message")
+        request_stream = raw.request_stream_connection_info
+        return cls(
+            id=raw.id,
+            connection_info=ConnectionInfo(raw.connection_info.transport, raw.connection_info.info),
+            request_type=raw.request_type,
+            response_type=raw.response_type,
+            payload_codec=PayloadCodec(raw.payload_codec),
+            metadata=raw.metadata,
+            frontend_send_ts_ns=raw.frontend_send_ts_ns,
+            request_stream_connection_info=request_stream and ConnectionInfo(request_stream.transport, request_stream.info),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CallHomeHandshake:
+    """The first frame on a connection that a worker has dialled."""
+
+    subject: str
+    stream_type: StreamType = StreamType.RESPONSE
+
+    def encode(self) -> bytes:
+        """The JSON text."""
+        return orjson.dumps({"subject": self.subject, "stream_type": self.stream_type})
+
+    @classmethod
+    def decode(cls, data: bytes | memoryview) -> CallHomeHandshake:
+        """Read it. Raises ControlError."""
+        return _decode(_handshake, data, "handshake")
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseStreamPrologue:
+    """The second frame of a response stream. `error` is None if the handler was started, else the reason as a text.
+
+    `typed_error` says the same in a form that a program can read; Dynamo writes it since 1.6.
+    """
+
+    error: str | None = None
+    typed_error: DynamoError | None = None
+
+    def encode(self) -> bytes:
+        """The JSON text."""
+        prologue: dict[str, object] = {"error": self.error}
+        if self.error is not None and self.typed_error is not None:
+            prologue["typed_error"] = encode_error(self.typed_error)
+        return orjson.dumps(prologue)
+
+    @classmethod
+    def decode(cls, data: bytes | memoryview) -> ResponseStreamPrologue:
+        """Read it; without `error` there is none. Raises ControlError."""
+        raw = _decode(_prologue, data, "prologue")
+        if raw.error is None or raw.typed_error is None:
+            return cls(raw.error)
+        return cls(raw.error, decode_error(raw.typed_error))
+
+
+class ControlMessage(Enum):
+    """What may be said about a stream while it runs."""
+
+    STOP = "stop"
+    KILL = "kill"
+    SENTINEL = "sentinel"
+
+    def encode(self) -> bytes:
+        """The JSON text: the word in quotes."""
+        return _CONTROL_TEXTS[self]
+
+    @classmethod
+    def decode(cls, data: bytes | memoryview) -> ControlMessage:
+        """Read it. Raises ControlError."""
+        return cls(_decode(_control, data, "control message"))
+
+
+_CONTROL_TEXTS = {message: orjson.dumps(message.value) for message in ControlMessage}
+
+
+class _RawConnectionInfo(msgspec.Struct):
+    transport: str
+    info: str
+
+
+class _RawRequestControl(msgspec.Struct):
+    id: str
+    request_type: RequestType
+    response_type: ResponseType
+    connection_info: _RawConnectionInfo
+    payload_codec: Literal["json", "msgpack"] = "json"
+    metadata: dict[str, str] = {}  # noqa: RUF012  # msgspec copies the default for each object
+    frontend_send_ts_ns: int | None = None
+    request_stream_connection_info: _RawConnectionInfo | None = None
+
+
+class _RawPrologue(msgspec.Struct):
+    error: str | None = None
+    typed_error: Any = None
+
+
+_request_control = msgspec.json.Decoder(_RawRequestControl)
+_tcp_stream_info = msgspec.json.Decoder(TcpStreamConnectionInfo)
+_handshake = msgspec.json.Decoder(CallHomeHandshake)
+_prologue = msgspec.json.Decoder(_RawPrologue)
+_control = msgspec.json.Decoder(Literal["stop", "kill", "sentinel"])
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], data: bytes | memoryview, what: str) -> Any:
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ControlError(f"malformed {what}: {error} (in {_shown(data)})") from None
+
+
+def _shown(data: bytes | memoryview) -> str:
+    """The beginning of what came, for an error's text."""
+    head = bytes(data[:80])
+    return repr(head) if len(data) <= 80 else f"{head!r}... of {len(data)} bytes"
