@@ -20,7 +20,10 @@ class Vector(NamedTuple):
 
 
 def captured(*kinds: str) -> list[Vector]:
-    """The vectors of these kinds, or whose kind begins with one that ends in `*`; all of them if none is named."""
+    """The vectors of these kinds, or whose kind begins with one that ends in `*`; all of them if none is named.
+
+    Those whose `facts["emitter"]` is `synthetic` were not written by Dynamo, but taken by it.
+    """
     index = json.loads((_FOLDER / "index.json").read_text(encoding="utf-8"))["vectors"]
     vectors = [
         Vector(entry["file"], entry["kind"], entry["plane"], (_FOLDER / entry["file"]).read_bytes(), entry)
