@@ -161,10 +161,7 @@ class RequestTooLarge(_OverLimit, InvalidRequest):
 
 
 class ProtocolError(DynamoError, ValueError):
-    """The peer's bytes break the protocol."""
-
-    error_class = "BackendProtocol"
-    reason = "backend.protocol"
+    """The peer's bytes break the protocol. Dynamo has no type of its own for this: it is `Internal` there."""
 
 
 class CodecError(ProtocolError):
