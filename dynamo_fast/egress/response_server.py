@@ -25,6 +25,7 @@ from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.errors import (
     CannotConnect,
+    CodecError,
     ControlError,
     Disconnected,
     DynamoError,
@@ -207,7 +208,11 @@ class _ResponseConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         # The hot path: all the frames of one read are queued, then the consumer is woken once.
         machine, receiver = self._machine, self._receiver
-        for message in self._decoder.feed(data):
+        try:
+            messages = self._decoder.feed(data)
+        except CodecError:  # a bad frame with none before it; what to do is the same, see below
+            messages = []
+        for message in messages:
             state = machine.state
             if message.message_type is _DATA_ONLY and (state is State.STREAMING or state is State.STOPPED):
                 receiver.frames.append(message.data)  # type: ignore[union-attr]  # these states have a receiver

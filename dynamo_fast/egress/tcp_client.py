@@ -20,6 +20,7 @@ from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.egress.request_client import Ack, RequestPlaneClient
 from dynamo_fast.errors import (
     CannotConnect,
+    CodecError,
     ConnectionTimeout,
     MessageTooLarge,
     RequestTooLarge,
@@ -322,7 +323,11 @@ class _RequestConnection(asyncio.Protocol):
         self._pool.dispatch()
 
     def data_received(self, data: bytes) -> None:
-        for message in self._decoder.feed(data):
+        try:
+            messages = self._decoder.feed(data)
+        except CodecError:  # a bad frame with none before it; what to do is the same, see below
+            messages = []
+        for message in messages:
             if not self._unacknowledged:
                 self._transport.abort()  # an answer to nothing: whatever it is, it is no Dynamo worker
                 return
