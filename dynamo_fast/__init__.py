@@ -1,3 +1,64 @@
-"""dynamo_fast: NVIDIA Dynamo's request plane for Python."""
+"""Dynamo's request plane for Python: a router and a worker that speak its wire protocol, byte for byte.
+
+    from dynamo_fast import AddressedPushRouter, AddressedRequest, Context     # the router's side
+    from dynamo_fast import serve                                              # the worker's side
+    from dynamo_fast import TwoPartCodec, TwoPartDecoder, codec                # the frames alone
+"""
+
+from dynamo_fast import codec
+from dynamo_fast.codec import (
+    TcpRequestCodec,
+    TcpRequestDecoder,
+    TcpRequestMessage,
+    TcpResponseCodec,
+    TcpResponseDecoder,
+    TcpResponseMessage,
+    TwoPartCodec,
+    TwoPartDecoder,
+    TwoPartMessage,
+    TwoPartMessageType,
+)
+from dynamo_fast.context import Context
+from dynamo_fast.discovery.file import FileDiscovery
+from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
+from dynamo_fast.egress.response_server import TcpStreamServer
+from dynamo_fast.egress.response_stream import ResponseStream
+from dynamo_fast.egress.tcp_client import TcpRequestClient
+from dynamo_fast.errors import DynamoError
+from dynamo_fast.ingress.push_handler import Batch
+from dynamo_fast.ingress.worker import Worker, serve
+from dynamo_fast.wire.address import EndpointId, EndpointInstanceId
+from dynamo_fast.wire.instance import Instance
+from dynamo_fast.wire.payload import Annotated, PayloadCodec
+
+__all__ = [
+    "AddressedPushRouter",
+    "AddressedRequest",
+    "Annotated",
+    "Batch",
+    "Context",
+    "DynamoError",
+    "EndpointId",
+    "EndpointInstanceId",
+    "FileDiscovery",
+    "Instance",
+    "PayloadCodec",
+    "ResponseStream",
+    "TcpRequestClient",
+    "TcpRequestCodec",
+    "TcpRequestDecoder",
+    "TcpRequestMessage",
+    "TcpResponseCodec",
+    "TcpResponseDecoder",
+    "TcpResponseMessage",
+    "TcpStreamServer",
+    "TwoPartCodec",
+    "TwoPartDecoder",
+    "TwoPartMessage",
+    "TwoPartMessageType",
+    "Worker",
+    "codec",
+    "serve",
+]
 
 __version__ = "0.1.0"

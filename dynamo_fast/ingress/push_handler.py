@@ -17,11 +17,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, cast
 
-from dynamo_fast.codec import TcpRequestMessage, TwoPartCodec, TwoPartMessage
+from dynamo_fast.codec import TcpRequestMessage, TwoPartDecoder, TwoPartMessage, TwoPartMessageType
 from dynamo_fast.config import WorkerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.errors import (
-    DynamoError,
+    ControlError,
+    IncompleteMessage,
+    InvalidAddress,
+    InvalidRequest,
     PayloadError,
     ProtocolError,
     RemoteError,
@@ -31,6 +34,7 @@ from dynamo_fast.errors import (
 )
 from dynamo_fast.ingress.admission import Job
 from dynamo_fast.ingress.response_client import Dialler, ResponseConnection
+from dynamo_fast.observability.metrics import Histogram
 from dynamo_fast.observability.worker_metrics import EndpointMetrics, WorkerMetrics
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.control import (
@@ -44,6 +48,8 @@ from dynamo_fast.wire.error import from_exception
 from dynamo_fast.wire.headers import FRONTEND_SEND_TS_NS, decode_headers
 
 __all__ = ["Batch", "Handler", "PushHandler"]
+
+_NO_MESSAGE = TwoPartMessage.from_parts(b"", b"")
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +90,7 @@ class PushHandler:
         self._handler = handler
         self._takes_context = _takes_context(handler)
         self._drained: asyncio.Future[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def accept(self, frame: TcpRequestMessage) -> Job:
         """The job that answers this request. Raises Unavailable if it cannot be told whom to answer."""
@@ -96,19 +103,17 @@ class PushHandler:
         self.metrics.requests += 1
         self.metrics.inflight += 1
         self.metrics.request_bytes += len(frame.payload)
+        _observe_transit(self.worker_metrics.network_transit, frame.headers)
         return request.answer
 
     def call(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """Call the handler. Raises what it raises, and AttributeError if it returns no async iterator."""
-        if self._takes_context:
-            iterator = self._handler(request, context=context)
-        else:
-            iterator = self._handler(request)
-        if not hasattr(type(iterator), "__anext__"):
-            if inspect.iscoroutine(iterator):
-                iterator.close()  # nobody will await it, and nobody needs to be told
-            raise AttributeError(f"'{type(iterator).__name__}' object has no attribute '__anext__'")
-        return iterator
+        returned: Any = self._handler(request, context=context) if self._takes_context else self._handler(request)
+        if not hasattr(type(returned), "__anext__"):
+            if inspect.iscoroutine(returned):
+                returned.close()  # nobody will await it, and nobody needs to be told
+            raise AttributeError(f"'{type(returned).__name__}' object has no attribute '__anext__'")
+        return cast("AsyncIterator[Any]", returned)
 
     async def drained(self) -> None:
         """Wait until no accepted request is without its answer."""
@@ -116,8 +121,18 @@ class PushHandler:
             self._drained = asyncio.get_running_loop().create_future()
             await self._drained
 
-    def ended(self) -> None:
+    def cancel(self) -> None:
+        """Cancel the handlers that run: each caller gets an error of the type Cancelled."""
+        for task in self._tasks:
+            task.cancel()
+
+    def began(self, task: asyncio.Task[Any]) -> None:
+        """A request is being answered by `task`."""
+        self._tasks.add(task)
+
+    def ended(self, task: asyncio.Task[Any]) -> None:
         """A request has its answer."""
+        self._tasks.discard(task)
         self.metrics.inflight -= 1
         if not self.metrics.inflight and self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
@@ -140,19 +155,21 @@ class _Request:
 
     async def answer(self) -> None:
         """Dial, call the handler, and stream its items. Raises nothing."""
-        self._task = asyncio.current_task()
+        task = self._task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._handler.began(task)
         try:
             await self._handler.dialler.dial(self._info, self._stream)
             iterator = self._start()
             if iterator is not None:
                 await self._push(iterator)
-        except TransportError as error:
+        except (TransportError, InvalidAddress) as error:
             self._handler.metrics.error("response_stream")
             self._stream.end = str(error)
         finally:
             if self._grace is not None:
                 self._grace.cancel()
             self._account()
+            self._handler.ended(task)
 
     def _start(self) -> AsyncIterator[Any] | None:
         """What the handler returned; None if there is nothing, which the router has been told."""
@@ -256,7 +273,6 @@ class _Request:
             stream.bytes,
             seconds,
         )
-        self._handler.ended()
 
 
 def _takes_context(handler: Handler) -> bool:

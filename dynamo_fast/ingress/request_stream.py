@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from dynamo_fast.codec import TwoPartDecoder
 from dynamo_fast.context import Context
-from dynamo_fast.errors import PayloadError
+from dynamo_fast.errors import CodecError, PayloadError
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.stream import Event, classify
 
@@ -66,7 +66,11 @@ class RequestStream(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        for message in self._decoder.feed(data):
+        try:
+            messages = self._decoder.feed(data)
+        except CodecError:  # a bad frame with none before it; what to do is the same, see below
+            messages = []
+        for message in messages:
             if self._ended:
                 return
             self._take(classify(message), message.data)

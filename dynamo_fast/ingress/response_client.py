@@ -19,7 +19,7 @@ from dynamo_fast.codec import TwoPartDecoder, encode_two_part
 from dynamo_fast.config import WorkerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
-from dynamo_fast.errors import CannotConnect, ConnectionTimeout
+from dynamo_fast.errors import CannotConnect, CodecError, ConnectionTimeout
 from dynamo_fast.wire.address import split_host_port
 from dynamo_fast.wire.control import (
     MAX_CONTROL_MESSAGE_SIZE,
@@ -56,7 +56,7 @@ class Dialler:
 
     def __init__(self, config: WorkerConfig) -> None:
         loop = asyncio.get_running_loop()
-        self._connecting: Deadlines[asyncio.Task[object]] = Deadlines(loop, config.connect_timeout, asyncio.Task.cancel)
+        self._connecting: Deadlines[asyncio.Task[object]] = Deadlines(loop, config.connect_timeout, _cancel)
         self._closing: Deadlines[ResponseConnection] = Deadlines(
             loop, config.close_timeout, ResponseConnection.not_closed
         )
@@ -97,6 +97,10 @@ class Dialler:
         self._closing.discard(connection)
         if not self._closing and self._all_closed is not None and not self._all_closed.done():
             self._all_closed.set_result(None)
+
+
+def _cancel(task: asyncio.Task[object]) -> None:
+    task.cancel()
 
 
 async def _connect(host: str, port: int, protocol: asyncio.Protocol) -> asyncio.Transport:
@@ -202,7 +206,11 @@ class ResponseConnection(asyncio.Protocol):
             self._abort()
 
     def data_received(self, data: bytes) -> None:
-        for message in self._decoder.feed(data):
+        try:
+            messages = self._decoder.feed(data)
+        except CodecError:  # a bad frame with none before it; what to do is the same, see below
+            messages = []
+        for message in messages:
             event = classify(message)
             self._step(event, f"ended by the router ({event.name.lower()})")
         if self._decoder.failed is not None:

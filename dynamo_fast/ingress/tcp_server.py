@@ -135,7 +135,11 @@ class _RequestConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         assert self._transport is not None
-        acknowledgements = [self._answer(message) for message in self._decoder.feed(data)]
+        try:
+            messages = self._decoder.feed(data)
+        except CodecError:  # a bad frame with none before it; what to do is the same, see below
+            messages = []
+        acknowledgements = [self._answer(message) for message in messages]
         error = self._decoder.failed
         if error is not None:
             acknowledgements.append(_refusal(_read_error(error)))

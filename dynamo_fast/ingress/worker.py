@@ -17,19 +17,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import Literal
 
 from dynamo_fast.config import TcpServerConfig, WorkerConfig, env_text
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.discovery.file import FileDiscovery
-from dynamo_fast.ingress.admission import Admission
 from dynamo_fast.ingress.push_handler import Handler, PushHandler
 from dynamo_fast.ingress.response_client import Dialler
 from dynamo_fast.ingress.tcp_server import SharedTcpServer
 from dynamo_fast.observability.worker_metrics import EndpointMetrics, WorkerMetrics
-from dynamo_fast.wire.address import EndpointId, endpoint_path
-from dynamo_fast.wire.instance import Instance
+from dynamo_fast.wire.address import EndpointId, endpoint_path, legacy_endpoint_path
+from dynamo_fast.wire.instance import Instance, TransportType
 from dynamo_fast.wire.payload import PayloadCodec
 
 __all__ = ["ServedEndpoint", "Worker", "serve"]
@@ -85,6 +84,7 @@ class Worker:
         await asyncio.gather(*(served.close() for served in list(self.endpoints.values())))
         await self.dialler.all_closed()
         await self.server.close()
+        await self.discovery.close()
 
 
 class ServedEndpoint:
@@ -94,6 +94,7 @@ class ServedEndpoint:
         self, worker: Worker, handler: Handler, endpoint: EndpointId, metrics_labels: Iterable[tuple[str, str]]
     ) -> None:
         self.worker = worker
+        self.endpoint = endpoint
         self.metrics = EndpointMetrics(endpoint, worker.discovery.connection_id, metrics_labels)
         self.handler = PushHandler(
             handler,
@@ -103,12 +104,13 @@ class ServedEndpoint:
             metrics=self.metrics,
             worker_metrics=worker.metrics,
         )
-        self.instance = self._record(endpoint)
+        self._path = endpoint_path(endpoint, worker.discovery.connection_id)
+        self.instance = self._record()
         """The record that discovery has of it."""
         worker.endpoints[endpoint] = self
-        worker.metrics.endpoints[endpoint] = self.metrics
-        path = endpoint_path(self.instance)
-        worker.server.register(path, self.handler.accept, alias=endpoint_path(self.instance, ...))
+        worker.metrics.endpoints.append(self.metrics)
+        legacy = legacy_endpoint_path(endpoint, worker.discovery.connection_id)
+        worker.server.register(self._path, self.handler.accept, alias=legacy)
 
     @property
     def address(self) -> str:
@@ -118,7 +120,69 @@ class ServedEndpoint:
     async def register(self) -> None:
         """Tell discovery (again) that this endpoint is served here."""
         await self.worker.discovery.register(self.instance)
+        self._registered = True
 
     async def unregister(self) -> None:
         """Leave discovery, and go on serving whoever still comes. Raises InvalidRequest if it is not there."""
         await self.worker.discovery.unregister(self.instance)
+        self._registered = False
+
+    _registered = False
+
+    async def close(self) -> None:
+        """Leave discovery, refuse what still comes, and let every accepted request have its answer, or its deadline.
+
+        May be called twice.
+        """
+        if self.worker.endpoints.get(self.endpoint) is not self:
+            return
+        config = self.worker.config
+        if self._registered:
+            await self.unregister()
+            await asyncio.sleep(config.leave_delay)
+        self.worker.server.unregister(self._path)
+        try:
+            await asyncio.wait_for(self.handler.drained(), config.shutdown_timeout)
+        except asyncio.TimeoutError:
+            logger.warning("%d requests for %s did not end in time", self.metrics.inflight, self.endpoint)
+            self.handler.cancel()
+            await self.handler.drained()
+        del self.worker.endpoints[self.endpoint]
+        self.worker.metrics.endpoints.remove(self.metrics)
+
+    def _record(self) -> Instance:
+        discovery = self.worker.discovery
+        return Instance(
+            endpoint_id=self.endpoint,
+            instance_id=discovery.connection_id,
+            transport=TransportType("tcp", f"{self.worker.server.address}/{self._path}"),
+            device_type=_device_type(),
+            request_plane_codec=_request_plane_codec(),
+        )
+
+
+async def serve(handler: Handler, endpoint: EndpointId | str, discovery: Discovery | None = None) -> Worker:
+    """A worker that serves one endpoint, found through `discovery`: by default files, as the environment says.
+
+    Raises what `Worker.start` and `Worker.serve` raise.
+    """
+    worker = await Worker.start(FileDiscovery() if discovery is None else discovery)
+    try:
+        await worker.serve(handler, endpoint)
+    except BaseException:
+        await worker.close()
+        raise
+    return worker
+
+
+def _request_plane_codec() -> PayloadCodec:
+    """What callers are asked to send (runtime.md 1.2): MessagePack, unless the environment says `json`."""
+    return PayloadCodec.JSON if env_text("DYN_REQUEST_PLANE_CODEC") == "json" else PayloadCodec.MSGPACK
+
+
+def _device_type() -> Literal["cuda", "cpu"]:
+    """What Dynamo derives from the environment alone: a machine without a GPU is `cuda`, too, unless it says otherwise."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip().lower() in ("", "-1", "none", "void"):
+        return "cpu"
+    return "cpu" if os.environ.get("NVIDIA_VISIBLE_DEVICES") in ("none", "void") else "cuda"

@@ -33,10 +33,14 @@ class Pool(Protocol):
 
     capacity: int
     queue_capacity: int
-    running: int
-    queued: int
     rejected: int
     wait: Histogram
+
+    @property
+    def running(self) -> int: ...
+
+    @property
+    def queued(self) -> int: ...
 
 
 class EndpointMetrics:

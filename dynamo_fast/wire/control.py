@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 import orjson
 
-from dynamo_fast.errors import ControlError, DynamoError
+from dynamo_fast.errors import ControlError, RemoteError
 from dynamo_fast.wire.error import decode_error, encode_error
 from dynamo_fast.wire.payload import PayloadCodec
 
@@ -39,6 +39,7 @@ MAX_CONTROL_MESSAGE_SIZE = 131_072
 """Bytes of a request's control message, checked by the router that sends it (transport.md 3.2)."""
 
 _TCP_SERVER = "tcp_server"
+_T = TypeVar("_T")
 
 
 class StreamType(str, Enum):
@@ -130,7 +131,7 @@ class RequestControlMessage:
     def decode(cls, data: bytes | memoryview) -> RequestControlMessage:
         """Read it; unknown keys are ignored, an absent codec means JSON. Raises ControlError."""
         raw = _decode(_request_control, data, "control message")
-        request_stream = raw.request_stream_connection_info
+        second = raw.request_stream_connection_info
         return cls(
             id=raw.id,
             connection_info=ConnectionInfo(raw.connection_info.transport, raw.connection_info.info),
@@ -139,7 +140,7 @@ class RequestControlMessage:
             payload_codec=PayloadCodec(raw.payload_codec),
             metadata=raw.metadata,
             frontend_send_ts_ns=raw.frontend_send_ts_ns,
-            request_stream_connection_info=request_stream and ConnectionInfo(request_stream.transport, request_stream.info),
+            request_stream_connection_info=None if second is None else ConnectionInfo(second.transport, second.info),
         )
 
 
@@ -168,7 +169,7 @@ class ResponseStreamPrologue:
     """
 
     error: str | None = None
-    typed_error: DynamoError | None = None
+    typed_error: RemoteError | None = None
 
     def encode(self) -> bytes:
         """The JSON text."""
@@ -231,10 +232,10 @@ _request_control = msgspec.json.Decoder(_RawRequestControl)
 _tcp_stream_info = msgspec.json.Decoder(TcpStreamConnectionInfo)
 _handshake = msgspec.json.Decoder(CallHomeHandshake)
 _prologue = msgspec.json.Decoder(_RawPrologue)
-_control = msgspec.json.Decoder(Literal["stop", "kill", "sentinel"])
+_control: msgspec.json.Decoder[str] = msgspec.json.Decoder(Literal["stop", "kill", "sentinel"])
 
 
-def _decode(decoder: msgspec.json.Decoder[Any], data: bytes | memoryview, what: str) -> Any:
+def _decode(decoder: msgspec.json.Decoder[_T], data: bytes | memoryview, what: str) -> _T:
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -79,7 +79,7 @@ class NetworkStreamWrapper(msgspec.Struct, frozen=True, gc=False):
     data: Annotated | None = None
 
 
-class PayloadCodec(str, Enum):
+class PayloadCodec(Enum):
     """How the body of a request and the items of its answer are encoded. A worker reads both, whatever it asks for."""
 
     JSON = "json"

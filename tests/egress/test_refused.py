@@ -135,7 +135,7 @@ async def test_every_word_of_an_acknowledgement_is_a_refusal(
 ) -> None:
     call, request = await begin(router, worker)
     request.acknowledge(text)
-    error = await fails(call, kind, "")
+    error = await fails(call, kind, ".")
     assert str(error) == text.decode(errors="replace")
     late = await request.dial()  # its subject is gone
     assert await late.received() == [b"reset"]

@@ -11,7 +11,7 @@ from dynamo_fast.wire.payload import PayloadCodec
 
 V131 = (
     b'{"type":"Endpoint","component":"backend","endpoint":"generate","namespace":"demo",'
-    b'"instance_id":6304821926487527518,"transport":{"tcp":"127.0.0.1:45921/577eb898b1f7105e/generate"},'
+    b'"instance_id":6304679494325571678,"transport":{"tcp":"127.0.0.1:45921/577eb898b1f7105e/generate"},'
     b'"device_type":"cuda"}'
 )
 V161 = V131[:-1] + b',"request_plane_codec":"msgpack"}'
@@ -28,7 +28,7 @@ def test_what_a_record_says() -> None:
     assert instance.endpoint_instance_id == EndpointInstanceId("demo", "backend", "generate", 0x577EB898B1F7105E)
     assert instance.tcp_address == "127.0.0.1:45921/577eb898b1f7105e/generate"
     assert instance.payload_codec is PayloadCodec.MSGPACK
-    assert str(instance) == "demo/backend/generate/6304821926487527518"
+    assert str(instance) == "demo/backend/generate/6304679494325571678"
 
 
 def test_an_older_worker_reads_json() -> None:

@@ -1,0 +1,79 @@
+"""Builds the compiled codec where that is possible; everything else is in pyproject.toml.
+
+`DYNAMO_FAST_BUILD=cython` makes a failure to compile an error, `=python` leaves the extension out.
+`DYNAMO_FAST_DEBUG=1` compiles it with bounds checks and assertions.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCE = "dynamo_fast/_codec.pyx"
+MODE = os.environ.get("DYNAMO_FAST_BUILD", "auto")
+DEBUG = os.environ.get("DYNAMO_FAST_DEBUG", "") == "1"
+
+if MODE not in ("auto", "cython", "python"):
+    sys.exit(f"DYNAMO_FAST_BUILD={MODE!r} is not valid: expected 'auto' (or unset), 'cython' or 'python'")
+
+
+def without_the_extension(reason: object) -> None:
+    """Go on in pure Python, unless that was ruled out."""
+    if MODE == "cython":
+        sys.exit(f"DYNAMO_FAST_BUILD=cython, but the codec cannot be compiled: {reason}")
+    line = "*" * 78
+    print(
+        f"{line}\ndynamo_fast: the codec was not compiled ({reason}).\nThe pure-Python codec is used: the same "
+        f"behaviour, and several times slower per frame.\nInstall a C compiler and build again to change that.\n{line}",
+        file=sys.stderr,
+    )
+
+
+def extensions():
+    """The extension, translated to C; none if that cannot be done or is not wanted."""
+    if MODE == "python":
+        return []
+    try:
+        from Cython.Build import cythonize
+        from Cython.Compiler import Options
+    except ImportError as error:
+        without_the_extension(error)
+        return []
+    Options.warning_errors = True
+    flags = [] if sys.platform == "win32" else ["-O1", "-g", "-UNDEBUG"] if DEBUG else ["-O3", "-g0"]
+    directives = {
+        "boundscheck": DEBUG,
+        "wraparound": False,
+        "initializedcheck": DEBUG,
+        "overflowcheck": DEBUG,
+        "language_level": 3,
+    }
+    macros = [] if DEBUG else [("CYTHON_WITHOUT_ASSERTIONS", "1")]
+    extension = Extension("dynamo_fast._codec", [SOURCE], extra_compile_args=flags, define_macros=macros)
+    return cythonize([extension], compiler_directives=directives, build_dir="build")
+
+
+class OptionalBuild(build_ext):
+    """Compiles, or says why not and goes on."""
+
+    def run(self):
+        try:
+            super().run()
+        except Exception as error:  # each compiler has exceptions of its own
+            without_the_extension(error)
+            self.extensions = []
+
+    def build_extension(self, extension):
+        super().build_extension(extension)
+        built = Path(self.get_ext_fullpath(extension.name))
+        if not built.exists():
+            raise RuntimeError(f"the compiler left no {built}")
+
+    def copy_extensions_to_source(self):
+        if self.extensions:
+            super().copy_extensions_to_source()
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": OptionalBuild})
