@@ -83,7 +83,7 @@ async def serve_ours() -> None:
 
 
 async def serve_peer() -> None:
-    from dynamo.runtime import DistributedRuntime  # type: ignore[import-not-found]  # only there in the peer's environment
+    from dynamo.runtime import DistributedRuntime  # only there in the peer's environment
 
     runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
     handlers = {"run": run, "step": step, "batch": peer_batch}
@@ -219,7 +219,7 @@ class Replay:
 
     def _frame(self, path: str) -> bytes:
         request_id = str(uuid.uuid4())
-        address = "127.0.0.1:%d" % self._listener.getsockname()[1]
+        address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         info = {"address": address, "subject": request_id, "context": request_id, "stream_type": "response"}
         control = {
             "id": request_id,

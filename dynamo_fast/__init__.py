@@ -1,8 +1,8 @@
 """Dynamo's request plane for Python: a router and a worker that speak its wire protocol, byte for byte.
 
-    from dynamo_fast import AddressedPushRouter, AddressedRequest, Context     # the router's side
-    from dynamo_fast import serve                                              # the worker's side
-    from dynamo_fast import TwoPartCodec, TwoPartDecoder, codec                # the frames alone
+from dynamo_fast import AddressedPushRouter, AddressedRequest, Context     # the router's side
+from dynamo_fast import serve                                              # the worker's side
+from dynamo_fast import TwoPartCodec, TwoPartDecoder, codec                # the frames alone
 """
 
 from dynamo_fast import codec

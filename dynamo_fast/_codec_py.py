@@ -295,7 +295,9 @@ def response_too_large(at: int | None, data_len: int, limit: int) -> MessageTooL
 
 def _too_large(name: str, at: int | None, lengths: str, size: int, limit: int) -> MessageTooLarge:
     place = "" if at is None else f" at byte {at}"
-    return MessageTooLarge(f"{name}{place} is too large: {lengths} = {size} bytes (limit: {limit} bytes)", size=size, limit=limit)
+    return MessageTooLarge(
+        f"{name}{place} is too large: {lengths} = {size} bytes (limit: {limit} bytes)", size=size, limit=limit
+    )
 
 
 def part_too_large(name: str, size: int, limit: int) -> MessageTooLarge:
@@ -420,7 +422,9 @@ class TcpRequestCodec(_Codec["TcpRequestMessage"]):
             raise part_too_large("payload", len(payload), _U32_MAX)
         if 8 + len(path) + len(headers) + len(payload) > self._limit:
             raise request_too_large(None, len(path), len(headers), len(payload), self._limit)
-        return b"".join((_U16.pack(len(path)), path, _U16.pack(len(headers)), headers, _U32.pack(len(payload)), payload))
+        return b"".join(
+            (_U16.pack(len(path)), path, _U16.pack(len(headers)), headers, _U32.pack(len(payload)), payload)
+        )
 
     def _required(self, source: Body, at: int, available: int, offset: int) -> int:
         if available < 2:

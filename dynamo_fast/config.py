@@ -14,7 +14,15 @@ from typing import Any, TypeVar
 
 from dynamo_fast.errors import InvalidConfig
 
-__all__ = ["ResponseServerConfig", "TcpClientConfig", "TcpServerConfig", "WorkerConfig", "env_bool", "env_text", "setting"]
+__all__ = [
+    "ResponseServerConfig",
+    "TcpClientConfig",
+    "TcpServerConfig",
+    "WorkerConfig",
+    "env_bool",
+    "env_text",
+    "setting",
+]
 
 _Config = TypeVar("_Config", bound="_FromEnvironment")
 Parser = Callable[[str], Any]

@@ -72,10 +72,10 @@ def _interface_ip(name: str) -> str | None:
 def _interface_ipv4(name: str) -> str | None:
     import fcntl
 
-    SIOCGIFADDR = 0x8915
+    ioctl_get_address = 0x8915
     request = array.array("B", struct.pack("256s", name.encode()[:15]))
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)
+        fcntl.ioctl(probe.fileno(), ioctl_get_address, request)
         return socket.inet_ntoa(request.tobytes()[20:24])
     return None
 

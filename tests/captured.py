@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ class Vector(NamedTuple):
 
 
 def captured(*kinds: str) -> list[Vector]:
-    """The vectors of these kinds, or whose kind begins with one that ends in `*`; all of them if none is named.
+    """The vectors of these kinds, which may be patterns (`req_*`); all of them if none is named.
 
     Those whose `facts["emitter"]` is `synthetic` were not written by Dynamo, but taken by it.
     """
@@ -29,11 +30,7 @@ def captured(*kinds: str) -> list[Vector]:
         Vector(entry["file"], entry["kind"], entry["plane"], (_FOLDER / entry["file"]).read_bytes(), entry)
         for entry in index
     ]
-    return [vector for vector in vectors if not kinds or any(_matches(vector.kind, kind) for kind in kinds)]
-
-
-def _matches(kind: str, wanted: str) -> bool:
-    return kind.startswith(wanted[:-1]) if wanted.endswith("*") else kind == wanted
+    return [vector for vector in vectors if not kinds or any(fnmatchcase(vector.kind, kind) for kind in kinds)]
 
 
 def name_of(vector: Vector) -> str:

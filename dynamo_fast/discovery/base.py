@@ -57,8 +57,8 @@ class Discovery(abc.ABC):
         """Take the record out at once; raises InvalidRequest if this object did not register it."""
 
     @abc.abstractmethod
-    async def list(self, endpoint: EndpointId) -> list[Instance]:
-        """The records of the endpoint, now, in the order of their instance ids."""
+    async def list(self, endpoint: EndpointId | None = None) -> list[Instance]:
+        """The records of the endpoint, or of all of them, now, in the order of their names and instance ids."""
 
     @abc.abstractmethod
     async def watch(self, endpoint: EndpointId, listener: Listener) -> Watch:

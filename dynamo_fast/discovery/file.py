@@ -58,7 +58,8 @@ class FileDiscovery(Discovery):
 
     def __init__(self, root: str | os.PathLike[str] | None = None, *, connection_id: int | None = None) -> None:
         self.connection_id = secrets.randbits(64) if connection_id is None else connection_id
-        self._directory = Path(root or _default_root()) / "v1" / "instances"
+        self.root = Path(root or _default_root())
+        self._directory = self.root / "v1" / "instances"
         self._owned: dict[str, bytes] = {}
         self._entries: dict[str, _Entry] = {}
         self._watches: set[_FileWatch] = set()
@@ -79,12 +80,12 @@ class FileDiscovery(Discovery):
             raise InvalidRequest(f"{instance.endpoint_id} was not registered by this process: nothing to unregister")
         (self._directory / name).unlink(missing_ok=True)
 
-    async def list(self, endpoint: EndpointId) -> list[Instance]:
+    async def list(self, endpoint: EndpointId | None = None) -> list[Instance]:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._scan()
         return sorted(
-            (instance for instance in self._instances() if instance.endpoint_id == endpoint),
-            key=lambda instance: instance.instance_id,
+            (each for each in self._instances() if endpoint is None or each.endpoint_id == endpoint),
+            key=lambda instance: instance.endpoint_instance_id,
         )
 
     async def watch(self, endpoint: EndpointId, listener: Listener) -> Watch:

@@ -227,4 +227,3 @@ def refusal(text: str) -> RequestRefused:
     if text.startswith(("Server unavailable:", "Unknown endpoint:")):
         return Unavailable(text)
     return RequestRefused(text)
-

@@ -257,9 +257,7 @@ class _ResponseConnection(asyncio.Protocol):
     def _receive_prologue(self, message: TwoPartMessage) -> None:
         prefix = "Worker generate() failed before response stream: "
         if message.message_type is not TwoPartMessageType.HEADER_ONLY:
-            self.step(
-                Event.VIOLATION, CannotConnect(prefix + "malformed prologue: expected HeaderOnly ControlMessage")
-            )
+            self.step(Event.VIOLATION, CannotConnect(prefix + "malformed prologue: expected HeaderOnly ControlMessage"))
             return
         try:
             prologue = ResponseStreamPrologue.decode(message.header)

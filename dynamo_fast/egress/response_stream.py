@@ -31,7 +31,7 @@ class ResponseStream:
     worker to quit.
     """
 
-    __slots__ = ("__weakref__", "_decode_item", "_final_seen", "_on_close", "_open", "_receiver", "_loop")
+    __slots__ = ("__weakref__", "_decode_item", "_final_seen", "_loop", "_on_close", "_open", "_receiver")
 
     def __init__(
         self,

@@ -39,9 +39,7 @@ from dynamo_fast.observability.worker_metrics import EndpointMetrics, WorkerMetr
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.control import (
     RequestControlMessage,
-    RequestType,
     ResponseStreamPrologue,
-    StreamType,
     TcpStreamConnectionInfo,
 )
 from dynamo_fast.wire.error import from_exception
@@ -197,7 +195,9 @@ class _Request:
         if message.message_type is not TwoPartMessageType.HEADER_AND_DATA:
             raise PayloadError("it has no body")
         if self._info.context != self._control.id:
-            raise ControlError(f"its id is {self._control.id!r}, but its response stream belongs to {self._info.context!r}")
+            raise ControlError(
+                f"its id is {self._control.id!r}, but its response stream belongs to {self._info.context!r}"
+            )
         return self._control.payload_codec.decode(message.data)
 
     def _refuse(self, text: str, error: RemoteError) -> None:
@@ -245,7 +245,9 @@ class _Request:
             logger.warning("the handler of %s failed", self._handler.endpoint, exc_info=error)
             self._stream.send(self._control.payload_codec.encode_error_item(from_exception(error)))
         elif not isinstance(error, asyncio.CancelledError):  # which is our own doing, see `_cancel`
-            logger.warning("the handler of %s failed after its answer was cut short", self._handler.endpoint, exc_info=error)
+            logger.warning(
+                "the handler of %s failed after its answer was cut short", self._handler.endpoint, exc_info=error
+            )
 
     def _cut_short(self) -> None:
         """Nobody wants the answer any more. The handler's context says so; if it does not look, it is cancelled."""

@@ -109,7 +109,9 @@ class SharedTcpServer:
 
     def _opened(self, connection: _RequestConnection) -> None:
         if len(self._connections) >= self.config.max_connections:
-            self._idle.keys()[0].close("there are %d others, and it has been silent for longest", self.config.max_connections)
+            self._idle.keys()[0].close(
+                "there are %d others, and it has been silent for longest", self.config.max_connections
+            )
         self._connections.add(connection)
         self._idle.add(connection)
 
@@ -161,7 +163,9 @@ class _RequestConnection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         if self._decoder.pending:
-            logger.warning("%s closed its connection inside a request frame, after %d bytes", self, self._decoder.pending)
+            logger.warning(
+                "%s closed its connection inside a request frame, after %d bytes", self, self._decoder.pending
+            )
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
@@ -182,7 +186,11 @@ class _RequestConnection(asyncio.Protocol):
 
     def stuck(self) -> None:
         """A frame was begun and not finished for the frame timeout."""
-        self.close("%d bytes of a request frame came, but not the rest within %g s", self._decoder.pending, self._server.config.frame_timeout)
+        self.close(
+            "%d bytes of a request frame came, but not the rest within %g s",
+            self._decoder.pending,
+            self._server.config.frame_timeout,
+        )
 
     def _answer(self, message: TcpRequestMessage) -> bytes:
         accept = self._server._find(bytes(message.endpoint_path))

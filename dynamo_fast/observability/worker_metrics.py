@@ -111,7 +111,9 @@ class WorkerMetrics:
         """What prometheus-client calls at each scrape."""
         yield from self._endpoint_metrics()
         yield from self._pool_metrics()
-        uptime = _metric("dynamo_component_uptime_seconds", "Total uptime of the DistributedRuntime in seconds", "gauge")
+        uptime = _metric(
+            "dynamo_component_uptime_seconds", "Total uptime of the DistributedRuntime in seconds", "gauge"
+        )
         uptime.add_sample(uptime.name, {"worker_id": self.worker_id}, time.monotonic() - self.started)
         yield uptime
         for name, documentation, histogram in (

@@ -218,7 +218,7 @@ class _RawRequestControl(msgspec.Struct):
     response_type: ResponseType
     connection_info: _RawConnectionInfo
     payload_codec: Literal["json", "msgpack"] = "json"
-    metadata: dict[str, str] = {}  # noqa: RUF012  # msgspec copies the default for each object
+    metadata: dict[str, str] = {}  # msgspec copies the default for each object
     frontend_send_ts_ns: int | None = None
     request_stream_connection_info: _RawConnectionInfo | None = None
 

@@ -108,10 +108,8 @@ class PayloadCodec(Enum):
         A dict with a truthy `_dynamo_annotated`, or an `Annotated`, is the inner envelope itself; anything else is data.
         """
         kind = type(value)
-        if (kind is dict and value.get(_ENVELOPE_MARK)) or kind is Annotated:
-            inner = _envelope(value)
-        else:
-            inner = {"data": value}
+        is_envelope = (kind is dict and value.get(_ENVELOPE_MARK)) or kind is Annotated
+        inner = _envelope(value) if is_envelope else {"data": value}
         return self._encode(inner, _wrapped, big_ints=True)
 
     def encode_error_item(self, error: DynamoError) -> bytes:
@@ -214,7 +212,7 @@ class _Plain:
         except RecursionError:
             raise SerializationError("the value is nested too deeply, or contains itself") from None
 
-    def _convert(self, value: Any, path: str) -> Any:
+    def _convert(self, value: Any, path: str) -> Any:  # noqa: PLR0911  # one type a line
         if value is None or value is True or value is False:
             return value
         if isinstance(value, str):

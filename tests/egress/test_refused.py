@@ -12,6 +12,7 @@ import pytest
 from dynamo_fast.config import ResponseServerConfig, TcpClientConfig
 from dynamo_fast.context import Context
 from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
+from dynamo_fast.egress.response_stream import ResponseStream
 from dynamo_fast.errors import (
     Cancelled,
     CannotConnect,
@@ -32,7 +33,7 @@ from tests.egress.raw_worker import LIMIT, OK_PROLOGUE, RawWorker, two_part
 from tests.egress.test_generate import begin, data_of
 
 
-async def fails(call: asyncio.Future[object], kind: type[DynamoError], text: str) -> DynamoError:
+async def fails(call: asyncio.Future[ResponseStream], kind: type[DynamoError], text: str) -> DynamoError:
     with pytest.raises(kind, match=text) as caught:
         await asyncio.wait_for(call, LIMIT)
     assert type(caught.value) is kind
@@ -72,7 +73,9 @@ async def test_a_control_message_over_its_limit(router: AddressedPushRouter, wor
     one_more = asyncio.ensure_future(
         router.generate(AddressedRequest.new({"n": 1}, worker.address), Context("id", {"key": "x" * (room + 1)}))
     )
-    error = await fails(one_more, RequestTooLarge, "request control message too large: 131073 bytes exceeds limit 131072")
+    error = await fails(
+        one_more, RequestTooLarge, "request control message too large: 131073 bytes exceeds limit 131072"
+    )
     assert isinstance(error, RequestTooLarge)
     assert (error.size, error.limit) == (131073, 131072)
 
@@ -169,7 +172,9 @@ async def test_garbage_for_an_acknowledgement_ends_its_connection_only(
         assert await data_of(await good_call) == []
 
 
-async def test_an_acknowledgement_of_nothing_ends_the_connection(router: AddressedPushRouter, worker: RawWorker) -> None:
+async def test_an_acknowledgement_of_nothing_ends_the_connection(
+    router: AddressedPushRouter, worker: RawWorker
+) -> None:
     call, request = await begin(router, worker)
     request.acknowledge()
     request.acknowledge()

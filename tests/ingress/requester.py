@@ -70,7 +70,7 @@ class Answer:
 
     async def items(self) -> list[Any]:
         """The wrappers up to the sentinel, which must come; then our end of file."""
-        items = []
+        items: list[Any] = []
         while (frame := await self.read()) is not None:
             if frame.header == "sentinel":
                 self.writer.write_eof()

@@ -18,7 +18,10 @@ from dynamo_fast.wire.address import (
     ("text", "address"),
     [
         ("127.0.0.1:45921/577eb898b1f7105e/generate", ("127.0.0.1", 45921, "577eb898b1f7105e/generate")),
-        ("127.0.0.1:1/f0b7c41ec7e1d7e7/demo/backend/generate", ("127.0.0.1", 1, "f0b7c41ec7e1d7e7/demo/backend/generate")),
+        (
+            "127.0.0.1:1/f0b7c41ec7e1d7e7/demo/backend/generate",
+            ("127.0.0.1", 1, "f0b7c41ec7e1d7e7/demo/backend/generate"),
+        ),
         ("[::1]:65535/x", ("::1", 65535, "x")),
         ("tcp://127.0.0.1:80/x", ("127.0.0.1", 80, "x")),
         ("127.0.0.1:80/", ("127.0.0.1", 80, "")),

@@ -6,7 +6,6 @@ from dynamo_fast.codec import TcpRequestCodec
 from dynamo_fast.wire.headers import ENDPOINT_PATH, REQUEST_ID, decode_headers, encode_headers
 from tests.captured import Vector, captured, name_of
 
-
 REAL = [vector for vector in captured("req_*") if vector.facts["emitter"] == "real"]
 
 

@@ -37,7 +37,13 @@ def test_an_older_worker_reads_json() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"device_type": None}, {"device_type": "cpu"}, {"request_plane_codec": None}, {"new": [1]}, {"instance_id": 2**64 - 1}],
+    [
+        {"device_type": None},
+        {"device_type": "cpu"},
+        {"request_plane_codec": None},
+        {"new": [1]},
+        {"instance_id": 2**64 - 1},
+    ],
 )
 def test_records_that_dynamo_takes(change: dict[str, object]) -> None:
     Instance.decode(json.dumps({**json.loads(V161), **change}, indent=2).encode())

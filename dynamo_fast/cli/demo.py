@@ -1,0 +1,241 @@
+"""`dynamo-fast demo`: a worker and a router, two processes, and a few requests at once.
+
+One of them is cancelled half-way, and one fails on purpose. The status is 0 only if each ended as it should.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynamo_fast import codec
+from dynamo_fast.cli.loop import run as run_loop
+from dynamo_fast.context import Context
+from dynamo_fast.discovery.base import DiscoveryEvent
+from dynamo_fast.discovery.file import FileDiscovery
+from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
+from dynamo_fast.errors import DynamoError, InvalidRequest, RemoteError
+from dynamo_fast.wire.address import EndpointId
+from dynamo_fast.wire.instance import Instance
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["add_parser", "handler", "run"]
+
+ENDPOINT = "demo.backend.generate"
+_LIMIT = 30.0
+"""Seconds after which the demo gives up."""
+_WORDS = [
+    "The",
+    "worker",
+    "dials",
+    "the",
+    "router",
+    "back",
+    "and",
+    "streams",
+    "one",
+    "small",
+    "frame",
+    "for",
+    "every",
+    "token",
+    "of",
+    "its",
+    "answer",
+    ".",
+]
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="a worker and a router, two processes, and a few requests at once",
+        description="A worker and a router on this machine, with discovery in a temporary folder.",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(_: argparse.Namespace) -> int:
+    """Show it."""
+    try:
+        import rich  # noqa: F401  # asked for before anything is started
+    except ImportError:
+        raise InvalidRequest("the demo shows its requests with rich: pip install 'dynamo-fast[cli]'") from None
+    return run_loop(asyncio.wait_for(_demo(), _LIMIT))
+
+
+# The worker -----------------------------------------------------------------------------------------------------------
+
+
+async def handler(request: dict[str, Any], context: Context) -> AsyncIterator[dict[str, Any]]:
+    """Stream `tokens` words, with `pause` seconds after each; fail after `fail_after` of them."""
+    for number in range(request["tokens"]):
+        if number == request.get("fail_after"):
+            raise RuntimeError("this request fails on purpose")
+        if context.is_stopped():
+            return
+        yield {"token": number, "text": _WORDS[number % len(_WORDS)]}
+        if request["pause"]:
+            await asyncio.sleep(request["pause"])
+
+
+@asynccontextmanager
+async def _worker_process(folder: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The handler above, served by another process; told to leave at the end, and waited for."""
+    with _log(folder).open("w") as log:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "dynamo_fast", "serve", f"{__name__}:handler", "--endpoint", ENDPOINT),
+            env={**os.environ, "DYN_FILE_KV": folder, "DYN_TCP_RPC_HOST": "127.0.0.1"},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+def _log(folder: str) -> Path:
+    return Path(folder) / "worker.log"
+
+
+# The router -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Call:
+    """One request, what is to become of it, and what has."""
+
+    name: str
+    request: dict[str, Any]
+    expected: str
+    stop_after: int | None = None
+    items: int = 0
+    text: str = ""
+    first_item: float = 0.0
+    seconds: float = 0.0
+    outcome: str = ""
+
+    async def run(self, router: AddressedPushRouter, instance: Instance) -> None:
+        context = Context()
+        began = time.perf_counter()
+        try:
+            stream = await router.generate(AddressedRequest.for_instance(self.request, instance), context)
+            async for item in stream:
+                self.first_item = self.first_item or time.perf_counter() - began
+                self.items += 1
+                self.text = f"{self.text} {item.data()['text']}"[-300:]
+                if self.items == self.stop_after:
+                    context.stop_generating()
+            self.outcome = "stopped" if context.is_stopped() else "complete"
+        except RemoteError as error:
+            self.outcome = f"{type(error).__name__}: {error}"
+        except DynamoError as error:
+            self.outcome = f"unexpected {type(error).__name__}: {error}"
+        self.seconds = time.perf_counter() - began
+
+
+def _calls() -> list[_Call]:
+    slow = {"tokens": 48, "pause": 0.03}
+    return [
+        _Call("slow", slow, "complete"),
+        _Call("slower", {"tokens": 32, "pause": 0.05}, "complete"),
+        _Call("cancelled half-way", slow, "stopped", stop_after=24),
+        _Call("fails", {**slow, "fail_after": 16}, "RemoteError: RuntimeError: this request fails on purpose"),
+        _Call("fast, 20,000 items", {"tokens": 20_000, "pause": 0}, "complete"),
+    ]
+
+
+async def _demo() -> int:
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console()
+    calls = _calls()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.update(DYN_FILE_KV=folder, DYN_TCP_RESPONSE_STREAM_HOST="127.0.0.1")
+        console.print(f"A worker that serves [bold]{ENDPOINT}[/], discovery in {folder}")
+        async with _worker_process(folder) as worker:
+            instance = await _discover(worker, folder)
+            console.print(f"Found at {instance.tcp_address}; {len(calls)} requests at once:\n")
+            async with await AddressedPushRouter.create() as router:
+                tasks = [asyncio.ensure_future(call.run(router, instance)) for call in calls]
+                with Live(_progress(calls), console=console, refresh_per_second=12, transient=True) as live:
+                    while (await asyncio.wait(tasks, timeout=0.08))[1]:
+                        live.update(_progress(calls))
+                await asyncio.gather(*tasks)
+    console.print(_summary(calls))
+    console.print(f"Codec backend: [bold]{codec.BACKEND}[/]")
+    wrong = [call for call in calls if call.outcome != call.expected]
+    for call in wrong:
+        console.print(f"[red]{call.name}[/]: expected {call.expected!r}, got {call.outcome!r}")
+    return 1 if wrong else 0
+
+
+async def _discover(worker: asyncio.subprocess.Process, folder: str) -> Instance:
+    """The worker's record, as soon as it is there. Raises InvalidRequest if the worker ends before that."""
+    found: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
+
+    def look(event: DiscoveryEvent) -> None:
+        if not found.done():
+            found.set_result(event.instance)
+
+    discovery = FileDiscovery()
+    await discovery.watch(EndpointId.parse(ENDPOINT), look)
+    ended = asyncio.ensure_future(worker.wait())
+    try:
+        await asyncio.wait([found, ended], return_when=asyncio.FIRST_COMPLETED)
+        if not found.done():
+            raise InvalidRequest(f"the worker ended with status {worker.returncode}: {_log(folder).read_text()}")
+        return found.result()
+    finally:
+        ended.cancel()
+        await discovery.close()
+
+
+def _progress(calls: list[_Call]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("request", style="bold", no_wrap=True)
+    table.add_column("items", justify="right")
+    table.add_column("as they come", overflow="ellipsis", no_wrap=True)
+    for call in calls:
+        table.add_row(call.name, str(call.items), _shown(call.outcome) or call.text[-60:])
+    return table
+
+
+def _summary(calls: list[_Call]) -> Table:
+    from rich.table import Table
+
+    table = Table(title="How they ended")
+    table.add_column("request", style="bold")
+    table.add_column("ended", overflow="fold")
+    table.add_column("items", justify="right")
+    table.add_column("first item", justify="right")
+    table.add_column("items/s", justify="right")
+    for call in calls:
+        rate = call.items / call.seconds if call.seconds else 0.0
+        table.add_row(
+            call.name, _shown(call.outcome), f"{call.items:,}", f"{call.first_item * 1e3:.1f} ms", f"{rate:,.0f}"
+        )
+    return table
+
+
+def _shown(outcome: str) -> str:
+    colour = {"complete": "green", "stopped": "yellow", "": ""}.get(outcome, "red")
+    return f"[{colour}]{outcome}[/]" if outcome else ""

@@ -1,0 +1,35 @@
+"""The command `dynamo-fast`. Each command is a module of this folder, with `add_parser` and `run`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from dynamo_fast import __version__, codec
+from dynamo_fast.cli import call, demo, instances, serve
+from dynamo_fast.errors import DynamoError
+
+__all__ = ["main"]
+
+_COMMANDS = (demo, serve, call, instances)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. What goes wrong is told on standard error, without a traceback."""
+    parser = argparse.ArgumentParser(prog="dynamo-fast", description="Dynamo's request plane from the command line.")
+    parser.add_argument(
+        "--version", action="version", version=f"dynamo-fast {__version__} (codec backend: {codec.BACKEND})"
+    )
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        command.add_parser(subparsers)
+    options = parser.parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except KeyboardInterrupt:
+        return 130
+    except (DynamoError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return status
