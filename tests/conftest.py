@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import sys
 
 import pytest
 
-POLICIES = [asyncio.DefaultEventLoopPolicy]
+POLICIES = {"asyncio": asyncio.DefaultEventLoopPolicy}
 if sys.platform != "win32":
     import uvloop
 
-    POLICIES.append(uvloop.EventLoopPolicy)
+    POLICIES["uvloop"] = uvloop.EventLoopPolicy
 
 
-@pytest.fixture(params=POLICIES, ids=["asyncio", "uvloop"][: len(POLICIES)])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if inspect.iscoroutinefunction(metafunc.function):
+        metafunc.parametrize("event_loop_policy", POLICIES, indirect=True)
+
+
+@pytest.fixture
 def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
-    policy: asyncio.AbstractEventLoopPolicy = request.param()
-    return policy
+    """See pytest-asyncio."""
+    return POLICIES[getattr(request, "param", "asyncio")]()
