@@ -222,7 +222,8 @@ async def test_a_worker_killed_before_it_dials_back(router: AddressedPushRouter,
             router.generate(AddressedRequest.for_instance({"mode": "count", "n": 1}, instance))
         )
         dialled, _ = await asyncio.get_running_loop().run_in_executor(None, elsewhere.accept)
-        assert not call.done()
+        while not router.response_server.call_home:  # until the acknowledgement has come, too
+            await asyncio.sleep(0.01)
         doomed_worker.process.kill()
         await within_a_second(call)
         dialled.close()
