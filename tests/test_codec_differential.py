@@ -1,0 +1,138 @@
+"""Both backends, driven side by side with any input, in any pieces, under any limit: they agree in everything."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dynamo_fast._codec as compiled
+import dynamo_fast._codec_py as python
+from dynamo_fast.errors import DynamoError
+
+BACKENDS: tuple[Any, Any] = (compiled, python)
+EDGES = (0, 1, 23, 24, 25, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 25, 2**63 - 1, 2**63, 2**64 - 25)
+LIMITS = st.one_of(st.none(), st.integers(0, 400), st.sampled_from([*EDGES, 2**64 - 1, 2**64, 2**70]))
+SMALL = st.binary(max_size=60)
+LENGTHS = st.one_of(st.integers(0, 60), st.sampled_from([*EDGES, 2**64 - 24, 2**64 - 1]))
+LARGE = st.integers(16_000, 40_000).map(lambda size: b"x" * size)
+BODIES = st.one_of(SMALL, SMALL, SMALL, LARGE)
+
+
+def two_part(header: bytes, data: bytes, checksum: int) -> bytes:
+    return struct.pack(">QQQ", len(header), len(data), checksum) + header + data
+
+
+def request(path: bytes, headers: bytes, payload: bytes) -> bytes:
+    head = struct.pack(">H", len(path)) + path + struct.pack(">H", len(headers)) + headers
+    return head + struct.pack(">I", len(payload)) + payload
+
+
+CHECKSUMS = st.sampled_from([0, 1, 2**64 - 1])
+GOOD = {
+    "TwoPart": st.builds(two_part, SMALL, BODIES, CHECKSUMS),
+    "TcpRequest": st.builds(request, SMALL, SMALL, BODIES),
+    "TcpResponse": BODIES.map(lambda data: struct.pack(">I", len(data)) + data),
+}
+BAD = {
+    "TwoPart": st.builds(lambda a, b, c: struct.pack(">QQQ", a, b, c), LENGTHS, LENGTHS, LENGTHS),
+    "TcpRequest": st.builds(
+        lambda path, headers, size: request(path, headers, b"")[:-4] + struct.pack(">I", size % 2**32),
+        SMALL,
+        SMALL,
+        LENGTHS,
+    ),
+    "TcpResponse": LENGTHS.map(lambda size: struct.pack(">I", size % 2**32)),
+}
+
+
+def stream_of(kind: str) -> st.SearchStrategy[bytes]:
+    """Mostly frames, some of them bad, then whatever."""
+    frames = st.lists(st.one_of(GOOD[kind], GOOD[kind], BAD[kind]), max_size=6).map(b"".join)
+    return st.one_of(frames, st.tuples(frames, st.binary(max_size=80)).map(b"".join), st.binary(max_size=200))
+
+
+def shown(message: Any) -> tuple[str, tuple[tuple[str, bytes], ...]]:
+    """A message, its parts, and of which types those are."""
+    names = [name for name in ("header", "data", "endpoint_path", "headers", "payload") if hasattr(message, name)]
+    parts = [getattr(message, name) for name in names]
+    return repr(message), tuple((type(part).__name__, bytes(part)) for part in parts)
+
+
+def outcome(call: Any) -> Any:
+    """What a call returns, or how it fails."""
+    try:
+        value = call()
+    except (DynamoError, TypeError, ValueError) as error:
+        sizes = getattr(error, "size", None), getattr(error, "limit", None)
+        return type(error).__name__, str(error), sizes
+    return value
+
+
+def decoded(backend: Any, kind: str, options: dict[str, Any], chunks: list[bytes]) -> list[Any]:
+    """Everything that can be seen of a decoder while it is fed."""
+    made = outcome(lambda: getattr(backend, f"{kind}Decoder")(**options))
+    if isinstance(made, tuple):
+        return [made]
+    trace: list[Any] = []
+    for chunk in [*chunks, b""]:
+        messages = outcome(lambda chunk=chunk: made.feed(chunk))
+        trace.append(list(map(shown, messages)) if isinstance(messages, list) else messages)
+        trace.append((made.pending, str(made.failed), type(made.failed).__name__))
+    return trace
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> tuple[str, dict[str, Any], list[bytes]]:
+    kind = draw(st.sampled_from(sorted(GOOD)))
+    data = draw(stream_of(kind))
+    cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=8)))
+    chunks = [data[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+    options: dict[str, Any] = {"max_message_size": draw(LIMITS)}
+    if kind == "TwoPart":
+        options["checksum"] = draw(st.booleans())
+    return kind, options, chunks
+
+
+@settings(max_examples=1500, deadline=None)
+@given(conversations())
+def test_decoders_agree(conversation: tuple[str, dict[str, Any], list[bytes]]) -> None:
+    first, second = (decoded(backend, *conversation) for backend in BACKENDS)
+    assert first == second
+
+
+@settings(max_examples=500, deadline=None)
+@given(conversations())
+def test_decoding_one_message_agrees(conversation: tuple[str, dict[str, Any], list[bytes]]) -> None:
+    kind, options, chunks = conversation
+
+    def decode(backend: Any) -> Any:
+        result = outcome(lambda: getattr(backend, f"{kind}Codec")(**options).decode_message(b"".join(chunks)))
+        return result if isinstance(result, tuple) else shown(result)
+
+    first, second = map(decode, BACKENDS)
+    assert first == second
+
+
+@settings(max_examples=300, deadline=None)
+@given(BODIES, BODIES, BODIES, LIMITS, st.booleans())
+def test_encoders_agree(first: bytes, second: bytes, third: bytes, limit: int | None, checksum: bool) -> None:
+    def encode(backend: Any) -> list[Any]:
+        two_part_codec = backend.TwoPartCodec(limit, checksum=checksum)
+        return [
+            outcome(lambda: two_part_codec.encode_message(backend.TwoPartMessage.from_parts(first, second))),
+            outcome(lambda: backend.encode_two_part(first, memoryview(second))),
+            outcome(
+                lambda: backend.TcpRequestCodec(limit).encode_message(
+                    backend.TcpRequestMessage.from_parts(first, bytearray(second), third)
+                )
+            ),
+            outcome(
+                lambda: backend.TcpResponseCodec(limit).encode_message(backend.TcpResponseMessage.from_parts(third))
+            ),
+        ]
+
+    one, other = map(encode, BACKENDS)
+    assert one == other
