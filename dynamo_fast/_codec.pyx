@@ -597,11 +597,13 @@ cdef class _Decoder:
         only what the peer says.
         """
         cdef Py_ssize_t wanted = self.pending + piece
-        assert 0 < piece <= PyBytes_GET_SIZE(base) - at and wanted <= size
+        assert 0 < piece <= PyBytes_GET_SIZE(base) - at
         if self.held is NULL:
             self.held = _new_bytes(NULL, wanted)
         elif wanted > _bytes_size(self.held):
-            _PyBytes_Resize(&self.held, size if wanted > size // 2 else max(wanted, 2 * self.pending))
+            # Not below `wanted`, whatever `size` is: another thread may have fed this decoder during a digest.
+            _PyBytes_Resize(&self.held, max(wanted, size if wanted > size // 2 else 2 * self.pending))
+        assert wanted <= _bytes_size(self.held)
         memcpy(_bytes_at(self.held) + self.pending, PyBytes_AS_STRING(base) + at, piece)
         self.pending = wanted
         self.offset += <uint64_t>piece
