@@ -53,6 +53,7 @@ Body = bytes | memoryview
 VIEW_THRESHOLD = 16 * 1024
 
 _TWO_PART_PREFIX = Struct(">QQQ")
+_TWO_PART_LENGTHS = Struct(">QQ")
 _TWO_PART_PREFIX_SIZE = 24
 _U16 = Struct(">H")
 _U32 = Struct(">I")
@@ -605,7 +606,32 @@ class TwoPartDecoder(_Decoder["TwoPartMessage"]):
     """A stream of two-part messages; the arguments are those of TwoPartCodec."""
 
     def __init__(self, max_message_size: int | None = None, *, checksum: bool = False) -> None:
-        super().__init__(TwoPartCodec(max_message_size, checksum=checksum))
+        self._two_part = TwoPartCodec(max_message_size, checksum=checksum)
+        super().__init__(self._two_part)
+
+    def _run(self, source: Body, at: int, messages: list[TwoPartMessage]) -> int:
+        # The loop that a fallback spends its life in: small frames out of bytes are taken apart here and now. Whatever
+        # is not that simple (a large frame, a bad one, a checksum, the end) is left to the general loop.
+        if type(source) is not bytes or self._two_part._digest is not None:
+            return super()._run(source, at, messages)
+        unpack, append, new, kind = _TWO_PART_LENGTHS.unpack_from, messages.append, _new_two_part, TwoPartMessage
+        largest = min(self._two_part._limit, VIEW_THRESHOLD)
+        start, end = at, len(source)
+        last_prefix = end - _TWO_PART_PREFIX_SIZE
+        while at <= last_prefix:
+            header_len, data_len = unpack(source, at)
+            body = at + 24
+            split = body + header_len
+            stop = split + data_len
+            if stop > end or stop - at > largest:
+                break
+            message = new(kind)
+            message._header = source[body:split] if header_len else b""
+            message._data = source[split:stop]
+            append(message)
+            at = stop
+        self._offset += at - start
+        return super()._run(source, at, messages)
 
 
 class TcpRequestDecoder(_Decoder["TcpRequestMessage"]):
