@@ -598,7 +598,8 @@ class _Decoder(Generic[M]):
         return held
 
     def _fail(self, error: CodecError) -> None:
-        self._failed = error
+        # Its traceback would keep the chunk, the messages and this decoder for as long as the error is kept.
+        self._failed = error.with_traceback(None)
         self._release()
 
 
