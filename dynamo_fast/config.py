@@ -151,6 +151,8 @@ class TcpClientConfig(_FromEnvironment):
     """Connections to one worker process."""
     channel_buffer: int = setting("DYN_TCP_CHANNEL_BUFFER", 1024, POSITIVE)
     """Unacknowledged requests on one connection; further requests take another connection or wait."""
+    max_waiting: int = setting("DYNAMO_FAST_MAX_WAITING_REQUESTS", 100_000, POSITIVE)
+    """Requests to one worker that wait for room on a connection; a further one is refused."""
     connect_limit: int = setting("DYN_TCP_GLOBAL_CONNECT_LIMIT", 64, POSITIVE)
     """Connects under way at once, to all workers together."""
     host_idle_ttl: float = setting("DYN_TCP_HOST_IDLE_TTL_SECS", 300.0, seconds())

@@ -171,8 +171,7 @@ class _Pool:
         if connection is not None:
             connection.send(request)
             return
-        config = self._client.config
-        if len(self._waiting) >= config.pool_size * config.channel_buffer:
+        if len(self._waiting) >= self._client.config.max_waiting:
             request.refuse(len(self._waiting))
             return
         self._waiting.append(request)
