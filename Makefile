@@ -58,12 +58,12 @@ $(VENV)/.demo: $(SOURCES) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: $(SOURCES) | $(BIN)/python
-	$(call say,"building and installing dynamo_fast, and the tools of its tests")
+	$(call say,"building and installing dynamo_fast with the tools of its tests")
 	@DYNAMO_FAST_BUILD=cython $(PIP) install --quiet --editable ".[test]"
 	@touch $@
 
 $(VENV)/.bench: $(SOURCES) | $(BIN)/python
-	$(call say,"building and installing dynamo_fast, and the yardsticks of its benchmarks")
+	$(call say,"building and installing dynamo_fast with the yardsticks of its benchmarks")
 	@DYNAMO_FAST_BUILD=cython $(PIP) install --quiet --editable ".[bench]"
 	@touch $@
 
