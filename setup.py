@@ -11,7 +11,8 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-SOURCE = "dynamo_fast/_codec.pyx"
+# `_plain` is Python that Cython translates as it is: without a compiler, the same file runs.
+SOURCES = {"dynamo_fast._codec": "dynamo_fast/_codec.pyx", "dynamo_fast.wire._plain": "dynamo_fast/wire/_plain.py"}
 MODE = os.environ.get("DYNAMO_FAST_BUILD", "auto")
 DEBUG = os.environ.get("DYNAMO_FAST_DEBUG", "") == "1"
 
@@ -51,8 +52,10 @@ def extensions():
         "language_level": 3,
     }
     macros = [] if DEBUG else [("CYTHON_WITHOUT_ASSERTIONS", "1")]
-    extension = Extension("dynamo_fast._codec", [SOURCE], extra_compile_args=flags, define_macros=macros)
-    return cythonize([extension], compiler_directives=directives, build_dir="build")
+    extensions = [
+        Extension(name, [source], extra_compile_args=flags, define_macros=macros) for name, source in SOURCES.items()
+    ]
+    return cythonize(extensions, compiler_directives=directives, build_dir="build")
 
 
 class OptionalBuild(build_ext):

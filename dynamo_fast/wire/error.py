@@ -66,6 +66,7 @@ _CLASS_OF_REASON = {
     **{reason: error_class for error_class, (reason, _) in _OF_CLASS.items()},
 }
 _INVALID = ("Internal", "runtime.invalid_error")
+_CLASS_OF_REASON[_INVALID[1]] = _INVALID[0]
 
 # HTTP status -> class. Others of 400 to 499 are InvalidRequest, the rest Internal.
 _CLASS_OF_STATUS = {
@@ -89,6 +90,17 @@ _CLASS_OF_STATUS = {
 
 def encode_error(error: DynamoError) -> dict[str, Any]:
     """The JSON object of an error and of what caused it, with the keys in the order of Dynamo 1.6."""
+    encoded: dict[str, Any] | None = None
+    for link in reversed(error.chain()):
+        outer = _encode_one(link)
+        if encoded is not None:
+            outer["caused_by"] = encoded
+        encoded = outer
+    assert encoded is not None
+    return encoded
+
+
+def _encode_one(error: DynamoError) -> dict[str, Any]:
     text = _cut(error.message)
     encoded: dict[str, Any] = {
         "error_type": _wire_type(error.error_type),
@@ -101,8 +113,6 @@ def encode_error(error: DynamoError) -> dict[str, Any]:
     public = getattr(error, "public", None)
     if public is not None:
         encoded["public"] = public
-    if error.caused_by is not None:
-        encoded["caused_by"] = encode_error(error.caused_by)
     return encoded
 
 
@@ -112,7 +122,7 @@ def decode_error(value: object) -> RemoteError:
     Its causes are its chain of `caused_by`.
     """
     # Causes are taken from the outside in and built from the inside out; the parser has bounded their depth.
-    levels = [value if isinstance(value, Mapping) else {}]
+    levels = [value if isinstance(value, Mapping) else {"message": value}]
     while isinstance(cause := levels[-1].get("caused_by"), Mapping):
         levels.append(cause)
     error: RemoteError | None = None
@@ -126,23 +136,32 @@ def decode_error(value: object) -> RemoteError:
 
 def _decode_one(value: Mapping[str, Any]) -> RemoteError:
     error_type = _type_of(value.get("error_type"))
-    error_class, reason = value.get("class"), value.get("reason")
+    error_class, reason = _words(value.get("class"), value.get("reason"), _OF_TYPE.get(error_type or ""))
     public = value.get("public")
-    by_type = _OF_TYPE.get(error_type or "")
-    if error_class is None:
-        error_class, derived = by_type or ("Internal", "runtime.unclassified")
-        reason = derived if reason is None else reason
-    elif reason is None:
-        reason = _OF_CLASS.get(error_class, _INVALID)[0] if by_type is None or by_type[0] != error_class else by_type[1]
-    if error_class not in _OF_CLASS or _CLASS_OF_REASON.get(reason) not in (error_class, None):
-        (error_class, reason), public = _INVALID, None
     return RemoteError(
         _text(value.get("diagnostic")) or _text(value.get("message")),
         error_type=error_type or _OF_CLASS[error_class][1],
         error_class=error_class,
-        reason=_text(reason),
-        public=public if isinstance(public, dict) else None,
+        reason=reason,
+        public=public if isinstance(public, dict) and reason != _INVALID[1] else None,
     )
+
+
+def _words(error_class: object, reason: object, by_type: tuple[str, str] | None) -> tuple[str, str]:
+    """The class and the reason of 1.6, from those that were given (if any) and from the older word's."""
+    if error_class is None:
+        error_class, derived = by_type or ("Internal", "runtime.unclassified")
+    elif not isinstance(error_class, str) or error_class not in _OF_CLASS:
+        return _INVALID
+    elif by_type is not None and by_type[0] == error_class:
+        derived = by_type[1]
+    else:
+        derived = _OF_CLASS[error_class][0]
+    if reason is None:
+        return error_class, derived
+    if not isinstance(reason, str) or _CLASS_OF_REASON.get(reason) != error_class:
+        return _INVALID
+    return error_class, reason
 
 
 def display(error: DynamoError) -> str:
@@ -225,7 +244,9 @@ def _type_of(value: object) -> str | None:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else repr(value)
 
 
 def _cut(text: str) -> str:

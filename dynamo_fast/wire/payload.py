@@ -11,19 +11,24 @@ and writes MessagePack.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import orjson
 
-from dynamo_fast.errors import DynamoError, PayloadError, SerializationError
+from dynamo_fast.errors import DynamoError, PayloadError, RemoteError, SerializationError
+from dynamo_fast.wire._plain import is_plain
 from dynamo_fast.wire.error import decode_error, encode_error
 
 __all__ = ["Annotated", "NetworkStreamWrapper", "PayloadCodec"]
 
 _ENVELOPE_MARK = "_dynamo_annotated"
+_ENVELOPE_FIELDS = ("data", "id", "event", "comment", "error")
+_T = TypeVar("_T")
 
 
 class Annotated(
@@ -32,7 +37,7 @@ class Annotated(
     gc=False,
     rename={"_data": "data", "_id": "id", "_event": "event", "_comment": "comment", "_error": "error"},
 ):
-    """One item of an answer: the data, and what the worker may have put beside it."""
+    """One item of an answer: the data, and what the worker may have put beside it. The methods are Dynamo's."""
 
     _data: Any = None
     _id: str | None = None
@@ -52,9 +57,9 @@ class Annotated(
         """The kind of event that the item is, if any; `error` for errors."""
         return self._event
 
-    def comments(self) -> list[str]:
-        """The comments, often none."""
-        return self._comment or []
+    def comments(self) -> list[str] | None:
+        """The comments, if it was given any."""
+        return self._comment
 
     def is_error(self) -> bool:
         """Whether the item is an error: its event says so, and nothing else does."""
@@ -66,10 +71,12 @@ class Annotated(
             return None
         if self._error is not None:
             return decode_error(self._error)
-        return decode_error({"message": ", ".join(self.comments()) or "unknown error"})
+        return RemoteError(", ".join(self._comment or ()) or "unknown error")
 
     def __repr__(self) -> str:
-        return f"Annotated(data={self._data!r}, event={self._event!r}, comment={self.comments()!r}, id={self._id!r})"
+        data = "<no_data>" if self._data is None else repr(self._data)
+        comment = json.dumps(self._comment or [], ensure_ascii=False)
+        return f"Annotated(data={data}, event={self._event}, comment={comment}, id={self._id})"
 
 
 class NetworkStreamWrapper(msgspec.Struct, frozen=True, gc=False):
@@ -79,28 +86,62 @@ class NetworkStreamWrapper(msgspec.Struct, frozen=True, gc=False):
     data: Annotated | None = None
 
 
+class _Format(NamedTuple):
+    """One of the two formats: how values are written and read, and the bytes of the envelopes around an item."""
+
+    write: Callable[[Any], bytes]
+    read: Callable[[bytes | memoryview], Any]
+    read_item: Callable[[bytes | memoryview], NetworkStreamWrapper]
+    item_head: bytes
+    data_head: bytes
+    data_tail: bytes
+    item_tail: bytes
+
+
+_FORMATS = {
+    "json": _Format(
+        write=orjson.dumps,
+        read=msgspec.json.Decoder().decode,
+        read_item=msgspec.json.Decoder(NetworkStreamWrapper).decode,
+        item_head=b'{"data":',
+        data_head=b'{"data":',
+        data_tail=b"}",
+        item_tail=b',"complete_final":false}',
+    ),
+    "msgpack": _Format(
+        write=msgspec.msgpack.Encoder().encode,
+        read=msgspec.msgpack.Decoder().decode,
+        read_item=msgspec.msgpack.Decoder(NetworkStreamWrapper).decode,
+        item_head=b"\x82\xa4data",
+        data_head=b"\x81\xa4data",
+        data_tail=b"",
+        item_tail=b"\xaecomplete_final\xc2",
+    ),
+}
+
+
 class PayloadCodec(Enum):
     """How the body of a request and the items of its answer are encoded. A worker reads both, whatever it asks for."""
 
     JSON = "json"
     MSGPACK = "msgpack"
 
-    _dumps: Callable[[Any], bytes]
-    _items: msgspec.json.Decoder[NetworkStreamWrapper] | msgspec.msgpack.Decoder[NetworkStreamWrapper]
-    _values: msgspec.json.Decoder[Any] | msgspec.msgpack.Decoder[Any]
-    final: bytes
-    """The wrapper that says that the answer is complete."""
+    def __init__(self, name: str) -> None:
+        format_ = _FORMATS[name]
+        self._write, self._read, self._read_item = format_.write, format_.read, format_.read_item
+        self._item_head, self._item_tail = format_.item_head, format_.item_tail
+        self._data_head = format_.item_head + format_.data_head
+        self._data_tail = format_.data_tail + format_.item_tail
+        self.final = format_.write({"complete_final": True})
+        """The wrapper that says that the answer is complete."""
 
     def encode(self, value: Any) -> bytes:
         """The body of a request. Raises SerializationError, saying what cannot be expressed, and where it stands."""
-        return self._encode(value, lambda plain: plain, big_ints=False)
+        return self._dump(value, big_ints=False)
 
     def decode(self, data: bytes | memoryview) -> Any:
         """The value of a body. Raises PayloadError."""
-        try:
-            return self._values.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError) as error:
-            raise PayloadError(f"the body is no {self.value}: {error}") from None
+        return self._load(self._read, data, "body")
 
     def encode_item(self, value: Any) -> bytes:
         """The wrapped item for what a handler yielded: the body of a data frame. Raises SerializationError.
@@ -108,94 +149,77 @@ class PayloadCodec(Enum):
         A dict with a truthy `_dynamo_annotated`, or an `Annotated`, is the inner envelope itself; anything else is data.
         """
         kind = type(value)
-        is_envelope = (kind is dict and value.get(_ENVELOPE_MARK)) or kind is Annotated
-        inner = _envelope(value) if is_envelope else {"data": value}
-        return self._encode(inner, _wrapped, big_ints=True)
+        if is_plain(value) and (kind is not dict or _ENVELOPE_MARK not in value):
+            try:
+                return self._data_head + self._write(value) + self._data_tail
+            except _UNWRITABLE:
+                pass
+        if kind is Annotated or (isinstance(value, dict) and value.get(_ENVELOPE_MARK)):
+            return self._item_head + self._dump(_envelope(value), big_ints=True) + self._item_tail
+        return self._data_head + self._dump(value, big_ints=True) + self._data_tail
 
     def encode_error_item(self, error: DynamoError) -> bytes:
         """The wrapped item for an error of the handler."""
         inner = {"event": "error", "error": encode_error(error)}
-        return self._encode(inner, _wrapped, big_ints=True)
+        return self._item_head + self._dump(inner, big_ints=True) + self._item_tail
 
     def decode_item(self, data: bytes | memoryview) -> NetworkStreamWrapper:
         """The wrapper in a data frame. Raises PayloadError."""
         try:
-            return self._items.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError) as error:
-            raise PayloadError(f"the frame is no item in {self.value}: {error}") from None
+            return self._read_item(data)
+        except _UNREADABLE:
+            return self._load(self._read_item, data, "item")
 
-    def _encode(self, value: Any, wrap: Callable[[Any], Any], *, big_ints: bool) -> bytes:
+    def _dump(self, value: Any, *, big_ints: bool) -> bytes:
+        if is_plain(value):
+            try:
+                return self._write(value)
+            except _UNWRITABLE:
+                pass
+        # Whatever the fast writers do not take is looked at piece by piece: it may have another form, and if it has
+        # none, the error says where it stands.
+        return self._write(_Plain(self, big_ints).convert(value))
+
+    def _load(self, read: Callable[[bytes | memoryview], _T], data: bytes | memoryview, what: str) -> _T:
         try:
-            return self._dumps(wrap(value))
-        except (TypeError, ValueError, OverflowError, RecursionError):
-            # Whatever the fast writers do not take is looked at piece by piece: it may have another form, and if it
-            # has none, the error says where it stands.
-            plain = _Plain(self, big_ints).convert(value, "$")
-        return self._dumps(wrap(plain))
+            try:
+                return read(data)
+            except msgspec.DecodeError as error:
+                end = _TRAILING.search(str(error))
+                if end is None or self is PayloadCodec.JSON:
+                    raise
+                # Dynamo reads one MessagePack value, and does not look at what follows it.
+                return read(data[: int(end[1])])
+        except _UNREADABLE as error:
+            reason = str(error).replace("Object missing required field", "missing field")
+            raise PayloadError(f"{reason} (in the {len(data)} bytes of this {self.value} {what})") from None
 
 
-def _wrapped(inner: dict[str, Any]) -> dict[str, Any]:
-    return {"data": inner, "complete_final": False}
+# A plain value may still have an integer of more than 64 bits, a text that is not Unicode, or (in JSON) bytes.
+_UNWRITABLE = (TypeError, ValueError, OverflowError, RecursionError)
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError)
+_TRAILING = re.compile(r"trailing characters \(byte (\d+)\)")
 
 
 def _envelope(value: Any) -> dict[str, Any]:
     if type(value) is Annotated:
-        fields = {
-            "data": value._data,
-            "id": value._id,
-            "event": value._event,
-            "comment": value._comment,
-            "error": value._error,
-        }
+        values = (value._data, value._id, value._event, value._comment, value._error)
     else:
-        fields = {name: value.get(name) for name in ("data", "id", "event", "comment", "error")}
-    envelope = {name: field for name, field in fields.items() if field is not None}
-    comment = envelope.get("comment")
-    if comment is not None and not isinstance(comment, list):
-        raise SerializationError(f"the comment of an annotated item is a list of str, not {type(comment).__name__}")
+        values = tuple(map(value.get, _ENVELOPE_FIELDS))
+    envelope = {name: each for name, each in zip(_ENVELOPE_FIELDS, values, strict=True) if each is not None}
+    for name in ("id", "event"):
+        if not isinstance(envelope.get(name, ""), str):
+            raise SerializationError(f"the {name} of an annotated item is a str, not {type(envelope[name]).__name__}")
+    comment = envelope.get("comment", [])
+    if not isinstance(comment, (list, tuple)) or not all(isinstance(each, str) for each in comment):
+        raise SerializationError(f"the comment of an annotated item is a list of str, not {comment!r:.100}")
     if "error" in envelope:
         error = envelope["error"]
         envelope["error"] = encode_error(error if isinstance(error, DynamoError) else decode_error(error))
     return envelope
 
 
-# What a fast writer may be given -------------------------------------------------------------------------------------
-
-_JSON_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
-_MSGPACK_SCALARS = frozenset({str, int, float, bool, type(None), bytes})
-_STR_KEYS = frozenset({str})
-_msgpack = msgspec.msgpack.Encoder()
-
-
-def _dumps_json(value: Any) -> bytes:
-    return orjson.dumps(value, option=_JSON_OPTIONS)
-
-
-def _dumps_msgpack(value: Any) -> bytes:
-    # msgspec would also write dates, decimals and the like, in forms that Dynamo cannot read.
-    if not _is_plain(value):
-        raise TypeError
-    return _msgpack.encode(value)
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether MessagePack has exactly this value. Looks at the types of a whole container at once, for speed."""
-    kind = type(value)
-    if kind is dict:
-        return {*map(type, value)} <= _STR_KEYS and _are_plain(value.values())
-    if kind is list or kind is tuple:
-        return _are_plain(value)
-    return kind in _MSGPACK_SCALARS or kind is _RawMap
-
-
-def _are_plain(values: Any) -> bool:
-    if {*map(type, values)} <= _MSGPACK_SCALARS:
-        return True
-    return all(map(_is_plain, values))
-
-
-class _RawMap(dict[Any, Any]):
-    """A map whose keys are no texts, checked already: MessagePack has it."""
+# What the fast writers do not take -----------------------------------------------------------------------------------
 
 
 class _Plain:
@@ -205,10 +229,10 @@ class _Plain:
         self._json = codec is PayloadCodec.JSON
         self._big_ints = big_ints
 
-    def convert(self, value: Any, path: str) -> Any:
-        """The plain form of `value`, which stands at `path`. Raises SerializationError."""
+    def convert(self, value: Any) -> Any:
+        """The plain form of `value`. Raises SerializationError, which says where in the value (`$`) the culprit stands."""
         try:
-            return self._convert(value, path)
+            return self._convert(value, "$")
         except RecursionError:
             raise SerializationError("the value is nested too deeply, or contains itself") from None
 
@@ -246,8 +270,7 @@ class _Plain:
         raise SerializationError(f"number out of range: {_shortened(value)} has more than 64 bits (at {path})")
 
     def _map(self, value: dict[Any, Any], path: str) -> dict[Any, Any]:
-        pairs = {self._key(key, path): self._convert(each, f"{path}.{key}") for key, each in value.items()}
-        return pairs if self._json else _RawMap(pairs)
+        return {self._key(key, path): self._convert(each, f"{path}.{key}") for key, each in value.items()}
 
     def _key(self, key: Any, path: str) -> Any:
         if isinstance(key, str):
@@ -263,13 +286,3 @@ class _Plain:
 
 def _shortened(value: int) -> str:
     return str(value) if value.bit_length() <= 256 else f"an integer of {value.bit_length()} bits"
-
-
-PayloadCodec.JSON._dumps = staticmethod(_dumps_json)
-PayloadCodec.JSON._values = msgspec.json.Decoder()
-PayloadCodec.JSON._items = msgspec.json.Decoder(NetworkStreamWrapper)
-PayloadCodec.MSGPACK._dumps = staticmethod(_dumps_msgpack)
-PayloadCodec.MSGPACK._values = msgspec.msgpack.Decoder()
-PayloadCodec.MSGPACK._items = msgspec.msgpack.Decoder(NetworkStreamWrapper)
-for _codec in PayloadCodec:
-    _codec.final = _codec._dumps({"complete_final": True})
