@@ -76,7 +76,7 @@ cdef bytes EMPTY = b""
 
 
 @cython.no_gc
-@cython.freelist(256)
+@cython.freelist(1024)
 cdef class TwoPartMessage:
     """A header and data, either of which may be empty. Immutable, hashable, picklable.
 
@@ -358,10 +358,7 @@ cdef class TwoPartCodec(_Codec):
         cdef Py_ssize_t stop = at + size
         if self.digest is not None:
             self.verify(base, start, stop, load_u64(prefix + 16), offset)
-        cdef TwoPartMessage message = TwoPartMessage.__new__(TwoPartMessage)
-        message.header = cut(base, start, middle)
-        message.data = cut(base, middle, stop)
-        return message
+        return two_part_of(base, start, middle, stop)
 
     cdef int verify(self, bytes base, Py_ssize_t start, Py_ssize_t stop, uint64_t expected, uint64_t offset) except -1:
         cdef uint64_t actual
@@ -370,6 +367,13 @@ cdef class TwoPartCodec(_Codec):
             if actual != expected:
                 raise checksum_mismatch(offset, expected, actual)
         return 0
+
+
+cdef inline TwoPartMessage two_part_of(bytes base, Py_ssize_t start, Py_ssize_t middle, Py_ssize_t stop):
+    cdef TwoPartMessage message = TwoPartMessage.__new__(TwoPartMessage)
+    message.header = cut(base, start, middle)
+    message.data = cut(base, middle, stop)
+    return message
 
 
 cdef class TcpRequestCodec(_Codec):
@@ -625,6 +629,29 @@ cdef class TwoPartDecoder(_Decoder):
 
     def __init__(self, max_message_size=None, *, bint checksum=False):
         self.codec = TwoPartCodec(max_message_size, checksum=checksum)
+
+    cdef int run(self, bytes base, Py_ssize_t at, Py_ssize_t stop, list messages) except -1:
+        """As it is for all formats, after the frames that need nothing of it: complete, good, and not to be verified."""
+        cdef const unsigned char *prefix
+        cdef uint64_t header_len, data_len, room
+        cdef Py_ssize_t largest, middle, end
+        if self.codec.digest is None:
+            while True:
+                largest = min(stop - at, self.codec.limit)
+                if largest < TWO_PART_PREFIX:
+                    break
+                prefix = <const unsigned char *>PyBytes_AS_STRING(base) + at
+                header_len = load_u64(prefix)
+                data_len = load_u64(prefix + 8)
+                room = <uint64_t>(largest - TWO_PART_PREFIX)
+                if header_len > room or data_len > room - header_len:
+                    break
+                middle = at + TWO_PART_PREFIX + <Py_ssize_t>header_len
+                end = middle + <Py_ssize_t>data_len
+                messages.append(two_part_of(base, at + TWO_PART_PREFIX, middle, end))
+                self.offset += <uint64_t>(end - at)
+                at = end
+        return _Decoder.run(self, base, at, stop, messages)
 
 
 cdef class TcpRequestDecoder(_Decoder):
