@@ -1,0 +1,157 @@
+"""The command `dynamo-fast`, run as a user would."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dynamo_fast import __version__
+
+LIMIT = 40.0
+
+
+def settings(folder: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "DYN_FILE_KV": str(folder),
+        "DYN_TCP_RPC_HOST": "127.0.0.1",
+        "DYN_TCP_RESPONSE_STREAM_HOST": "127.0.0.1",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+
+
+def run(folder: Path, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dynamo_fast", *arguments]
+    return subprocess.run(
+        command,
+        env=settings(folder),
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+        cwd=folder,
+    )
+
+
+def test_version_and_backend(tmp_path: Path) -> None:
+    assert run(tmp_path, "--version").stdout == f"dynamo-fast {__version__} (codec backend: cython)\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["unknown"], ["call"], ["serve", "x:y"]])
+def test_a_command_line_that_makes_no_sense_shows_its_use(tmp_path: Path, arguments: list[str]) -> None:
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["call", "a.b", "{}"], "InvalidAddress: Invalid endpoint path 'a.b'. Expected format"),
+        (["call", "localhost:1/x", "{}"], "InvalidAddress: Invalid TCP address 'localhost:1/x'"),
+        (["call", "127.0.0.1:1/x", "{"], "InvalidRequest: the request is no JSON: "),
+        (["call", "127.0.0.1:1/x", "{}"], "CannotConnect: TCP connection to 127.0.0.1:1 failed"),
+        (["call", "a.b.c", "{}", "--wait", "0.1"], "Unavailable: no instance of a/b/c within 0.1 s (looked in "),
+        (["call", "a.b.c", "{}", "--metadata", "x"], "InvalidRequest: 'x' is no metadata: expected KEY=VALUE"),
+        (
+            ["serve", "nowhere", "--endpoint", "a.b.c"],
+            "InvalidRequest: 'nowhere' is no handler: expected MODULE:HANDLER",
+        ),
+        (
+            ["serve", "nowhere:x", "--endpoint", "a.b.c"],
+            "InvalidRequest: the handler 'nowhere:x' cannot be imported: No mod",
+        ),
+        (
+            ["serve", "os:name", "--endpoint", "a.b.c"],
+            "InvalidRequest: the handler 'os:name' is a str, which cannot be called",
+        ),
+        (["serve", "os:getcwd", "--endpoint", "a.b"], "InvalidAddress: Invalid endpoint path 'a.b'"),
+    ],
+)
+def test_what_goes_wrong_is_one_line(tmp_path: Path, arguments: list[str], text: str) -> None:
+    done = run(tmp_path, *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(text)
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_bad_setting_is_one_line(tmp_path: Path) -> None:
+    environment = {**settings(tmp_path), "DYN_TCP_POOL_SIZE": "none"}
+    command = [sys.executable, "-m", "dynamo_fast", "call", "127.0.0.1:1/x", "{}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("InvalidConfig: DYN_TCP_POOL_SIZE='none' is not valid: expected ")
+
+
+def test_serve_call_and_instances(tmp_path: Path) -> None:
+    (tmp_path / "engine.py").write_text(
+        "async def echo(request, context):\n"
+        "    yield {'request': request, 'id': context.id(), 'metadata': context.metadata}\n"
+        "    yield {'_dynamo_annotated': True, 'event': 'note', 'comment': ['c']}\n"
+    )
+    command = [sys.executable, "-m", "dynamo_fast", "serve", "engine:echo", "--endpoint", "a.b.c"]
+    with subprocess.Popen(command, env=settings(tmp_path), stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        address = line.split()[-1]
+        assert line == f"serving a.b.c at {address}\n"
+        (record,) = run(tmp_path, "instances", "--json").stdout.splitlines()
+        instance = json.loads(record)
+        assert instance["transport"] == {"tcp": address}
+        listed = run(tmp_path, "instances", "a.b.c").stdout
+        assert listed == f"a.b.c  {instance['instance_id']:x}  {address}  msgpack\n"
+        answer = run(tmp_path, "call", "a.b.c", "-", "--id", "7", "--metadata", "k=v=w", given='"größe"')
+        assert (answer.returncode, answer.stderr) == (0, "")
+        first, second = map(json.loads, answer.stdout.splitlines())
+        assert first == {"request": "größe", "id": "7", "metadata": {"k": "v=w"}}
+        assert second is None
+        raw = run(tmp_path, "call", address, "{}", "--raw", "--codec", "json").stdout.splitlines()
+        assert json.loads(raw[1]) == {"event": "note", "comment": ["c"]}
+        other = run(tmp_path, "call", "a.b.c", "{}", "--instance", "abc", "--wait", "0.1")
+        assert "with the id abc" in other.stderr
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "leaving; 0 requests to finish\n"
+        assert process.wait(LIMIT) == 0
+    assert run(tmp_path, "instances").returncode == 1
+
+
+def test_interrupting_a_call_kills_its_request(tmp_path: Path) -> None:
+    (tmp_path / "engine.py").write_text(
+        "import asyncio\n"
+        "async def slow(request, context):\n"
+        "    yield 1\n"
+        "    await context.async_killed_or_stopped()\n"
+        "    print('killed' if context.is_killed() else 'stopped', flush=True)\n"
+    )
+    command = [sys.executable, "-m", "dynamo_fast"]
+    serve = [*command, "serve", "engine:slow", "--endpoint", "a.b.c"]
+    with subprocess.Popen(serve, env=settings(tmp_path), stdout=subprocess.PIPE, text=True, cwd=tmp_path) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        call = [*command, "call", "a.b.c", "{}"]
+        with subprocess.Popen(
+            call, env=settings(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as caller:
+            assert caller.stdout is not None
+            assert caller.stdout.readline() == "1\n"
+            caller.send_signal(signal.SIGINT)
+            assert caller.wait(LIMIT) == 130
+            assert caller.stderr is not None
+            assert caller.stderr.read() == ""
+        assert worker.stdout.readline() in ("killed\n", "stopped\n")
+        worker.terminate()
+
+
+def test_the_demo(tmp_path: Path) -> None:
+    done = run(tmp_path, "demo")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "RemoteError:" in done.stdout
+    assert "Codec backend: cython" in done.stdout
+    assert "stopped" in done.stdout
