@@ -42,7 +42,9 @@ def item(codec: str, size: int) -> bytes:
     text = ""
     while True:
         wrapper = {"data": {"data": {"token": 12345, "text": text}}, "complete_final": False}
-        body = json.dumps(wrapper, separators=(",", ":")).encode() if codec == "json" else msgspec.msgpack.encode(wrapper)
+        body = (
+            json.dumps(wrapper, separators=(",", ":")).encode() if codec == "json" else msgspec.msgpack.encode(wrapper)
+        )
         if len(body) >= size:
             return two_part(b"", body)
         text += "x" * (size - len(body))

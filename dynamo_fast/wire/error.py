@@ -173,7 +173,7 @@ def from_exception(error: BaseException) -> DynamoError:
     """What a worker tells the router about an exception that its handler raised.
 
     Told by type, as Dynamo's own worker does: the text is `TypeName: text`, or, for an exception with an HTTP status in
-    `code` or `status` and a `message`, both as JSON; an error of this package has its text alone.
+    `code` or `status` and a `message`, both as JSON; an error of this package, or of `dynamo`, has its text alone.
     """
     if isinstance(error, DynamoError):
         # What went wrong behind the worker did not go wrong on the way to it: a `Disconnected` that the handler met
@@ -186,7 +186,24 @@ def from_exception(error: BaseException) -> DynamoError:
         return _from_status(status, str(error.message))  # type: ignore[attr-defined]  # see _status
     if isinstance(error, GeneratorExit):
         return _remote("Backend.EngineShutdown", "engine shutting down")
+    dynamo_type = _dynamo_type(error)
+    if dynamo_type is not None:
+        remote = _remote(dynamo_type, str(error))
+        if dynamo_type == "Backend.InvalidArgument":
+            remote.public = {"type": "message", "message": str(error)}
+        return remote
     return _remote(_backend_type(error), f"{type(error).__name__}: {error}")
+
+
+def _dynamo_type(error: BaseException) -> str | None:
+    """The type of an exception of `dynamo.llm.exceptions`, told by its name: `dynamo` may well not be installed."""
+    for kind in type(error).__mro__:
+        if kind.__module__.partition(".")[0] == "dynamo":
+            if kind.__name__ == "WorkerUnavailable":
+                return "WorkerUnavailable"
+            name = f"Backend.{kind.__name__}"
+            return name if name in _OF_TYPE else "Backend.Unknown"
+    return None
 
 
 def _backend_type(error: BaseException) -> str:

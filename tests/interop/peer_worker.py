@@ -25,6 +25,8 @@ async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
     mode = request["mode"]
     if mode == "echo":
         yield request["value"]
+    elif mode == "eval":
+        yield eval(request["source"])
     elif mode == "count":
         for number in range(request["n"]):
             yield {"number": number}
