@@ -237,7 +237,7 @@ cdef inline bytes base_of(str name, object value, Py_ssize_t *at, Py_ssize_t *st
         value = owned(name, value)
     cdef Span span = span_of(value)
     base = <bytes>value if type(value) is bytes else <bytes?>value.obj
-    at[0] = span.start - <const unsigned char *>PyBytes_AS_STRING(base)
+    at[0] = <Py_ssize_t>span.start - <Py_ssize_t>PyBytes_AS_STRING(base)
     stop[0] = at[0] + span.size
     assert 0 <= at[0] <= stop[0] <= PyBytes_GET_SIZE(base)
     return base
