@@ -183,7 +183,7 @@ def from_exception(error: BaseException) -> DynamoError:
         return _remote(backend_type, error.message) if known else error
     status = _status(error)
     if status is not None:
-        return _from_status(status, str(error.message))  # type: ignore[attr-defined]  # see _status
+        return _from_status(status, error.message)  # type: ignore[attr-defined]  # see _status
     if isinstance(error, GeneratorExit):
         return _remote("Backend.EngineShutdown", "engine shutting down")
     dynamo_type = _dynamo_type(error)
@@ -227,10 +227,10 @@ def _remote(error_type: str, text: str) -> RemoteError:
 
 
 def _status(error: BaseException) -> int | None:
-    if not hasattr(error, "message"):
-        return None
     status = getattr(error, "code", getattr(error, "status", None))
-    return status if isinstance(status, int) and not isinstance(status, bool) else None
+    if not isinstance(status, int) or not 0 <= status < 1 << 16:
+        return None
+    return int(status) if isinstance(getattr(error, "message", None), str) else None
 
 
 def _from_status(status: int, message: str) -> RemoteError:

@@ -12,6 +12,7 @@ and writes MessagePack.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from enum import Enum
@@ -275,13 +276,19 @@ class _Plain:
     def _key(self, key: Any, path: str) -> Any:
         if isinstance(key, str):
             return self._text(key, path)
-        if not self._json and (key is None or isinstance(key, (bool, int, float))):
-            return key
+        if not self._json:
+            return _hashable(self._convert(key, path))
         if isinstance(key, bool):
             return "true" if key else "false"
         if isinstance(key, int):
             return str(int(key))
+        if isinstance(key, float) and math.isfinite(key):
+            return orjson.dumps(float(key)).decode()
         raise SerializationError(f"key must be a string, not {type(key).__name__} (at {path})")
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _shortened(value: int) -> str:
