@@ -179,7 +179,11 @@ class PayloadCodec(Enum):
                 pass
         # Whatever the fast writers do not take is looked at piece by piece: it may have another form, and if it has
         # none, the error says where it stands.
-        return self._write(_Plain(self, big_ints).convert(value))
+        plain = _Plain(self, big_ints).convert(value)
+        try:
+            return self._write(plain)
+        except _UNWRITABLE as error:
+            raise SerializationError(f"cannot be written as {self.value}: {error}") from None
 
     def _load(self, read: Callable[[bytes | memoryview], _T], data: bytes | memoryview, what: str) -> _T:
         try:
