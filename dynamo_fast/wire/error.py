@@ -188,11 +188,18 @@ def from_exception(error: BaseException) -> DynamoError:
         return _remote("Backend.EngineShutdown", "engine shutting down")
     dynamo_type = _dynamo_type(error)
     if dynamo_type is not None:
-        remote = _remote(dynamo_type, str(error))
+        remote = _remote(dynamo_type, _text_of(error))
         if dynamo_type == "Backend.InvalidArgument":
-            remote.public = {"type": "message", "message": str(error)}
+            remote.public = {"type": "message", "message": remote.message}
         return remote
-    return _remote(_backend_type(error), f"{type(error).__name__}: {error}")
+    return _remote(_backend_type(error), f"{type(error).__name__}: {_text_of(error)}")
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as another:
+        return f"<its text cannot be had: {another!r}>"
 
 
 def _dynamo_type(error: BaseException) -> str | None:
