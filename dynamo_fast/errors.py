@@ -195,7 +195,9 @@ class PayloadError(ProtocolError):
 class TransportError(DynamoError, ConnectionError):
     """The network, or the process at its other end, failed."""
 
+    error_type = "Unavailable"
     error_class = "Unavailable"
+    reason = "backend.unavailable"
 
 
 class CannotConnect(TransportError):
