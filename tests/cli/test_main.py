@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dynamo_fast import __version__
+from dynamo_fast import __version__, codec
 
 LIMIT = 40.0
 
@@ -41,7 +41,7 @@ def run(folder: Path, *arguments: str, given: str = "") -> subprocess.CompletedP
 
 
 def test_version_and_backend(tmp_path: Path) -> None:
-    assert run(tmp_path, "--version").stdout == f"dynamo-fast {__version__} (codec backend: cython)\n"
+    assert run(tmp_path, "--version").stdout == f"dynamo-fast {__version__} (codec backend: {codec.BACKEND})\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["unknown"], ["call"], ["serve", "x:y"]])
@@ -153,5 +153,5 @@ def test_the_demo(tmp_path: Path) -> None:
     done = run(tmp_path, "demo")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "RemoteError:" in done.stdout
-    assert "Codec backend: cython" in done.stdout
+    assert f"Codec backend: {codec.BACKEND}" in done.stdout
     assert "stopped" in done.stdout
