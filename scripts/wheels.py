@@ -1,0 +1,128 @@
+"""Build the distributions into dist/, and test each wheel in an environment that knows nothing of this source tree.
+
+    python scripts/wheels.py [3.10 3.11 3.12 3.13]
+
+One sdist; from it, one wheel without the extension, and one with it for each Python version that is installed here. Every
+wheel is tested on its own interpreter, the one without the extension on all of them. Needs the packages `build` and `pip`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+DIST = ROOT / "dist"
+VERSIONS = ("3.10", "3.11", "3.12", "3.13")
+TOOLS = ("hypothesis", "pytest", "pytest-asyncio", "pytest-timeout")
+#: They test the source tree, or need a real Dynamo.
+NOT_OF_A_WHEEL = ("tests/test_layers.py", "tests/test_readme.py", "tests/interop")
+#: They compare both backends, and import them by name.
+OF_BOTH_BACKENDS = ("tests/test_codec.py", "tests/test_codec_edges.py", "tests/test_codec_differential.py")
+SHOW = "import dynamo_fast; from dynamo_fast import codec; print(codec.BACKEND, dynamo_fast.__file__)"
+
+
+def run(*command: str | Path, folder: Path = ROOT, **environment: str) -> str:
+    """The output of a command; its failure ends everything, with all that it said."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "DYNAMO_FAST_BACKEND")}
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=folder,
+        env=kept | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{done.stdout}\n{' '.join(map(str, command))}: exit status {done.returncode}")
+    return done.stdout
+
+
+def interpreter(version: str) -> str | None:
+    """A Python of that version: on the path, or one of pyenv's."""
+    candidates: list[str | Path | None] = [
+        shutil.which(f"python{version}"),
+        *sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python")),
+    ]
+    for candidate in filter(None, candidates):
+        done = subprocess.run([str(candidate), "-c", ""], capture_output=True, timeout=30, check=False)
+        if not done.returncode:
+            return str(candidate)
+    return None
+
+
+def sdist() -> Path:
+    """The source distribution, made sure to hold what the extension is compiled from."""
+    run(sys.executable, "-m", "build", "--sdist", "--outdir", DIST)
+    (archive,) = DIST.glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        names = {name.partition("/")[2] for name in files.getnames()}
+    missing = {"dynamo_fast/_codec.pyx", "setup.py", "tests/vectors/index.json"} - names
+    if missing:
+        sys.exit(f"{archive.name} lacks {', '.join(sorted(missing))}")
+    if stray := [name for name in names if name.endswith((".so", ".pyc", ".c"))]:
+        sys.exit(f"{archive.name} holds what was built: {', '.join(sorted(stray))}")
+    return archive
+
+
+def wheel(source: Path, python: str, backend: str) -> Path:
+    """The wheel that `python` makes of the sdist."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder)
+        quiet = ("--quiet", "--disable-pip-version-check", "--no-deps")
+        run(python, "-m", "pip", "wheel", *quiet, "--wheel-dir", made, source, DYNAMO_FAST_BUILD=backend)
+        (built,) = made.glob("*.whl")
+        if backend == "python" and not built.name.endswith("-py3-none-any.whl"):
+            sys.exit(f"{built.name} should be a wheel for any platform")
+        return Path(shutil.move(built, DIST / built.name))
+
+
+def test(built: Path, python: str, backend: str) -> str:
+    """Install the wheel into a new environment, and run the tests there; returns their last line."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        shutil.copytree(ROOT / "tests", place / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", place)
+        run(python, "-m", "venv", place / "env")
+        own = place / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+        quiet = ("--quiet", "--disable-pip-version-check")
+        run(own, "-m", "pip", "install", *quiet, f"{built}[checksum,cli]", *TOOLS, folder=place)
+        shown = run(own, "-c", SHOW, folder=place)
+        if not shown.splitlines()[-1].startswith(f"{backend} {place / 'env'}"):
+            sys.exit(f"{built.name} gives another codec: {shown}")
+        ignored = NOT_OF_A_WHEEL + (OF_BOTH_BACKENDS if backend == "python" else ())
+        options = ["-q", "-p", "no:cacheprovider", *(f"--ignore={path}" for path in ignored)]
+        done = run(own, "-m", "pytest", *options, folder=place, DYNAMO_FAST_BACKEND=backend)
+        return done.splitlines()[-1]
+
+
+def main() -> None:
+    asked = sys.argv[1:] or list(VERSIONS)
+    if unknown := [version for version in asked if not re.fullmatch(r"3\.\d+", version)]:
+        sys.exit(f"not a Python version: {', '.join(unknown)} (expected such as 3.12)")
+    found = {version: interpreter(version) for version in asked}
+    pythons = {version: python for version, python in found.items() if python is not None}
+    for version in found.keys() - pythons.keys():
+        print(f"Python {version}: left out, it is not installed here")
+    if not pythons:
+        sys.exit("none of these Pythons is installed")
+    shutil.rmtree(DIST, ignore_errors=True)
+    source = sdist()
+    print(source.name, flush=True)
+    pure = wheel(source, next(iter(pythons.values())), "python")
+    for version, python in pythons.items():
+        compiled = wheel(source, python, "cython")
+        for built, backend in ((compiled, "cython"), (pure, "python")):
+            print(f"{built.name}: Python {version}: {test(built, python, backend)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
