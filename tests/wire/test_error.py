@@ -247,6 +247,27 @@ def test_exceptions_are_told_as_dynamo_tells_them(vector: Vector) -> None:
             assert encode_error(told)[key] == value
 
 
+@pytest.mark.parametrize(
+    ("error", "error_type"),
+    [
+        (TimeoutError("t"), "Backend.ConnectionTimeout"),
+        (asyncio.TimeoutError("t"), "Backend.ConnectionTimeout"),
+        (ConnectionRefusedError(111, "r"), "Backend.CannotConnect"),
+        (ConnectionResetError(104, "r"), "Backend.Disconnected"),
+        (asyncio.CancelledError(), "Backend.Cancelled"),
+        (UnicodeDecodeError("utf-8", b"x", 0, 1, "why"), "Backend.InvalidArgument"),
+        (KeyError("k"), "Backend.Unknown"),
+        (OSError(2, "no"), "Backend.Unknown"),
+        (KeyboardInterrupt(), "Backend.Unknown"),
+    ],
+    ids=repr,
+)
+def test_exceptions_of_python(error: BaseException, error_type: str) -> None:
+    told = from_exception(error)
+    assert words(told) == (error_type, *wire_error._OF_TYPE[error_type])
+    assert told.message == f"{type(error).__name__}: {error}"
+
+
 def test_errors_of_ours_that_a_handler_raises() -> None:
     """A worker whose own call failed is not gone itself: the router must not avoid it."""
     assert words(from_exception(Disconnected("m"))) == ("Backend.Disconnected", "Unavailable", "backend.disconnected")

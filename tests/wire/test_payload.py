@@ -388,9 +388,11 @@ def test_what_is_plain(look: Any) -> None:
     for key in (1, None, Text("b"), b"a"):
         assert not look({"a": 1, key: 1})
     deep: Any = []
+    deep_map: Any = {}
     for _ in range(sys.getrecursionlimit() * 2):
-        deep = [deep]
+        deep, deep_map = [deep], {"": deep_map}
     assert not look(deep)
+    assert not look(deep_map)
 
 
 def test_a_body_is_what_orjson_reads() -> None:
