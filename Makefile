@@ -6,13 +6,16 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 say     = @printf '\n==> %s\n' $(1)
 
-.PHONY: help demo test lint bench peers clean
+.PHONY: help demo test lint bench fuzz sanitize wheels peers clean
 
 help:
 	@echo "make demo    build, then a router streams from a worker, in two processes"
 	@echo "make test    lint, types, and every test, real Dynamo workers included"
 	@echo "make lint    ruff, mypy, and the stubs of the extension against the extension"
 	@echo "make bench   the benchmarks of the codec and of the router"
+	@echo "make fuzz    atheris on each backend of the codec, FUZZ_SECONDS=60 each"
+	@echo "make sanitize  the tests of the codec on an extension with ASan, UBSan and assertions (Linux)"
+	@echo "make wheels  dist/: the sdist and its wheels, each tested on its own, for each Python found here"
 	@echo "make peers   .peers/: real Dynamo 1.3.1 and 1.6.1, each in an environment of its own"
 	@echo "make clean   remove what was built"
 
@@ -36,6 +39,35 @@ lint: $(VENV)/.test
 bench: $(VENV)/.bench peers
 	@$(BIN)/python -m benchmarks.codec
 	@$(BIN)/python -m benchmarks.router
+
+# Either backend on its own: the search is led by the branches of the Python one, and its inputs run through both.
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/.fuzz
+	$(call say,"fuzzing the compiled codec for $(FUZZ_SECONDS) seconds")
+	@$(BIN)/python -m tests.fuzz.codec cython -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1
+	$(call say,"fuzzing the Python codec for $(FUZZ_SECONDS) seconds")
+	@$(BIN)/python -m tests.fuzz.codec python -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1
+
+# A copy of the tree, so that the extension with the sanitizers in it is never mistaken for the one that is used. Python
+# itself has none, so their libraries come first by LD_PRELOAD, and its own allocator has to make way for theirs.
+SANITIZED := build/sanitize
+SANITIZE  := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+sanitize: $(VENV)/.test
+	$(call say,"the codec with sanitizers and assertions in $(SANITIZED)")
+	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	@cp -r setup.py pyproject.toml README.md LICENSE dynamo_fast tests $(SANITIZED)
+	@find $(SANITIZED)/dynamo_fast -name '*.so' -delete
+	@cd $(SANITIZED) && DYNAMO_FAST_BUILD=cython DYNAMO_FAST_DEBUG=1 CFLAGS="$(SANITIZE) -fno-omit-frame-pointer" \
+		LDFLAGS="$(SANITIZE)" $(abspath $(BIN))/python -W ignore setup.py --quiet build_ext --inplace
+	@nm -D $(SANITIZED)/dynamo_fast/_codec.*.so | grep -q __asan_ || { echo "no sanitizer was built in"; exit 1; }
+	@cd $(SANITIZED) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
+		$(abspath $(BIN))/python -m pytest -q --capture=no -p no:cacheprovider -p no:faulthandler \
+		tests/test_codec.py tests/test_codec_edges.py tests/test_codec_differential.py
+
+wheels: $(VENV)/.wheels
+	$(call say,"the distributions in dist/")
+	@$(BIN)/python scripts/wheels.py
 
 peers: .peers/1.3.1/.done .peers/1.6.1/.done
 
@@ -65,6 +97,16 @@ $(VENV)/.test: $(SOURCES) | $(BIN)/python
 $(VENV)/.bench: $(SOURCES) | $(BIN)/python
 	$(call say,"building and installing dynamo_fast with the yardsticks of its benchmarks")
 	@DYNAMO_FAST_BUILD=cython $(PIP) install --quiet --editable ".[bench]"
+	@touch $@
+
+$(VENV)/.fuzz: $(VENV)/.test
+	$(call say,"installing atheris")
+	@$(PIP) install --quiet "atheris>=3.0"
+	@touch $@
+
+$(VENV)/.wheels: | $(BIN)/python
+	$(call say,"installing build")
+	@$(PIP) install --quiet "build>=1.2"
 	@touch $@
 
 clean:
