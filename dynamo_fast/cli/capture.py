@@ -1,0 +1,277 @@
+"""TCP connections out of a pcap or pcapng file: packets in, bytes in order out. The file format is dpkt's work."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from dynamo_fast.errors import InvalidRequest
+from dynamo_fast.wire.address import join_host_port
+
+__all__ = ["MAGIC", "Closed", "Damaged", "Data", "Gap", "Opened", "read_capture"]
+
+MAGIC = (b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x0a\x0d\x0d\x0a")
+"""How the files begin: pcap of either byte order, in micro- or nanoseconds, and pcapng."""
+_MAX_HELD = 1 << 24
+"""Bytes that came out of order and wait for those before them."""
+_SEQUENCE = 1 << 32
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A connection. `midway` if its beginning was not captured: then the dialler is a guess."""
+
+    number: int
+    dialler: str
+    listener: str
+    midway: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Bytes, in order. `time` is in seconds since 1970."""
+
+    number: int
+    from_dialler: bool
+    data: bytes
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Bytes that were never captured."""
+
+    number: int
+    from_dialler: bool
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The end of a connection; `how` is "FIN", "RST" or "the end of the capture"."""
+
+    number: int
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """The capture file itself ends badly."""
+
+    reason: str
+
+
+Event = Opened | Data | Gap | Closed | Damaged
+
+
+def read_capture(file: BinaryIO) -> Iterator[Event]:
+    """What happened on the connections in a capture, in its order. Raises InvalidRequest for what is no capture."""
+    dpkt = _dpkt()
+    try:
+        reader = dpkt.pcap.UniversalReader(file)
+    except (ValueError, dpkt.Error) as error:
+        raise InvalidRequest(f"this is no pcap or pcapng file: {error or type(error).__name__}") from None
+    unpack = _link_layer(dpkt, reader.datalink())
+    connections = _Connections()
+    packets = iter(reader)
+    for count in _count():
+        try:
+            time, packet = next(packets)
+        except StopIteration:
+            break
+        except (ValueError, dpkt.Error, EOFError) as error:
+            yield Damaged(f"the capture is damaged after {count} packets: {error or type(error).__name__}")
+            break
+        segment = _segment(dpkt, unpack, packet)
+        if segment is not None:
+            yield from connections.take(segment, float(time))
+    yield from connections.close()
+
+
+def _count() -> Iterator[int]:
+    number = 0
+    while True:
+        yield number
+        number += 1
+
+
+def _dpkt() -> Any:
+    try:
+        import dpkt
+    except ImportError as error:
+        raise InvalidRequest(f"reading captures needs dpkt: pip install 'dynamo-fast[pcap]' ({error})") from None
+    return dpkt
+
+
+def _link_layer(dpkt: Any, datalink: int) -> Any:
+    """What takes a packet apart: `datalink` is the number that the file gives (tcpdump.org, LINKTYPE_)."""
+
+    def internet(packet: bytes) -> Any:
+        return dpkt.ip6.IP6(packet) if packet[:1] and packet[0] >> 4 == 6 else dpkt.ip.IP(packet)
+
+    layers = {
+        0: lambda packet: internet(packet[4:]),
+        1: lambda packet: dpkt.ethernet.Ethernet(packet).data,
+        12: internet,
+        101: internet,
+        108: lambda packet: internet(packet[4:]),
+        113: lambda packet: dpkt.sll.SLL(packet).data,
+        228: internet,
+        229: internet,
+        276: lambda packet: dpkt.sll2.SLL2(packet).data,
+    }
+    if datalink not in layers:
+        raise InvalidRequest(f"captures of the link type {datalink} are not read, only {sorted(layers)}")
+    return layers[datalink]
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    source: str
+    target: str
+    sequence: int
+    data: bytes
+    syn: bool
+    ack: bool
+    fin: bool
+    rst: bool
+
+
+def _segment(dpkt: Any, unpack: Any, packet: bytes) -> _Segment | None:
+    """The TCP segment in a packet; None if there is none, or too little of it."""
+    try:
+        ip = unpack(packet)
+        tcp = ip.data
+    except (dpkt.Error, AttributeError, IndexError):
+        return None
+    if not isinstance(tcp, dpkt.tcp.TCP):
+        return None
+    return _Segment(
+        source=join_host_port(str(ipaddress.ip_address(ip.src)), tcp.sport),
+        target=join_host_port(str(ipaddress.ip_address(ip.dst)), tcp.dport),
+        sequence=tcp.seq,
+        data=bytes(tcp.data),
+        syn=bool(tcp.flags & dpkt.tcp.TH_SYN),
+        ack=bool(tcp.flags & dpkt.tcp.TH_ACK),
+        fin=bool(tcp.flags & dpkt.tcp.TH_FIN),
+        rst=bool(tcp.flags & dpkt.tcp.TH_RST),
+    )
+
+
+class _Connections:
+    """The connections that are open at this point of the capture."""
+
+    def __init__(self) -> None:
+        self._open: dict[frozenset[str], _Connection] = {}
+        self._count = 0
+
+    def take(self, segment: _Segment, time: float) -> Iterator[Event]:
+        key = frozenset((segment.source, segment.target))
+        connection = self._open.get(key)
+        if segment.syn and not segment.ack and connection is not None and not connection.is_again(segment):
+            yield from self._open.pop(key).close("another connection between the same ports")
+            connection = None
+        if connection is None:
+            if not segment.data and not segment.syn:
+                return  # the last words of a connection that is over, or was not captured
+            connection = self._open[key] = self._connection(segment)
+            yield connection.opened
+        yield from connection.take(segment, time)
+        if connection.how_it_ended:
+            del self._open[key]
+            yield from connection.close(connection.how_it_ended)
+
+    def close(self) -> Iterator[Event]:
+        for connection in self._open.values():
+            yield from connection.close("the end of the capture")
+
+    def _connection(self, segment: _Segment) -> _Connection:
+        self._count += 1
+        dialler, listener = segment.source, segment.target
+        if segment.syn and segment.ack:
+            dialler, listener = listener, dialler
+        return _Connection(Opened(self._count, dialler, listener, midway=not segment.syn))
+
+
+class _Connection:
+    def __init__(self, opened: Opened) -> None:
+        self.opened = opened
+        self.how_it_ended = ""
+        self._orders = {True: _Order(), False: _Order()}
+
+    def is_again(self, segment: _Segment) -> bool:
+        """Whether a SYN is one that was sent before."""
+        order = self._orders[segment.source == self.opened.dialler]
+        return order.first == (segment.sequence + 1) % _SEQUENCE
+
+    def take(self, segment: _Segment, time: float) -> Iterator[Event]:
+        from_dialler = segment.source == self.opened.dialler
+        order = self._orders[from_dialler]
+        for data in order.take(segment):
+            yield Data(self.opened.number, from_dialler, data, time)
+        if order.held_size > _MAX_HELD:
+            yield from self._gap(from_dialler)
+        if segment.rst:
+            self.how_it_ended = "RST"
+        elif all(each.ended for each in self._orders.values()):
+            self.how_it_ended = "FIN"
+
+    def close(self, how: str) -> Iterator[Event]:
+        for from_dialler, order in self._orders.items():
+            if order.held:
+                yield from self._gap(from_dialler)
+        yield Closed(self.opened.number, how)
+
+    def _gap(self, from_dialler: bool) -> Iterator[Event]:
+        yield Gap(self.opened.number, from_dialler, self._orders[from_dialler].give_up())
+
+
+class _Order:
+    """One direction: segments as they were captured in, bytes in order out."""
+
+    def __init__(self) -> None:
+        self.first: int | None = None
+        self.held: dict[int, bytes] = {}
+        self.held_size = 0
+        self._size = 0  # delivered
+        self._end: int | None = None
+        self._given_up = False
+
+    @property
+    def ended(self) -> bool:
+        return self._end is not None and (self._given_up or self._size >= self._end)
+
+    def take(self, segment: _Segment) -> Iterator[bytes]:
+        if self.first is None:
+            self.first = (segment.sequence + segment.syn) % _SEQUENCE
+        at = self._place(segment.sequence + segment.syn)
+        if segment.fin:
+            self._end = at + len(segment.data)
+        if not segment.data or self._given_up:
+            return
+        if len(segment.data) > len(self.held.get(at, b"")):
+            self.held_size += len(segment.data) - len(self.held.get(at, b""))
+            self.held[at] = segment.data
+        while self.held and (at := min(self.held)) <= self._size:
+            data = self.held.pop(at)
+            self.held_size -= len(data)
+            new = data[self._size - at :]
+            self._size += len(new)
+            if new:
+                yield new
+
+    def give_up(self) -> int:
+        """How many bytes are missing before those that came; what follows is not delivered any more."""
+        missing = min(self.held) - self._size
+        self.held.clear()
+        self.held_size = 0
+        self._given_up = True
+        return missing
+
+    def _place(self, sequence: int) -> int:
+        """Where a sequence number stands among the bytes of the direction, whose numbers wrap."""
+        assert self.first is not None
+        near = (sequence - self.first - self._size) % _SEQUENCE
+        return self._size + (near if near < _SEQUENCE // 2 else near - _SEQUENCE)
