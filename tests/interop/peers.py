@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -9,12 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 VERSIONS = ("1.3.1", "1.6.1")
 ROOT = Path(__file__).parents[2]
 _HERE = Path(__file__).parent
+LIMIT = 30.0
+"""Seconds after which a test that waits for a peer fails."""
 
 
 def interpreter(version: str) -> Path:
@@ -67,3 +72,67 @@ def peer_worker(version: str, folder: Path) -> Iterator[Peer]:
             process.kill()
             process.wait()
             sys.stderr.write(log.read_text())  # pytest shows it with a test that fails
+
+
+class PeerClient:
+    """`peer_client.py`, as a process that makes calls."""
+
+    def __init__(self, version: str, process: asyncio.subprocess.Process) -> None:
+        self.version = version
+        self._process = process
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._count = 0
+        self._reading: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls, version: str, folder: Path) -> PeerClient:
+        process = await asyncio.create_subprocess_exec(
+            str(interpreter(version)),
+            str(_HERE / "peer_client.py"),
+            env=environment(folder),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            limit=1 << 26,
+        )
+        client = cls(version, process)
+        ready = client._expect(0)
+        client._reading = asyncio.ensure_future(client._read())
+        await asyncio.wait_for(ready, LIMIT)
+        return client
+
+    async def call(self, endpoint: str, request: Any, **options: Any) -> tuple[list[Any], list[str] | None]:
+        """The items of the answer, and the class and text of the error at its end, if there was one."""
+        answer = await self._do({"endpoint": endpoint, "request": request, **options})
+        return answer["items"], answer["error"]
+
+    async def wait_for(self, endpoint: str, count: int) -> list[int]:
+        """Wait until the client sees that many instances; returns their ids."""
+        ids: list[int] = (await self._do({"endpoint": endpoint, "wait_for": count}))["items"]
+        return ids
+
+    async def close(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+        self._process._transport.close()  # type: ignore[attr-defined]  # or its pipes outlive the loop
+
+    async def _do(self, command: dict[str, Any]) -> dict[str, Any]:
+        self._count += 1
+        answer = self._expect(self._count)
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"id": self._count, **command}).encode() + b"\n")
+        return await asyncio.wait_for(answer, LIMIT)
+
+    def _expect(self, number: int) -> asyncio.Future[dict[str, Any]]:
+        self._answers[number] = asyncio.get_running_loop().create_future()
+        return self._answers[number]
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            if line.startswith(b"{"):  # 1.6.1 logs to standard output, too
+                answer = json.loads(line)
+                self._answers.pop(answer["id"]).set_result(answer)
