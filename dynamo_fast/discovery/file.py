@@ -3,8 +3,10 @@
     <root>/v1/instances/demo%2Fbackend%2Fgenerate%2F577eb898b1f7105e      one record, compact JSON
 
 The file's modification time is its heartbeat. The owner sets it to now every 3.3 s; every process that uses the
-directory deletes files that have not been touched for 10 s, whoever wrote them. Changes are found by looking at the
-directory's own modification time, which a heartbeat does not move: one `stat` per look, a scan only after a change.
+directory deletes files that have not been touched for 10 s, whoever wrote them.
+
+Changes are told by the kernel where inotify can be had (Linux, with the extra `inotify`). Elsewhere the directory's own
+modification time is looked at, which a heartbeat does not move: one `stat` per look, a scan only after a change.
 """
 
 from __future__ import annotations
@@ -17,13 +19,14 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
 from dynamo_fast.config import env_text
 from dynamo_fast.discovery.base import Added, Discovery, DiscoveryEvent, Listener, Removed, Watch
+from dynamo_fast.discovery.inotify import DirectoryChanges, watch_directory
 from dynamo_fast.errors import InvalidRequest, PayloadError
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.instance import Instance
@@ -37,7 +40,7 @@ TTL = 10.0
 BEAT = TTL / 3
 """Seconds between heartbeats, and between looks for expired files."""
 POLL = 0.05
-"""Seconds between looks at the directory while somebody watches."""
+"""Seconds between looks at the directory while somebody watches, and the kernel does not tell."""
 
 _TEMPORARY = ".tmp_"
 # The kernel stamps files with a clock that may stand still for as long as 10 ms: a directory that changed so recently
@@ -66,6 +69,9 @@ class FileDiscovery(Discovery):
         self._changed_at = self._scanned_at = 0
         self._beat_timer: asyncio.TimerHandle | None = None
         self._poll_timer: asyncio.TimerHandle | None = None
+        self._changes: DirectoryChanges | None = None
+        self._clock = _clock_offset()
+        self._trust_clock_after = 0.0
         self._trouble = ""
 
     async def register(self, instance: Instance) -> None:
@@ -89,12 +95,12 @@ class FileDiscovery(Discovery):
         )
 
     async def watch(self, endpoint: EndpointId, listener: Listener) -> Watch:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._keep_looking()  # before the first look, so that nothing is missed between the two
         present = await self.list(endpoint)
         watch = _FileWatch(self, endpoint, listener)
         self._watches.add(watch)
         self._keep_beating()
-        if self._poll_timer is None:
-            self._poll_timer = asyncio.get_running_loop().call_later(POLL, self._poll)
         for instance in present:
             watch.tell(Added(instance))
         return watch
@@ -104,6 +110,9 @@ class FileDiscovery(Discovery):
             if timer is not None:
                 timer.cancel()
         self._beat_timer = self._poll_timer = None
+        if self._changes is not None:
+            self._changes.close()
+            self._changes = None
         self._watches.clear()
         for name in self._owned:
             (self._directory / name).unlink(missing_ok=True)
@@ -131,8 +140,11 @@ class FileDiscovery(Discovery):
         with self._reporting_trouble():
             for name, content in self._owned.items():
                 self._touch(name, content)
-            self._delete_expired()
+            if self._clock_is_steady():
+                self._delete_expired()
             self._scan()
+        if self._watches:
+            self._keep_looking()
 
     def _touch(self, name: str, content: bytes) -> None:
         try:
@@ -141,6 +153,17 @@ class FileDiscovery(Discovery):
             # Dynamo's own worker stays undiscoverable for good here: after a pause of 10 s, or a careless `rm`.
             logger.warning("the record %s was removed by somebody else: putting it back", unquote(name))
             self._publish(name, content)
+
+    def _clock_is_steady(self) -> bool:
+        """Whether ages can be told: after a jump of the clock every file looks old until its owner has touched it."""
+        offset, before = _clock_offset(), self._clock
+        self._clock = offset
+        if abs(offset - before) > BEAT / 2:
+            logger.warning(
+                "the clock jumped by %.1f s: no record is taken for expired in the next %g s", offset - before, TTL
+            )
+            self._trust_clock_after = time.monotonic() + TTL
+        return time.monotonic() >= self._trust_clock_after
 
     def _delete_expired(self) -> None:
         oldest = time.time() - TTL
@@ -153,13 +176,32 @@ class FileDiscovery(Discovery):
 
     # The records of everybody
 
+    def _keep_looking(self) -> None:
+        if self._changes is None:
+            self._changes = watch_directory(self._directory, _TEMPORARY, self._changed, self._directory_gone)
+        if self._changes is None and self._poll_timer is None:
+            self._poll_timer = asyncio.get_running_loop().call_later(POLL, self._poll)
+
+    def _changed(self, removed: Sequence[str]) -> None:
+        """The kernel says so. What was removed, and is there again by now, is told as removed first."""
+        with self._reporting_trouble():
+            for name in removed:
+                entry = self._entries.pop(name, None)
+                if entry is not None and entry.instance is not None:
+                    self._tell(Removed(entry.instance))
+            self._scan()
+
+    def _directory_gone(self) -> None:
+        self._changes = None
+        self._keep_looking()
+
     def _poll(self) -> None:
-        if not self._watches:
-            self._poll_timer = None
+        self._poll_timer = None
+        if not self._watches or self._changes is not None:
             return
         self._poll_timer = asyncio.get_running_loop().call_later(POLL, self._poll)
         with self._reporting_trouble():
-            changed_at = self._directory.stat().st_mtime_ns
+            changed_at = self._directory.stat().st_mtime_ns if self._directory.exists() else 0
             if changed_at != self._changed_at or changed_at >= self._scanned_at - _CLOCK_GRAIN_NS:
                 self._changed_at = changed_at
                 self._scan()
@@ -173,8 +215,11 @@ class FileDiscovery(Discovery):
             if entry is not None:
                 self._entries[file.name] = entry
         for event in _differences(before, self._entries):
-            for watch in list(self._watches):
-                watch.tell(event)
+            self._tell(event)
+
+    def _tell(self, event: DiscoveryEvent) -> None:
+        for watch in list(self._watches):
+            watch.tell(event)
 
     def _files(self) -> Iterator[os.DirEntry[str]]:
         """Every regular file, unfinished ones and left-overs included."""
@@ -232,6 +277,11 @@ class _FileWatch(Watch):
 
 def _default_root() -> Path:
     return Path(env_text("DYN_FILE_KV") or Path(tempfile.gettempdir()) / "dynamo_store_kv")
+
+
+def _clock_offset() -> float:
+    """What the wall clock, by which files are stamped, is ahead of the one that nobody sets."""
+    return time.time() - time.monotonic()
 
 
 def _file_name(instance: Instance) -> str:

@@ -1,0 +1,30 @@
+"""`connect`: a discovery backend by its name, as Dynamo spells it (runtime.md 1.1)."""
+
+from __future__ import annotations
+
+from dynamo_fast.discovery.base import Discovery
+from dynamo_fast.discovery.file import FileDiscovery
+from dynamo_fast.discovery.memory import MemoryDiscovery
+from dynamo_fast.errors import InvalidConfig
+
+__all__ = ["connect"]
+
+
+def connect(kind: str) -> Discovery:
+    """The backend `file`, `mem` or `etcd`, set up as the environment says.
+
+    For `etcd` this waits until etcd has granted a lease, whose id is the connection id: it blocks, as Dynamo's own
+    constructor does. Raises InvalidConfig for another kind, or one whose library is not installed; CannotConnect if
+    etcd cannot be reached.
+    """
+    if kind == "file":
+        return FileDiscovery()
+    if kind == "mem":
+        return MemoryDiscovery()
+    if kind == "etcd":
+        from dynamo_fast.discovery.etcd import EtcdDiscovery
+
+        return EtcdDiscovery.connect()
+    if kind == "kubernetes":
+        raise InvalidConfig("the discovery backend 'kubernetes' is not offered: use 'etcd' or 'file'")
+    raise InvalidConfig(f"Unknown key-value store type '{kind}'")

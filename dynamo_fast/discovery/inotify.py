@@ -1,0 +1,74 @@
+"""What the kernel tells about one directory, through the library inotify-simple (Linux, the extra `inotify`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+try:
+    import inotify_simple  # type: ignore[import-untyped, import-not-found, unused-ignore]
+except (ImportError, OSError):  # not installed, or not Linux
+    inotify_simple = None
+
+__all__ = ["DirectoryChanges", "inotify_simple", "watch_directory"]
+
+logger = logging.getLogger(__name__)
+
+
+class DirectoryChanges:
+    """Tells of files that appear, vanish or are written to; not of those that are only touched, nor of ignored names.
+
+    `on_change(removed)` is called on the event loop with the names that went away, in order; `on_end()` once, if the
+    directory itself went away.
+    """
+
+    def __init__(
+        self, inotify: Any, ignored_prefix: str, on_change: Callable[[Sequence[str]], None], on_end: Callable[[], None]
+    ) -> None:
+        self._inotify = inotify
+        self._ignored_prefix = ignored_prefix
+        self._on_change = on_change
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(inotify.fileno(), self._read)
+
+    def close(self) -> None:
+        """No more calls; may be called twice."""
+        if not self._inotify.closed:
+            self._loop.remove_reader(self._inotify.fileno())
+            self._inotify.close()
+
+    def _read(self) -> None:
+        flags = inotify_simple.flags
+        events = [event for event in self._inotify.read(timeout=0) if not event.name.startswith(self._ignored_prefix)]
+        gone = flags.DELETE | flags.MOVED_FROM
+        ended = any(event.mask & flags.IGNORED for event in events)
+        if ended:
+            self.close()
+        if events:
+            self._on_change([event.name for event in events if event.mask & gone])
+        if ended:
+            self._on_end()
+
+
+def watch_directory(
+    directory: Path, ignored_prefix: str, on_change: Callable[[Sequence[str]], None], on_end: Callable[[], None]
+) -> DirectoryChanges | None:
+    """The changes of `directory`; None where they cannot be had, and the directory must be looked at now and then."""
+    if inotify_simple is None:
+        return None
+    flags = inotify_simple.flags
+    mask = flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO | flags.CLOSE_WRITE | flags.ONLYDIR
+    inotify = None
+    try:
+        inotify = inotify_simple.INotify(nonblocking=True)
+        inotify.add_watch(directory, mask)
+        return DirectoryChanges(inotify, ignored_prefix, on_change, on_end)
+    except (OSError, NotImplementedError) as error:  # out of watches, gone, or a loop that cannot watch descriptors
+        logger.info("%s is looked at now and then: the kernel will not tell of changes (%s)", directory, error)
+        if inotify is not None:
+            inotify.close()
+        return None

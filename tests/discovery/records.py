@@ -1,0 +1,13 @@
+"""Records for the tests of discovery."""
+
+from __future__ import annotations
+
+from dynamo_fast.wire.address import EndpointId
+from dynamo_fast.wire.instance import Instance, TransportType
+
+ENDPOINT = EndpointId("test", "back_end", "a-b.c é")
+OTHER = ENDPOINT._replace(name=ENDPOINT.name + "d")
+
+
+def instance(instance_id: int, endpoint: EndpointId = ENDPOINT, address: str = "127.0.0.1:1/x") -> Instance:
+    return Instance(endpoint, instance_id, TransportType("tcp", address))

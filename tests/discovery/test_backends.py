@@ -1,0 +1,82 @@
+"""What every backend promises, on each of them that needs no server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dynamo_fast.discovery.base import Added, Discovery, DiscoveryEvent, Removed
+from dynamo_fast.discovery.connect import connect
+from dynamo_fast.discovery.file import FileDiscovery
+from dynamo_fast.discovery.memory import MemoryDiscovery
+from dynamo_fast.errors import InvalidConfig, InvalidRequest
+from tests.discovery.records import ENDPOINT, OTHER, instance
+
+Make = Callable[[], Discovery]
+
+
+@pytest.fixture(params=["file", "mem"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+    """Makes views of one and the same table: for memory there is only one."""
+    if request.param == "file":
+        return lambda: FileDiscovery(tmp_path)
+    only = MemoryDiscovery()
+    return lambda: only
+
+
+async def test_a_record_that_was_registered_is_listed_until_it_is_unregistered(make: Make) -> None:
+    ours, theirs = make(), make()
+    await ours.register(instance(2))
+    await ours.register(instance(1))
+    await ours.register(instance(3, OTHER))
+    assert await theirs.list(ENDPOINT) == [instance(1), instance(2)]
+    assert await theirs.list() == [instance(1), instance(2), instance(3, OTHER)]
+    await ours.unregister(instance(1))
+    assert await theirs.list(ENDPOINT) == [instance(2)]
+    await ours.close()
+    await theirs.close()
+
+
+async def test_what_was_not_registered_cannot_be_unregistered(make: Make) -> None:
+    discovery = make()
+    with pytest.raises(InvalidRequest, match="nothing to unregister"):
+        await discovery.unregister(instance(1))
+    await discovery.close()
+
+
+async def test_a_watch_hears_of_what_is_there_and_of_every_change(make: Make) -> None:
+    ours, theirs = make(), make()
+    await ours.register(instance(1))
+    events: asyncio.Queue[DiscoveryEvent] = asyncio.Queue()
+    watch = await theirs.watch(ENDPOINT, events.put_nowait)
+    assert events.get_nowait() == Added(instance(1))  # told before `watch` returned
+
+    async def heard() -> DiscoveryEvent:
+        return await asyncio.wait_for(events.get(), 5)
+
+    await ours.register(instance(2))
+    assert await heard() == Added(instance(2))
+    await ours.register(instance(2, address="127.0.0.1:2/x"))
+    assert await heard() == Added(instance(2, address="127.0.0.1:2/x"))
+    await ours.register(instance(9, OTHER))  # a name of which ours is a prefix
+    await ours.unregister(instance(1))
+    assert await heard() == Removed(instance(1))
+    watch.close()
+    watch.close()
+    await ours.unregister(instance(2))
+    await ours.register(instance(3))
+    assert await theirs.list(ENDPOINT) == [instance(3)]
+    assert events.empty()
+    await ours.close()
+    await theirs.close()
+
+
+def test_a_backend_has_a_name() -> None:
+    assert isinstance(connect("mem"), MemoryDiscovery)
+    with pytest.raises(InvalidConfig, match="Unknown key-value store type 'zookeeper'"):
+        connect("zookeeper")
+    with pytest.raises(InvalidConfig, match="'kubernetes' is not offered"):
+        connect("kubernetes")

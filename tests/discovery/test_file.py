@@ -1,0 +1,256 @@
+"""The file backend: what it writes, what it takes for a record, how records age, and how soon a change is seen."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynamo_fast.discovery import file as file_module
+from dynamo_fast.discovery import inotify
+from dynamo_fast.discovery.base import Added, DiscoveryEvent, Removed
+from dynamo_fast.discovery.file import FileDiscovery
+from dynamo_fast.wire.address import EndpointId
+from tests.discovery.records import ENDPOINT, instance
+
+NAME = "test%2Fback%5Fend%2Fa%2Db%2Ec%20%C3%A9%2F1f"
+FAKE = EndpointId("n", "c", "fake")
+RECORD: dict[str, Any] = {
+    "type": "Endpoint",
+    "component": "c",
+    "endpoint": "fake",
+    "namespace": "n",
+    "instance_id": 0x1234,
+    "transport": {"tcp": "127.0.0.1:1/x"},
+    "device_type": "cuda",
+}
+
+
+@pytest.fixture(params=["inotify", "polling"])
+def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "polling":
+        monkeypatch.setattr(inotify, "inotify_simple", None)
+    elif inotify.inotify_simple is None:
+        pytest.skip("inotify-simple cannot be had here (the extra `inotify`, on Linux)")
+    return str(request.param)
+
+
+def folder(root: Path) -> Path:
+    path = root / "v1" / "instances"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def put(root: Path, name: str, content: str) -> Path:
+    temporary = folder(root) / ".tmp_0123"
+    temporary.write_text(content)
+    return temporary.rename(folder(root) / name)
+
+
+class Ear:
+    """Hears of one endpoint."""
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[DiscoveryEvent] = asyncio.Queue()
+        self.discovery: FileDiscovery
+
+    @classmethod
+    async def open(cls, root: Path, endpoint: EndpointId = FAKE) -> Ear:
+        ear = cls()
+        ear.discovery = FileDiscovery(root)
+        await ear.discovery.watch(endpoint, ear.events.put_nowait)
+        return ear
+
+    async def hear(self) -> DiscoveryEvent:
+        return await asyncio.wait_for(self.events.get(), 5)
+
+
+async def test_a_record_is_a_file_of_dynamos_name_content_and_mode(tmp_path: Path) -> None:
+    discovery = FileDiscovery(tmp_path)
+    mask = os.umask(0o022)
+    try:
+        await discovery.register(instance(0x1F))
+    finally:
+        os.umask(mask)
+    assert os.listdir(folder(tmp_path)) == [NAME]
+    file = folder(tmp_path) / NAME
+    assert file.read_bytes() == instance(0x1F).encode()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    await discovery.close()
+    assert os.listdir(folder(tmp_path)) == []
+
+
+async def test_the_root_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DYN_FILE_KV", str(tmp_path / "here"))
+    assert FileDiscovery().root == tmp_path / "here"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("n%2Fc%2Ffake%2F1234", json.dumps(RECORD), 0x1234),
+        ("n%2fc%2ffake%2f1234", json.dumps(RECORD, indent=2), 0x1234),
+        ("n%2Fc%2Ffake%2F1234", json.dumps({**RECORD, "more": 1, "device_type": None}), 0x1234),
+        ("n%2Fc%2Ffake%2F1234", json.dumps({**RECORD, "transport": {"nats_tcp": "subject"}}), 0x1234),
+        ("n%2Fc%2Ffake%2F9999", json.dumps(RECORD), 0x1234),  # the content's id counts
+        ("n%2Fc%2Ffake%2Fffffffffffffffff", json.dumps({**RECORD, "instance_id": 2**64 - 1}), 2**64 - 1),
+        ("n%2Fc%2Ffake%2F1234", json.dumps({**RECORD, "device_type": "tpu"}), None),
+        ("n%2Fc%2Ffake%2F1234", json.dumps({**RECORD, "request_plane_codec": "cbor"}), None),
+        ("n%2Fc%2Ffake%2F1234", json.dumps({**RECORD, "type": "Model"}), None),
+        ("n%2Fc%2Ffake%2F1234", json.dumps({**RECORD, "transport": {"quic": "x"}}), None),
+        ("n%2Fc%2Ffake%2F1234", json.dumps({**RECORD, "instance_id": "4660"}), None),
+        ("n%2Fc%2Ffake%2F1234", json.dumps(RECORD)[:-5], None),
+        ("n%2Fc%2Ffake%2F1234", "", None),
+        ("n%2Fc%2Fother%2F1234", json.dumps(RECORD), None),
+        ("garbage", json.dumps(RECORD), None),
+        (".tmp_0001", json.dumps(RECORD), None),
+    ],
+)
+async def test_what_dynamo_takes_for_a_record_is_one(
+    tmp_path: Path, how: str, name: str, content: str, expected: int | None
+) -> None:
+    ear = await Ear.open(tmp_path)
+    put(tmp_path, name, content)
+    good = put(tmp_path, "n%2Fc%2Ffake%2F1", json.dumps({**RECORD, "instance_id": 1}))
+    seen = set()
+    while 1 not in seen:
+        event = await ear.hear()
+        seen.add(event.instance.instance_id)
+    while not ear.events.empty():
+        seen.add(ear.events.get_nowait().instance.instance_id)
+    assert seen - {1} == (set() if expected is None else {expected})
+    good.unlink()
+    event = await ear.hear()
+    assert isinstance(event, Removed)
+    assert event.instance.instance_id == 1
+    await ear.discovery.close()
+
+
+async def test_a_file_that_is_written_in_place_is_seen_once_it_is_whole(tmp_path: Path, how: str) -> None:
+    ear = await Ear.open(tmp_path)
+    with (folder(tmp_path) / "n%2Fc%2Ffake%2F1234").open("w") as file:
+        text = json.dumps(RECORD)
+        file.write(text[:10])
+        file.flush()
+        for _ in range(5):
+            await asyncio.sleep(file_module.POLL / 2)
+        assert ear.events.empty()
+        file.write(text[10:])
+    event = await ear.hear() if how == "inotify" else None
+    if event is not None:  # a directory's own time does not tell that a file in it was written to
+        assert event.instance.instance_id == 0x1234
+    await ear.discovery.close()
+
+
+async def test_what_is_removed_and_put_again_at_once_is_two_events(tmp_path: Path) -> None:
+    if inotify.inotify_simple is None:
+        pytest.skip("only the kernel can tell (the extra `inotify`, on Linux)")
+    put(tmp_path, "n%2Fc%2Ffake%2F1234", json.dumps(RECORD))
+    ear = await Ear.open(tmp_path)
+    first = await ear.hear()
+    (folder(tmp_path) / "n%2Fc%2Ffake%2F1234").unlink()
+    put(tmp_path, "n%2Fc%2Ffake%2F1234", json.dumps(RECORD))
+    assert [await ear.hear(), await ear.hear()] == [Removed(first.instance), Added(first.instance)]
+    await ear.discovery.close()
+
+
+async def test_a_folder_that_is_removed_and_made_again_is_watched_on(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_module, "BEAT", 0.1)
+    put(tmp_path, "n%2Fc%2Ffake%2F1234", json.dumps(RECORD))
+    ear = await Ear.open(tmp_path)
+    await ear.hear()
+    (folder(tmp_path) / "n%2Fc%2Ffake%2F1234").unlink()
+    (tmp_path / "v1" / "instances").rmdir()
+    assert isinstance(await ear.hear(), Removed)
+    put(tmp_path, "n%2Fc%2Ffake%2F1234", json.dumps(RECORD))
+    assert isinstance(await ear.hear(), Added)
+    await ear.discovery.close()
+
+
+async def test_the_owner_touches_its_record_and_puts_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(file_module, "BEAT", 0.05)
+    discovery = FileDiscovery(tmp_path)
+    await discovery.register(instance(0x1F))
+    file = folder(tmp_path) / NAME
+    inode = file.stat().st_ino
+    os.utime(file, (1, 1))
+    await until(lambda: file.exists() and file.stat().st_mtime > 1)
+    assert file.stat().st_ino == inode
+    file.unlink()
+    await until(file.exists)
+    assert file.read_bytes() == instance(0x1F).encode()
+    assert "putting it back" in caplog.text
+    await discovery.close()
+
+
+async def test_whoever_watches_deletes_what_nobody_touches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_module, "BEAT", 0.05)
+    stale = put(tmp_path, "n%2Fc%2Ffake%2F1234", json.dumps(RECORD))
+    fresh = put(tmp_path, "n%2Fc%2Ffake%2F1", json.dumps({**RECORD, "instance_id": 1}))
+    left_over = folder(tmp_path) / ".tmp_left"
+    left_over.touch()
+    ear = await Ear.open(tmp_path)
+    assert {(await ear.hear()).instance.instance_id for _ in range(2)} == {1, 0x1234}
+    old = time.time() - file_module.TTL - 1
+    os.utime(stale, (old, old))
+    os.utime(left_over, (old, old))
+    removed = await ear.hear()
+    assert isinstance(removed, Removed)
+    assert removed.instance.instance_id == 0x1234
+    assert os.listdir(folder(tmp_path)) == [fresh.name]
+    await ear.discovery.close()
+
+
+async def test_a_clock_that_jumps_ages_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(file_module, "BEAT", 0.05)
+    record = put(tmp_path, "n%2Fc%2Ffake%2F1234", json.dumps(RECORD))
+    ear = await Ear.open(tmp_path)
+    await ear.hear()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)
+    await until(lambda: "the clock jumped" in caplog.text)
+    assert record.exists()
+    await ear.discovery.close()
+
+
+async def test_trouble_with_the_folder_is_logged_once_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(file_module, "BEAT", 0.02)
+    caplog.set_level(logging.WARNING)
+    discovery = FileDiscovery(tmp_path)
+    await discovery.register(instance(1))
+    scandir, calls = os.scandir, 0
+
+    def refuse(path: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        raise PermissionError("not for you")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    await until(lambda: calls >= 3)
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert caplog.text.count("not for you") == 1
+    assert await discovery.list(ENDPOINT) == [instance(1)]
+    await discovery.close()
+
+
+async def until(condition: Any) -> None:
+    """Wait until `condition()` holds, for 5 s at most."""
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
