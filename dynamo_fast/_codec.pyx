@@ -218,16 +218,18 @@ cdef struct Span:
     Py_ssize_t size
 
 
-cdef inline Span span_of(object part):
-    """The memory of a part: bytes or a flat view, kept alive by the caller."""
-    cdef Span span
+cdef inline int span_of(object part, Span *span) except -1:
+    """The memory of a part: bytes or a flat view, kept alive by the caller.
+
+    Raises ValueError for a view that its user has released, and TypeError for the part of a message that nobody made.
+    """
     if type(part) is bytes:
         span.start = <const unsigned char *>PyBytes_AS_STRING(part)
         span.size = PyBytes_GET_SIZE(part)
     else:
+        span.size = len(part)  # the check: what is below has none
         span.start = <const unsigned char *>PyMemoryView_GET_BUFFER(part).buf
-        span.size = PyMemoryView_GET_BUFFER(part).len
-    return span
+    return 0
 
 
 cdef inline bytes base_of(str name, object value, Py_ssize_t *at, Py_ssize_t *stop):
@@ -235,7 +237,8 @@ cdef inline bytes base_of(str name, object value, Py_ssize_t *at, Py_ssize_t *st
     cdef bytes base
     if type(value) is not bytes:
         value = owned(name, value)
-    cdef Span span = span_of(value)
+    cdef Span span
+    span_of(value, &span)
     base = <bytes>value if type(value) is bytes else <bytes?>value.obj
     at[0] = <Py_ssize_t>span.start - <Py_ssize_t>PyBytes_AS_STRING(base)
     stop[0] = at[0] + span.size
@@ -335,9 +338,7 @@ cdef class TwoPartCodec(_Codec):
         """The frame of `message`. Raises MessageTooLarge."""
         if not isinstance(message, TwoPartMessage):
             expect(message, TwoPartMessage)
-        header = (<TwoPartMessage>message).header
-        data = (<TwoPartMessage>message).data
-        return encode_parts(span_of(header), span_of(data), self.limit, self.digest)
+        return encode_parts((<TwoPartMessage>message).header, (<TwoPartMessage>message).data, self.limit, self.digest)
 
     cdef Py_ssize_t required(self, bytes base, Py_ssize_t at, Py_ssize_t available, uint64_t offset) except -1:
         cdef const unsigned char *prefix = <const unsigned char *>PyBytes_AS_STRING(base) + at
@@ -388,9 +389,10 @@ cdef class TcpRequestCodec(_Codec):
         if not isinstance(message, TcpRequestMessage):
             expect(message, TcpRequestMessage)
         cdef TcpRequestMessage request = message
-        cdef Span path = span_of(request.endpoint_path)
-        cdef Span headers = span_of(request.headers)
-        cdef Span payload = span_of(request.payload)
+        cdef Span path, headers, payload
+        span_of(request.endpoint_path, &path)
+        span_of(request.headers, &headers)
+        span_of(request.payload, &payload)
         if path.size > U16_MAX:
             raise part_too_large("endpoint_path", path.size, U16_MAX)
         if headers.size > U16_MAX:
@@ -450,8 +452,8 @@ cdef class TcpResponseCodec(_Codec):
         """The frame of `message`. Raises MessageTooLarge, also for data that does not fit its length field."""
         if not isinstance(message, TcpResponseMessage):
             expect(message, TcpResponseMessage)
-        text = (<TcpResponseMessage>message).data
-        cdef Span data = span_of(text)
+        cdef Span data
+        span_of((<TcpResponseMessage>message).data, &data)
         if <uint64_t>data.size > U32_MAX:
             raise part_too_large("data", data.size, U32_MAX)
         if self.limit < 4 or data.size > self.limit - 4:
@@ -483,10 +485,13 @@ def encode_two_part(header, data):
         header = borrowed("header", header)
     if type(data) is not bytes:
         data = borrowed("data", data)
-    return encode_parts(span_of(header), span_of(data), PY_SSIZE_T_MAX, None)
+    return encode_parts(header, data, PY_SSIZE_T_MAX, None)
 
 
-cdef bytes encode_parts(Span header, Span data, Py_ssize_t limit, object digest):
+cdef bytes encode_parts(object header_part, object data_part, Py_ssize_t limit, object digest):
+    cdef Span header, data
+    span_of(header_part, &header)
+    span_of(data_part, &data)
     cdef Py_ssize_t room = limit - TWO_PART_PREFIX
     if header.size > room or data.size > room - header.size:
         raise two_part_too_large(None, header.size, data.size, limit)

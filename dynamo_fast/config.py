@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from dynamo_fast.errors import InvalidConfig
 
 __all__ = [
+    "EtcdConfig",
     "ResponseServerConfig",
     "TcpClientConfig",
     "TcpServerConfig",
@@ -228,3 +229,20 @@ class WorkerConfig(_FromEnvironment):
     """How long requests are still taken after a worker left discovery: routers hear of it a moment later."""
     shutdown_timeout: float | None = setting("DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS", None, seconds(zero=True))
     """How long the requests in flight may take to end when a worker shuts down; unset: as long as they need."""
+
+
+@dataclass(frozen=True)
+class EtcdConfig(_FromEnvironment):
+    """How etcd is reached, and how long it remembers a process that says nothing (runtime.md 1.4)."""
+
+    endpoints: str = setting("ETCD_ENDPOINTS", "http://localhost:2379")
+    """URLs, separated by commas; the next one is tried when one fails."""
+    lease_ttl: int = setting("ETCD_LEASE_TTL", 30, POSITIVE)
+    startup_timeout: float = setting("ETCD_STARTUP_CONNECT_TIMEOUT_SECONDS", 120.0, seconds())
+    """How long to try for the first lease."""
+    username: str = setting("ETCD_AUTH_USERNAME", "")
+    password: str = field(default="", repr=False, metadata={"variable": "ETCD_AUTH_PASSWORD", "parse": str})
+    ca: str = setting("ETCD_AUTH_CA", "")
+    """PEM text, as are the two below: not paths."""
+    client_cert: str = setting("ETCD_AUTH_CLIENT_CERT", "")
+    client_key: str = field(default="", repr=False, metadata={"variable": "ETCD_AUTH_CLIENT_KEY", "parse": str})

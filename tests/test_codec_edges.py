@@ -392,6 +392,21 @@ def test_a_part_is_a_view_from_the_threshold_on(backend: ModuleType, form: Forma
 
 
 @each_format
+def test_a_view_that_was_released_is_not_read(backend: ModuleType, form: Format) -> None:
+    (message,) = form.decoder(backend).feed(form.frame(form.with_last(b"x" * (1 << 20))))
+    form.parts_of(message)[-1].release()
+    with pytest.raises(ValueError, match="operation forbidden on released memoryview object"):
+        form.codec(backend).encode_message(message)
+
+
+@each_format
+def test_a_message_that_nobody_made_is_not_read(backend: ModuleType, form: Format) -> None:
+    kind = getattr(backend, f"{form.kind}Message")
+    with pytest.raises((AttributeError, TypeError)):
+        form.codec(backend).encode_message(kind.__new__(kind))
+
+
+@each_format
 def test_memory_goes_by_what_came_and_not_by_what_was_announced(backend: ModuleType, form: Format) -> None:
     announced = struct.pack(">QQQ", 0, 1 << 62, 0) if form is TWO_PART else form.frame(form.with_last(b""))
     if form is not TWO_PART:

@@ -130,7 +130,7 @@ def _is_two_part(data: bytes, ended: bool) -> bool:
 
 
 def _is_request(data: bytes, ended: bool) -> bool:
-    if len(data) < 2:
+    if not any(data[:4]):  # no path and no headers: much rather the beginning of a two-part message
         return False
     headers_at = 2 + int.from_bytes(data[:2], "big")
     if not _is_text(data[2:headers_at]):

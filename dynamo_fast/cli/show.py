@@ -16,6 +16,7 @@ __all__ = ["Look", "elided"]
 _MAX_TEXT = 80
 _MAX_ENTRIES = 12
 _MAX_DEPTH = 12
+_MAX_FULL_DEPTH = 200
 _STYLES = {"<": "32", ">": "36", "kind": "1", "damage": "1;31", "error": "31", "dim": "2"}
 _BAD_KINDS = {"damage", "error", "refusal"}
 
@@ -143,7 +144,9 @@ def elided(value: Any, full: bool = False, depth: int = 0) -> str:
 
 
 def _first(entries: Iterable[Any], full: bool, depth: int) -> list[Any]:
-    limit = 0 if depth > _MAX_DEPTH and not full else math.inf if full else _MAX_ENTRIES
+    if depth > (_MAX_FULL_DEPTH if full else _MAX_DEPTH):
+        return []
+    limit = math.inf if full else _MAX_ENTRIES
     shown = list(entries)
     return shown if len(shown) <= limit else shown[: int(limit) // 2]
 
@@ -176,14 +179,20 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
-def jsonable(value: Any) -> Any:
+def jsonable(value: Any, depth: int = 0) -> Any:
     """`value` with what JSON does not have in forms that it has: bytes are {"hex": "..."}, keys are texts."""
     if isinstance(value, bytes):
         return {"hex": value.hex()}
+    if isinstance(value, (dict, list, tuple)) and depth > _MAX_FULL_DEPTH:
+        return elided(value)
     if isinstance(value, dict):
-        return {key if isinstance(key, str) else elided(key): jsonable(each) for key, each in value.items()}
+        return {_json_key(key): jsonable(each, depth + 1) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [jsonable(each) for each in value]
+        return [jsonable(each, depth + 1) for each in value]
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
         return orjson.Fragment(str(value))
     return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
+
+
+def _json_key(key: Any) -> str:
+    return key if isinstance(key, str) else elided(key)

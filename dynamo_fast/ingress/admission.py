@@ -13,10 +13,12 @@ from dynamo_fast.errors import ResourceExhausted
 from dynamo_fast.observability.metrics import Histogram
 from dynamo_fast.observability.worker_metrics import PERMIT_WAIT
 
-__all__ = ["Admission", "Job"]
+__all__ = ["Admission", "Job", "Submit"]
 
 Job = Callable[[], Coroutine[Any, Any, None]]
 """One request that was accepted: called when its turn comes, and awaited in a task of its own until its answer ended."""
+Submit = Callable[[Job], None]
+"""`Admission.submit`."""
 
 
 class Admission:

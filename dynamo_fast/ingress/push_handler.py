@@ -32,7 +32,7 @@ from dynamo_fast.errors import (
     TransportError,
     Unavailable,
 )
-from dynamo_fast.ingress.admission import Job
+from dynamo_fast.ingress.admission import Submit
 from dynamo_fast.ingress.response_client import Dialler, ResponseConnection
 from dynamo_fast.observability.metrics import Histogram
 from dynamo_fast.observability.worker_metrics import EndpointMetrics, WorkerMetrics
@@ -90,19 +90,22 @@ class PushHandler:
         self._drained: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def accept(self, frame: TcpRequestMessage) -> Job:
-        """The job that answers this request. Raises Unavailable if it cannot be told whom to answer."""
+    def accept(self, frame: TcpRequestMessage, submit: Submit) -> None:
+        """Submit the job that answers this request.
+
+        Raises Unavailable if it cannot be told whom to answer, and what `submit` raises.
+        """
         try:
             request = _Request(self, frame)
         except ProtocolError as error:
             self.metrics.error("deserialization")
             logger.warning("refusing a request for %s that cannot be read: %s", self.endpoint, error)
             raise Unavailable(f"Server unavailable: unreadable request: {error}") from error
+        submit(request.answer)
         self.metrics.requests += 1
         self.metrics.inflight += 1
         self.metrics.request_bytes += len(frame.payload)
         _observe_transit(self.worker_metrics.network_transit, frame.headers)
-        return request.answer
 
     def call(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """Call the handler. Raises what it raises, and AttributeError if it returns no async iterator."""

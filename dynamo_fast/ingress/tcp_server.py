@@ -26,7 +26,7 @@ from dynamo_fast.codec import TcpRequestDecoder, TcpRequestMessage, TcpResponseC
 from dynamo_fast.config import TcpServerConfig
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CodecError, MessageTooLarge, RequestRefused
-from dynamo_fast.ingress.admission import Admission, Job
+from dynamo_fast.ingress.admission import Admission, Submit
 from dynamo_fast.listener import Listener, advertised_ip, local_ip
 from dynamo_fast.wire.address import join_host_port
 
@@ -34,8 +34,8 @@ __all__ = ["Accept", "SharedTcpServer"]
 
 logger = logging.getLogger(__name__)
 
-Accept = Callable[[TcpRequestMessage], Job]
-"""What an endpoint does with a request frame: look at it and return the job that answers it. Raises RequestRefused,
+Accept = Callable[[TcpRequestMessage, Submit], None]
+"""What an endpoint does with a request frame: look at it and submit the job that answers it. Raises RequestRefused,
 whose text becomes the acknowledgement."""
 
 _ACCEPTED = TcpResponseCodec().encode_message(TcpResponseMessage.from_parts(b""))
@@ -197,7 +197,7 @@ class _RequestConnection(asyncio.Protocol):
         if accept is None:
             return _unknown(bytes(message.endpoint_path))
         try:
-            self._server.admission.submit(accept(message))
+            accept(message, self._server.admission.submit)
         except RequestRefused as refusal:
             return _refusal(str(refusal))
         return _ACCEPTED

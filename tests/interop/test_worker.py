@@ -273,9 +273,9 @@ async def test_a_worker_that_is_full_says_so(tmp_path: Path) -> None:
     client = await PeerClient.start("1.6.1", tmp_path)
     await client.wait_for(ENDPOINT, 1)
     calls = [asyncio.ensure_future(client.call(ENDPOINT, {"mode": "gated"})) for _ in range(6)]
-    done, _ = await asyncio.wait(calls, timeout=LIMIT, return_when=asyncio.FIRST_COMPLETED)
-    while len(done) < 3:
-        done, _ = await asyncio.wait(calls, timeout=0.05)
+    while sum(call.done() for call in calls) < 3:
+        await asyncio.sleep(0.01)
+    assert (worker.server.admission.running, worker.server.admission.queued) == (1, 2)
     engine.gate.set()
     answers = await asyncio.gather(*calls)
     refused = [error for _, error in answers if error is not None]
