@@ -616,22 +616,28 @@ class TwoPartDecoder(_Decoder["TwoPartMessage"]):
         if type(source) is not bytes or self._two_part._digest is not None:
             return super()._run(source, at, messages)
         unpack, append, new, kind = _TWO_PART_LENGTHS.unpack_from, messages.append, _new_two_part, TwoPartMessage
-        largest = min(self._two_part._limit, VIEW_THRESHOLD)
-        start, end = at, len(source)
+        largest = min(self._two_part._limit, VIEW_THRESHOLD) - _TWO_PART_PREFIX_SIZE
+        first, end = at, len(source)
         last_prefix = end - _TWO_PART_PREFIX_SIZE
         while at <= last_prefix:
             header_len, data_len = unpack(source, at)
-            body = at + 24
-            split = body + header_len
-            stop = split + data_len
-            if stop > end or stop - at > largest:
+            size = header_len + data_len
+            if size > largest:
+                break
+            start = at + 24
+            stop = start + size
+            if stop > end:
                 break
             message = new(kind)
-            message._header = source[body:split] if header_len else b""
-            message._data = source[split:stop]
+            if header_len:
+                message._header = source[start : start + header_len]
+                message._data = source[start + header_len : stop]
+            else:
+                message._header = b""
+                message._data = source[start:stop]
             append(message)
             at = stop
-        self._offset += at - start
+        self._offset += at - first
         return super()._run(source, at, messages)
 
 
