@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from typing import Any
 
 from hypothesis import given, settings
@@ -84,13 +85,26 @@ def decoded(backend: Any, kind: str, options: dict[str, Any], chunks: list[bytes
     return trace
 
 
+def announced(kind: str, total: int, size: int) -> bytes:
+    """The lengths of a frame of `total` bytes, as far as they can say that; `size` bytes are before its last part."""
+    if kind == "TwoPart":
+        return struct.pack(">QQQ", size, (total - size - 24) % 2**64, 0)
+    if kind == "TcpRequest":
+        return request(b"p" * size, b"", b"")[:-4] + struct.pack(">I", (total - size - 8) % 2**32)
+    return struct.pack(">I", (total - 4) % 2**32)
+
+
 @st.composite
 def conversations(draw: st.DrawFn) -> tuple[str, dict[str, Any], list[bytes]]:
     kind = draw(st.sampled_from(sorted(GOOD)))
     data = draw(stream_of(kind))
+    limit = draw(LIMITS)
+    if draw(st.booleans()):  # a frame at the edge of this very limit
+        edge = sys.maxsize if limit is None else limit
+        data += announced(kind, edge + draw(st.integers(-1, 1)), draw(st.integers(0, 60))) + draw(SMALL)
     cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=8)))
     chunks = [data[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(data)], strict=True)]
-    options: dict[str, Any] = {"max_message_size": draw(LIMITS)}
+    options: dict[str, Any] = {"max_message_size": limit}
     if kind == "TwoPart":
         options["checksum"] = draw(st.booleans())
     return kind, options, chunks
