@@ -341,7 +341,7 @@ class _Codec(Generic[M]):
 
         Raises IncompleteMessage or TrailingBytes if it holds less or more than one, and MessageTooLarge.
         """
-        source = owned("frame", frame)
+        source = frame if type(frame) is bytes else owned("frame", frame)
         available = len(source)
         size = self._required(source, 0, available, 0)
         if size > available:
@@ -493,7 +493,8 @@ def _cut(source: Body, start: int, stop: int) -> Body:
     """The part from `start` to `stop`: a copy if it is small, or much smaller than the memory that a view would pin."""
     size = stop - start
     if size < VIEW_THRESHOLD:
-        return bytes(source[start:stop])
+        part = source[start:stop]
+        return part if type(part) is bytes else bytes(part)
     view = memoryview(source)[start:stop]
     return view if 2 * size >= len(view.obj) else view.tobytes()  # type: ignore[arg-type]
 
