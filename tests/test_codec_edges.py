@@ -468,3 +468,27 @@ def test_one_decoder_in_two_threads_may_lose_its_place_but_not_its_memory(
     rest = b"c" * ((1 << 19) - 23)
     (message,) = decoder.feed(rest)
     assert message.data == b"a" * (1 << 19) + b"b" * 23 + rest
+
+
+def test_a_compiled_decoder_takes_whole_frames_from_many_threads() -> None:
+    """A call of `feed` without a digest runs to its end before another begins, so that no frame is torn."""
+    decoder = _codec.TwoPartDecoder()
+    frames = [TWO_PART.frame((b"h" * (number % 5), bytes([number]) * (number * 37))) for number in range(200)]
+    start = threading.Barrier(4)
+    seen: list[list[Any]] = []
+
+    def feed() -> None:
+        messages: list[Any] = []
+        start.wait(10)
+        for _ in range(10):
+            for at in range(0, len(frames), 3):
+                messages += decoder.feed(b"".join(frames[at : at + 3]))
+        seen.append([TWO_PART.frame(message.parts()) for message in messages])
+
+    threads = [threading.Thread(target=feed) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert seen == [frames * 10] * 4
+    assert (decoder.pending, decoder.failed) == (0, None)
