@@ -21,6 +21,7 @@ from dynamo_fast.codec import (
 from dynamo_fast.context import Context
 from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
+from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.response_stream import ResponseStream
 from dynamo_fast.egress.tcp_client import TcpRequestClient
@@ -42,6 +43,7 @@ __all__ = [
     "EndpointInstanceId",
     "FileDiscovery",
     "Instance",
+    "ManyIn",
     "PayloadCodec",
     "ResponseStream",
     "TcpRequestClient",

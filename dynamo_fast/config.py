@@ -221,6 +221,8 @@ class WorkerConfig(_FromEnvironment):
     """To the router that waits for the answer."""
     close_timeout: float = setting("DYNAMO_FAST_RESPONSE_CLOSE_TIMEOUT", 10.0, seconds())
     """How long a router may take to close a finished response connection before the worker does."""
+    max_input_size: int = setting("DYNAMO_FAST_MAX_INPUT_SIZE", 32 * MIB, POSITIVE)
+    """One item of the input of a bidirectional request."""
     stall_timeout: float = setting("DYNAMO_FAST_STALL_TIMEOUT", 300.0, seconds())
     """How long a router may read nothing of an answer that is ready before its request is killed."""
     cancel_grace: float = setting("DYNAMO_FAST_CANCEL_GRACE", 1.0, seconds())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
 from dynamo_fast.codec import encode_two_part
 from dynamo_fast.context import Context
 from dynamo_fast.egress.request_client import RequestPlaneClient
+from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.response_stream import ResponseStream
@@ -21,7 +22,7 @@ from dynamo_fast.observability.metrics import (
     RequestTiming,
 )
 from dynamo_fast.wire.address import EndpointInstanceId
-from dynamo_fast.wire.control import MAX_CONTROL_MESSAGE_SIZE, RequestControlMessage
+from dynamo_fast.wire.control import MAX_CONTROL_MESSAGE_SIZE, RequestControlMessage, RequestType
 from dynamo_fast.wire.headers import REQUEST_ID
 from dynamo_fast.wire.instance import Instance
 from dynamo_fast.wire.payload import PayloadCodec
@@ -33,7 +34,8 @@ __all__ = ["AddressedPushRouter", "AddressedRequest"]
 class AddressedRequest:
     """A request, and where it is to go.
 
-    `data` is any value that `payload_codec` can express. `address` is `[tcp://]IP:PORT/PATH`, as workers publish it.
+    `data` is any value that `payload_codec` can express, or `ManyIn` for a bidirectional endpoint. `address` is
+    `[tcp://]IP:PORT/PATH`, as workers publish it.
     With `instance` the request fails at once if that worker is removed from discovery before it has answered.
     `headers` are sent along (`traceparent`, for one).
     """
@@ -138,7 +140,7 @@ class AddressedPushRouter:
             receiver.subject, request.instance
         ):
             raise Disconnected("Worker removed before request could be sent (tombstoned instance)")
-        payload = _payload(request, receiver)
+        payload = _payload(request, receiver, self.response_server)
         headers = {**request.headers, **(receiver.context.trace_headers() or {}), REQUEST_ID: receiver.context.id()}
         timing.sending()
         ack = self.client.send_request(request.address, payload, headers)
@@ -151,14 +153,25 @@ class AddressedPushRouter:
             ack.cancel()  # no effect on one that has come
 
 
-def _payload(request: AddressedRequest, receiver: ResponseReceiver) -> bytes:
-    """The two-part message of the request: control message and body."""
-    control = RequestControlMessage(
+def _payload(request: AddressedRequest, receiver: ResponseReceiver, server: TcpStreamServer) -> bytes:
+    """The two-part message of the request: control message and body, which a bidirectional one has not."""
+    control_message = RequestControlMessage(
         id=receiver.context.id(),
         connection_info=receiver.connection_info.to_connection_info(),
         payload_codec=request.payload_codec,
         metadata=receiver.context.metadata,
-    ).encode()
+    )
+    body = b""
+    if isinstance(request.data, ManyIn):
+        sender = server.register_input(request.data, request.payload_codec, receiver)
+        control_message = replace(
+            control_message,
+            request_type=RequestType.MANY_IN,
+            request_stream_connection_info=sender.connection_info(server.address).to_connection_info(),
+        )
+    else:
+        body = request.payload_codec.encode(request.data)
+    control = control_message.encode()
     if len(control) > MAX_CONTROL_MESSAGE_SIZE:
         raise RequestTooLarge(
             f"Generic error: request control message too large: {len(control)} bytes exceeds limit "
@@ -166,4 +179,4 @@ def _payload(request: AddressedRequest, receiver: ResponseReceiver) -> bytes:
             size=len(control),
             limit=MAX_CONTROL_MESSAGE_SIZE,
         )
-    return encode_two_part(control, request.payload_codec.encode(request.data))
+    return encode_two_part(control, body)

@@ -29,6 +29,7 @@ from dynamo_fast.wire.control import StreamType, TcpStreamConnectionInfo
 from dynamo_fast.wire.stream import Event
 
 if TYPE_CHECKING:
+    from dynamo_fast.egress.request_sender import RequestSender
     from dynamo_fast.egress.response_server import TcpStreamServer
 
 __all__ = ["ResponseReceiver", "refusal"]
@@ -57,8 +58,10 @@ class ResponseReceiver:
         "error",
         "established",
         "frames",
+        "input_error",
         "instance",
         "on_first_frame",
+        "sender",
         "subject",
         "unread",
     )
@@ -79,6 +82,10 @@ class ResponseReceiver:
         self.error: BaseException | None = None
         """Why the connection ended, if not with its sentinel."""
         self.on_first_frame: Callable[[], None] | None = None
+        self.sender: RequestSender | None = None
+        """The input of a bidirectional request."""
+        self.input_error: BaseException | None = None
+        """What that input raised."""
         self._acknowledged = False
         self._ready = False  # the worker has sent its prologue
         self._connection: ResponseConnection | None = None
@@ -192,6 +199,13 @@ class ResponseReceiver:
             self._connection.step(Event.DROPPED)
         self._forget_request_connection()
         self.end()
+
+    def input_failed(self, error: BaseException) -> None:
+        """The caller's own input raised `error`: it is the caller's to hear, and the worker is told to quit."""
+        self.input_error = error
+        if not self.established.done():
+            self.established.set_exception(error)
+        self.context.kill()
 
     def _context_changed(self) -> None:
         if self.context.is_killed():

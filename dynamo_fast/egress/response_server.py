@@ -22,6 +22,7 @@ from dynamo_fast.codec import (
 from dynamo_fast.config import ResponseServerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
+from dynamo_fast.egress.request_sender import ManyIn, RequestSender
 from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.errors import (
     CannotConnect,
@@ -39,6 +40,7 @@ from dynamo_fast.wire.control import (
     ResponseStreamPrologue,
     StreamType,
 )
+from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classify
 
 __all__ = ["TcpStreamServer"]
@@ -67,6 +69,7 @@ class TcpStreamServer:
         )
         self.connections: set[_ResponseConnection] = set()
         self._waiting: dict[str, ResponseReceiver] = {}
+        self._inputs: dict[str, RequestSender] = {}
         self._by_instance: dict[EndpointInstanceId, set[ResponseReceiver]] = {}
         self._tombstones: dict[EndpointInstanceId, float] = {}
         self._closed = False
@@ -108,6 +111,17 @@ class TcpStreamServer:
         self._waiting[subject] = receiver
         return receiver
 
+    def register_input(self, source: ManyIn, codec: PayloadCodec, receiver: ResponseReceiver) -> RequestSender:
+        """A second subject for the same request, on which the worker will dial for its input."""
+        subject = str(uuid.uuid4())
+        sender = RequestSender(subject, source, codec, receiver.context, receiver.input_failed)
+        receiver.sender = self._inputs[subject] = sender
+        return sender
+
+    def take_input(self, subject: str) -> RequestSender | None:
+        """The input that waits for `subject`, which is used up by this; None if none does."""
+        return self._inputs.pop(subject, None)
+
     def take(self, subject: str) -> ResponseReceiver | None:
         """The stream that waits for `subject`, which is used up by this; None if none does."""
         receiver = self._waiting.pop(subject, None)
@@ -118,6 +132,9 @@ class TcpStreamServer:
     def forget(self, receiver: ResponseReceiver) -> None:
         """Let go of a stream that has ended, whatever it was waiting for."""
         self._waiting.pop(receiver.subject, None)
+        if receiver.sender is not None:
+            self._inputs.pop(receiver.sender.subject, None)
+            receiver.sender.close()
         self._disassociate(receiver)
         self.call_home.discard(receiver)
         self.orphans.discard(receiver)
@@ -251,8 +268,17 @@ class _ResponseConnection(asyncio.Protocol):
             handshake = CallHomeHandshake.decode(message.header)
             if handshake.stream_type is StreamType.RESPONSE:
                 receiver = self._server.take(handshake.subject)
+            elif (sender := self._server.take_input(handshake.subject)) is not None:
+                self._become_input(sender)
+                return
         self._receiver = receiver
         self.step(Event.VIOLATION if receiver is None else Event.HANDSHAKE)
+
+    def _become_input(self, sender: RequestSender) -> None:
+        """It is no response stream: another protocol has this connection from now on."""
+        self._server.handshakes.discard(self)
+        self._server.connections.discard(self)
+        sender.dialled(self._transport)
 
     def _receive_prologue(self, message: TwoPartMessage) -> None:
         prefix = "Worker generate() failed before response stream: "

@@ -86,6 +86,8 @@ class ResponseStream:
     def _end(self) -> None:
         receiver = self._receiver
         self.close()
+        if receiver.input_error is not None:
+            raise receiver.input_error
         if not self._final_seen and not receiver.context.is_stopped():
             raise Disconnected("Stream ended before generation completed") from receiver.error
 

@@ -33,12 +33,14 @@ from dynamo_fast.errors import (
     Unavailable,
 )
 from dynamo_fast.ingress.admission import Submit
+from dynamo_fast.ingress.request_stream import RequestStream
 from dynamo_fast.ingress.response_client import Dialler, ResponseConnection
 from dynamo_fast.observability.metrics import Histogram
 from dynamo_fast.observability.worker_metrics import EndpointMetrics, WorkerMetrics
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.control import (
     RequestControlMessage,
+    RequestType,
     ResponseStreamPrologue,
     TcpStreamConnectionInfo,
 )
@@ -52,7 +54,9 @@ _NO_MESSAGE = TwoPartMessage.from_parts(b"", b"")
 logger = logging.getLogger(__name__)
 
 Handler = Callable[..., AsyncIterator[Any]]
-"""Called as `handler(request)`, or `handler(request, context=context)` if it has a parameter of that name."""
+"""Called as `handler(request)`, or `handler(request, context=context)` if it has a parameter of that name.
+
+That of a bidirectional endpoint gets an async iterator of requests (`RequestStream`)."""
 
 
 class Batch:
@@ -79,8 +83,10 @@ class PushHandler:
         config: WorkerConfig,
         metrics: EndpointMetrics,
         worker_metrics: WorkerMetrics,
+        bidirectional: bool = False,
     ) -> None:
         self.endpoint = endpoint
+        self.bidirectional = bidirectional
         self.dialler = dialler
         self.config = config
         self.metrics = metrics
@@ -149,6 +155,7 @@ class _Request:
         self._handler = handler
         self._context = Context(self._control.id, self._control.metadata)
         self._stream = ResponseConnection(handler.dialler, self._context, self._cut_short)
+        self._input: RequestStream | None = None
         self._accepted_at = time.monotonic()
         self._grace: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -159,18 +166,29 @@ class _Request:
         task = self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._handler.began(task)
         try:
-            await self._handler.dialler.dial(self._info, self._stream)
+            await self._dial()
             iterator = self._start()
             if iterator is not None:
                 await self._push(iterator)
-        except (TransportError, InvalidAddress) as error:
+        except (TransportError, InvalidAddress, ControlError) as error:
             self._handler.metrics.error("response_stream")
             self._stream.end = str(error)
         finally:
             if self._grace is not None:
                 self._grace.cancel()
+            if self._input is not None:
+                self._input.close()
             self._account()
             self._handler.ended(task)
+
+    async def _dial(self) -> None:
+        """The input of a bidirectional request first, as Dynamo does; then the answer."""
+        info = self._control.request_stream_connection_info
+        if self._handler.bidirectional and info is not None:
+            stream = RequestStream(self._context, self._control.payload_codec, self._handler.config.max_input_size)
+            await self._handler.dialler.dial(TcpStreamConnectionInfo.from_connection_info(info), stream)
+            self._input = stream
+        await self._handler.dialler.dial(self._info, self._stream)
 
     def _start(self) -> AsyncIterator[Any] | None:
         """What the handler returned; None if there is nothing, which the router has been told."""
@@ -195,13 +213,24 @@ class _Request:
     def _decode(self) -> Any:
         """The request that the handler gets; lets go of the bytes."""
         message, self._message = self._message, _NO_MESSAGE
-        if message.message_type is not TwoPartMessageType.HEADER_AND_DATA:
-            raise PayloadError("it has no body")
         if self._info.context != self._control.id:
             raise ControlError(
                 f"its id is {self._control.id!r}, but its response stream belongs to {self._info.context!r}"
             )
+        if self._handler.bidirectional:
+            return self._checked_input(message)
+        if message.message_type is not TwoPartMessageType.HEADER_AND_DATA:
+            raise PayloadError("it has no body")
         return self._control.payload_codec.decode(message.data)
+
+    def _checked_input(self, message: TwoPartMessage) -> RequestStream:
+        if self._control.request_type is not RequestType.MANY_IN:
+            raise ControlError("this endpoint takes a stream of requests (many_in), not a single one")
+        if message.message_type is not TwoPartMessageType.HEADER_ONLY:
+            raise PayloadError("it has a body, though its items come as a stream")
+        if self._input is None:
+            raise ControlError("it does not say where its request stream is to be dialled")
+        return self._input
 
     def _refuse(self, text: str, error: RemoteError) -> None:
         self._stream.refuse(ResponseStreamPrologue(text, error))

@@ -24,6 +24,7 @@ __all__ = ["RequestStream"]
 
 # Items that wait for the handler before the router is no longer read, and how few are left when it is read again.
 _HIGH_WATER, _LOW_WATER = 64, 16
+_HIGH_WATER_BYTES = 1 << 20
 
 
 class RequestStream(asyncio.Protocol):
@@ -41,6 +42,7 @@ class RequestStream(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
         self._reading = True
+        self._buffered = 0  # bytes that came since the items were last all taken
 
     def __aiter__(self) -> RequestStream:
         return self
@@ -51,6 +53,8 @@ class RequestStream(asyncio.Protocol):
                 raise StopAsyncIteration
             await self._wait()
         item = self._items.popleft()
+        if not self._items:
+            self._buffered = 0
         if not self._reading and len(self._items) <= _LOW_WATER and self._transport is not None:
             self._reading = True
             self._transport.resume_reading()
@@ -77,7 +81,9 @@ class RequestStream(asyncio.Protocol):
         if self._decoder.failed is not None:
             self._violated()
         self._wake()
-        if len(self._items) >= _HIGH_WATER and self._reading and self._transport is not None:
+        self._buffered += len(data)
+        is_full = len(self._items) >= _HIGH_WATER or (self._items and self._buffered >= _HIGH_WATER_BYTES)
+        if is_full and self._reading and self._transport is not None:
             self._reading = False
             self._transport.pause_reading()
 

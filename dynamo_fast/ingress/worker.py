@@ -68,14 +68,21 @@ class Worker:
         return worker
 
     async def serve(
-        self, handler: Handler, endpoint: EndpointId | str, *, metrics_labels: Iterable[tuple[str, str]] = ()
+        self,
+        handler: Handler,
+        endpoint: EndpointId | str,
+        *,
+        metrics_labels: Iterable[tuple[str, str]] = (),
+        bidirectional: bool = False,
     ) -> ServedEndpoint:
         """Serve `endpoint` ("namespace.component.endpoint") with `handler`, in place of an earlier handler of it.
+
+        A bidirectional one gets an async iterator of requests, which come while it answers.
 
         Raises InvalidAddress for the name, InvalidRequest for a label, and what the discovery backend raises.
         """
         endpoint = EndpointId.parse(endpoint) if isinstance(endpoint, str) else endpoint
-        served = ServedEndpoint(self, handler, endpoint, metrics_labels)
+        served = ServedEndpoint(self, handler, endpoint, metrics_labels, bidirectional)
         await served.register()
         return served
 
@@ -91,7 +98,12 @@ class ServedEndpoint:
     """One endpoint of a worker."""
 
     def __init__(
-        self, worker: Worker, handler: Handler, endpoint: EndpointId, metrics_labels: Iterable[tuple[str, str]]
+        self,
+        worker: Worker,
+        handler: Handler,
+        endpoint: EndpointId,
+        metrics_labels: Iterable[tuple[str, str]],
+        bidirectional: bool,
     ) -> None:
         self.worker = worker
         self.endpoint = endpoint
@@ -103,6 +115,7 @@ class ServedEndpoint:
             config=worker.config,
             metrics=self.metrics,
             worker_metrics=worker.metrics,
+            bidirectional=bidirectional,
         )
         self._path = endpoint_path(endpoint, worker.discovery.connection_id)
         self.instance = self._record()

@@ -101,6 +101,7 @@ class Requester:
 
     async def __aenter__(self) -> Requester:
         self._dialled: dict[str, asyncio.Future[Answer]] = {}
+        self._writers: list[asyncio.StreamWriter] = []
         self._server = await asyncio.start_server(self._on_dial, "127.0.0.1", 0, limit=2**24)
         self.port = self._server.sockets[0].getsockname()[1]
         address, _, self.path = self.worker.partition("/")
@@ -111,8 +112,10 @@ class Requester:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.writer.close()
+        for writer in [self.writer, *self._writers]:
+            writer.transport.abort()
         self._server.close()
+        await asyncio.sleep(0)
 
     def control(self, request_id: str | None = None, **changes: Any) -> dict[str, Any]:
         """A control message for a new subject; a change to None removes the key."""
@@ -159,6 +162,7 @@ class Requester:
         return await self.dialled()
 
     async def _on_dial(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
         handshake = await read_frame(reader)
         assert handshake is not None
         self._dialled[handshake.header["subject"]].set_result(Answer(reader, writer, handshake))
