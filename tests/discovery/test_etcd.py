@@ -1,0 +1,285 @@
+"""The etcd backend, against a real etcd that goes away, forgets, compacts, asks for a password and speaks TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynamo_fast.config import EtcdConfig
+from dynamo_fast.discovery import etcd as etcd_module
+from dynamo_fast.discovery.base import Added, DiscoveryEvent, Removed
+from dynamo_fast.discovery.connect import connect
+from dynamo_fast.discovery.etcd import EtcdDiscovery
+from dynamo_fast.discovery.etcd_client import EtcdClient, Refused, encode, prefix_range
+from dynamo_fast.errors import CannotConnect, InvalidConfig, InvalidRequest
+from tests.discovery.etcd_server import Etcd, etcd, free_port
+from tests.discovery.records import ENDPOINT, OTHER, instance
+
+LIMIT = 15
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    with etcd(tmp_path_factory.mktemp("etcd")) as running:
+        yield running
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Etcd]:
+    """For a test that stops it."""
+    with etcd(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(server: Etcd) -> AsyncIterator[EtcdClient]:
+    """Somebody else, who looks and meddles."""
+    client = EtcdClient(config(server))
+    yield client
+    await client.call("kv/deleterange", prefix_range("v1/"))
+    await client.close()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(etcd_module, "RETRY", 0.05)
+
+
+def config(server: Etcd, **settings: Any) -> EtcdConfig:
+    return EtcdConfig(endpoints=server.url, startup_timeout=5.0, **{"lease_ttl": 2, **settings})
+
+
+async def keys(client: EtcdClient) -> dict[str, int]:
+    """What is there, with its lease."""
+    answer = await client.call("kv/range", prefix_range("v1/"))
+    text = etcd_module._text
+    return {text(pair["key"]): int(pair.get("lease", 0)) for pair in answer.get("kvs", ())}
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while True:
+        met = condition()
+        if asyncio.iscoroutine(met):
+            met = await met
+        if met:
+            return
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+class Ear:
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[DiscoveryEvent] = asyncio.Queue()
+
+    @classmethod
+    async def open(cls, discovery: EtcdDiscovery) -> Ear:
+        ear = cls()
+        await discovery.watch(ENDPOINT, ear.events.put_nowait)
+        return ear
+
+    async def hear(self) -> DiscoveryEvent:
+        return await asyncio.wait_for(self.events.get(), LIMIT)
+
+
+async def test_a_record_is_a_plain_key_on_the_lease_that_is_the_connection_id(server: Etcd, client: EtcdClient) -> None:
+    discovery = EtcdDiscovery.connect(config(server))
+    ours = instance(discovery.connection_id)
+    await discovery.register(ours)
+    key = f"v1/instances/test/back_end/a-b.c é/{ours.instance_id:x}"
+    assert await keys(client) == {key: discovery.connection_id}
+    value = (await client.call("kv/range", {"key": encode(key)}))["kvs"][0]
+    assert etcd_module._text(value["value"]).encode() == ours.encode()
+    assert value["version"] == "1"
+    lease = await client.call("lease/timetolive", {"ID": str(discovery.connection_id)})
+    assert lease["grantedTTL"] == "2"
+    await discovery.unregister(ours)
+    assert await keys(client) == {}
+    with pytest.raises(InvalidRequest, match="nothing to unregister"):
+        await discovery.unregister(ours)
+    await discovery.register(ours)
+    await discovery.close()
+    await discovery.close()
+    assert await keys(client) == {}
+
+
+async def test_changes_are_heard_and_neighbours_are_kept_apart(server: Etcd, client: EtcdClient) -> None:
+    ours, theirs = EtcdDiscovery.connect(config(server)), EtcdDiscovery.connect(config(server))
+    await theirs.register(instance(1))
+    first, second = await Ear.open(ours), await Ear.open(ours)  # two on one stream
+    assert first.events.get_nowait() == second.events.get_nowait() == Added(instance(1))
+    await theirs.register(instance(9, OTHER))
+    await client.call("kv/put", {"key": encode("v1/instances/test/back_end/a-b.c é/77"), "value": encode("garbage")})
+    await theirs.register(instance(1, address="127.0.0.1:2/x"))
+    await theirs.unregister(instance(1))
+    await theirs.register(instance(1))
+    for ear in (first, second):
+        assert await ear.hear() == Added(instance(1, address="127.0.0.1:2/x"))
+        assert await ear.hear() == Removed(instance(1, address="127.0.0.1:2/x"))
+        assert await ear.hear() == Added(instance(1))
+    assert await ours.list(ENDPOINT) == [instance(1)]
+    assert await ours.list() == [instance(1), instance(9, OTHER)]
+    await ours.close()
+    await theirs.close()
+
+
+async def test_many_records_are_listed(server: Etcd, client: EtcdClient) -> None:
+    discovery = EtcdDiscovery.connect(config(server, lease_ttl=30))
+    many = [instance(number) for number in range(1, 601)]
+    await asyncio.gather(*map(discovery.register, many))
+    assert await discovery.list(ENDPOINT) == many
+    await discovery.close()
+
+
+async def test_the_lease_is_kept_alive(server: Etcd, client: EtcdClient) -> None:
+    discovery = EtcdDiscovery.connect(config(server))
+    await discovery.register(instance(1))
+    ear = await Ear.open(discovery)
+    await ear.hear()
+    with pytest.raises(asyncio.TimeoutError):  # nothing happens for more than its two seconds
+        await asyncio.wait_for(ear.events.get(), 3.5)
+    await discovery.close()
+
+
+async def test_a_lease_or_a_key_that_was_lost_is_put_back(server: Etcd, client: EtcdClient) -> None:
+    discovery, other = EtcdDiscovery.connect(config(server)), EtcdDiscovery.connect(config(server))
+    ours = instance(discovery.connection_id)
+    await discovery.register(ours)
+    ear = await Ear.open(other)
+    assert await ear.hear() == Added(ours)
+    await client.call("lease/revoke", {"ID": str(discovery.connection_id)})
+    assert [await ear.hear(), await ear.hear()] == [Removed(ours), Added(ours)]
+    assert list((await keys(client)).values()) == [discovery.connection_id]
+    await client.call("kv/deleterange", prefix_range("v1/"))
+    assert [await ear.hear(), await ear.hear()] == [Removed(ours), Added(ours)]
+    await discovery.close()
+    await other.close()
+
+
+@pytest.mark.parametrize("comes_back", ["as it was", "empty"])
+async def test_an_etcd_that_goes_away_and_comes_back(own_server: Etcd, comes_back: str) -> None:
+    ours, theirs = EtcdDiscovery.connect(config(own_server)), EtcdDiscovery.connect(config(own_server))
+    record, late = instance(theirs.connection_id), instance(5)
+    for number in range(20):  # so that the revision of an empty etcd is behind
+        await theirs.register(instance(1000 + number, OTHER))
+    await theirs.register(record)
+    ear = await Ear.open(ours)
+    assert await ear.hear() == Added(record)
+    own_server.stop()
+    if comes_back == "empty":
+        own_server.empty()
+    await asyncio.sleep(0.2)
+    own_server.start()
+    await theirs.register(late)
+    seen = {record}
+    while seen != {record, late}:
+        event = await ear.hear()
+        (seen.add if isinstance(event, Added) else seen.discard)(event.instance)
+    assert {each.instance_id for each in await ours.list(ENDPOINT)} == {5, theirs.connection_id}
+    await ours.close()
+    await theirs.close()
+
+
+async def test_a_watch_whose_revision_was_compacted_goes_on(own_server: Etcd) -> None:
+    discovery = EtcdDiscovery.connect(config(own_server))
+    ear = await Ear.open(discovery)
+    client = EtcdClient(config(own_server))
+    stream = discovery._streams[ENDPOINT]
+    assert stream._task is not None
+    stream._task.cancel()  # as if its connection had been lost, and while it is away:
+    await discovery.register(instance(1))
+    await discovery.unregister(instance(1))
+    await discovery.register(instance(2))
+    revision = (await client.call("kv/range", {"key": encode("x")}))["header"]["revision"]
+    await client.call("kv/compaction", {"revision": revision, "physical": True})
+    stream._task = asyncio.ensure_future(stream._follow(1))
+    assert await ear.hear() == Added(instance(2))
+    await discovery.register(instance(3))
+    assert await ear.hear() == Added(instance(3))
+    await client.close()
+    await discovery.close()
+
+
+async def test_another_endpoint_is_tried_when_one_is_dead(server: Etcd, client: EtcdClient) -> None:
+    dead = f"http://127.0.0.1:{free_port()}"
+    discovery = EtcdDiscovery.connect(EtcdConfig(endpoints=f"{dead}, {server.url}/", lease_ttl=2))
+    await discovery.register(instance(1))
+    assert await discovery.list() == [instance(1)]
+    await discovery.close()
+
+
+def test_no_etcd_is_an_error_after_the_startup_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ETCD_ENDPOINTS", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("ETCD_STARTUP_CONNECT_TIMEOUT_SECONDS", "0.3")
+    with pytest.raises(CannotConnect, match="etcd startup connection timed out after 0.3 seconds"):
+        connect("etcd")
+
+
+def test_settings_that_are_wrong_say_so() -> None:
+    with pytest.raises(InvalidConfig, match="ETCD_ENDPOINTS='localhost:2379' is not valid"):
+        EtcdDiscovery.connect(EtcdConfig(endpoints="localhost:2379"))
+    with pytest.raises(InvalidConfig, match="expected PEM text"):
+        EtcdDiscovery.connect(EtcdConfig(ca="/etc/ca.pem", client_cert="x", client_key="y"))
+
+
+async def test_user_and_password(own_server: Etcd) -> None:
+    client = EtcdClient(config(own_server))
+    await client.call("auth/user/add", {"name": "root", "password": "secret"})
+    await client.call("auth/role/add", {"name": "root"})
+    await client.call("auth/user/grant", {"user": "root", "role": "root"})
+    await client.call("auth/enable", {})
+    with pytest.raises(Refused):
+        EtcdDiscovery.connect(config(own_server, username="root", password="wrong"))
+    discovery = EtcdDiscovery.connect(config(own_server, username="root", password="secret"))
+    assert "secret" not in repr(discovery._config)
+    ear = await Ear.open(discovery)
+    await discovery.register(instance(1))
+    assert await ear.hear() == Added(instance(1))
+    discovery.client._token = "stale.1"  # as if it had expired
+    await discovery.register(instance(2))
+    assert await ear.hear() == Added(instance(2))
+    await discovery.close()
+    await client.close()
+
+
+async def test_tls_with_a_certificate_of_the_client(tmp_path: Path) -> None:
+    certificates(tmp_path)
+    options = ["--cert-file", "server.pem", "--key-file", "server.key", "--trusted-ca-file", "ca.pem"]
+    paths = [str(tmp_path / each) if not each.startswith("--") else each for each in options]
+    with etcd(tmp_path, *paths, "--client-cert-auth", scheme="https") as server:
+        texts = {name: (tmp_path / file).read_text() for name, file in TLS_FILES.items()}
+        discovery = EtcdDiscovery.connect(config(server, **texts))
+        await discovery.register(instance(1))
+        assert await discovery.list() == [instance(1)]
+        await discovery.close()
+        with pytest.raises(CannotConnect):
+            EtcdDiscovery.connect(EtcdConfig(endpoints=server.url, startup_timeout=0.3, ca=texts["ca"]))
+
+
+TLS_FILES = {"ca": "ca.pem", "client_cert": "client.pem", "client_key": "client.key"}
+
+
+def certificates(folder: Path) -> None:
+    """ca.pem, and server and client certificates of it. Skips without the `openssl` program."""
+    (folder / "san").write_text("subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n")
+
+    def openssl(*arguments: str) -> None:
+        try:
+            subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+        except FileNotFoundError:
+            pytest.skip("no openssl program to make certificates with")
+
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=ca")
+    for name in ("server", "client"):
+        openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        authority = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"]
+        openssl(
+            "x509", "-req", "-in", f"{name}.csr", *authority, "-out", f"{name}.pem", "-days", "2", "-extfile", "san"
+        )
