@@ -65,7 +65,7 @@ def sdist() -> Path:
     (archive,) = DIST.glob("*.tar.gz")
     with tarfile.open(archive) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
-    missing = {"dynamo_fast/_codec.pyx", "setup.py", "tests/vectors/index.json"} - names
+    missing = {"dynamo_fast/_codec.pyx", "setup.py", "dynamo_fast/conformance/vectors/index.json"} - names
     if missing:
         sys.exit(f"{archive.name} lacks {', '.join(sorted(missing))}")
     if stray := [name for name in names if name.endswith((".so", ".pyc", ".c"))]:

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from dynamo_fast import __version__, codec
-from dynamo_fast.cli import call, decode, demo, instances, serve, tap
+from dynamo_fast.cli import call, conformance, decode, demo, instances, serve, tap
 from dynamo_fast.errors import DynamoError
 
 __all__ = ["main"]
 
-_COMMANDS = (demo, serve, call, instances, decode, tap)
+_COMMANDS = (demo, serve, call, instances, decode, tap, conformance)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
