@@ -16,6 +16,7 @@ from dynamo_fast.errors import InvalidConfig
 
 __all__ = [
     "EtcdConfig",
+    "PushRouterConfig",
     "ResponseServerConfig",
     "TcpClientConfig",
     "TcpServerConfig",
@@ -61,6 +62,17 @@ def seconds(*, zero: bool = False) -> Parser:
         return value
 
     return parse
+
+
+def positive_number(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise ValueError("a number above 0")
+    return value
 
 
 def choice(*words: str) -> Parser:
@@ -158,6 +170,18 @@ class TcpClientConfig(_FromEnvironment):
     """Connects under way at once, to all workers together."""
     host_idle_ttl: float = setting("DYN_TCP_HOST_IDLE_TTL_SECS", 300.0, seconds())
     """The connections to a worker are closed after this time without a request."""
+
+
+@dataclass(frozen=True)
+class PushRouterConfig(_FromEnvironment):
+    """How workers are picked, and avoided (runtime.md 3.1 and 3.3)."""
+
+    inhibited_duration: float = setting("DYN_RUNTIME_INHIBITED_DURATION_SECS", 5.0, seconds(zero=True))
+    """For how long a worker that failed gets no request; 0: it is not avoided at all."""
+    inactivity_timeout: float | None = setting("DYN_HTTP_BACKEND_STREAM_TIMEOUT_SECS", None, seconds())
+    """How long to wait for the next item of an answer; unset: for ever."""
+    cuda_to_cpu_ratio: float = setting("DYN_ENCODER_CUDA_TO_CPU_RATIO", 8.0, positive_number)
+    """Device-aware routing: how many requests an accelerator takes for one on a CPU."""
 
 
 @dataclass(frozen=True)

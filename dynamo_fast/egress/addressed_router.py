@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from dynamo_fast.codec import encode_two_part
 from dynamo_fast.context import Context
@@ -27,7 +27,13 @@ from dynamo_fast.wire.headers import REQUEST_ID
 from dynamo_fast.wire.instance import Instance
 from dynamo_fast.wire.payload import PayloadCodec
 
-__all__ = ["AddressedPushRouter", "AddressedRequest"]
+__all__ = ["AddressedPushRouter", "AddressedRequest", "EncodedBody"]
+
+
+class EncodedBody(NamedTuple):
+    """The `data` of a request that was encoded before, with the codec that the request names."""
+
+    body: bytes
 
 
 @dataclass(frozen=True)
@@ -169,6 +175,8 @@ def _payload(request: AddressedRequest, receiver: ResponseReceiver, server: TcpS
             request_type=RequestType.MANY_IN,
             request_stream_connection_info=sender.connection_info(server.address).to_connection_info(),
         )
+    elif isinstance(request.data, EncodedBody):
+        body = request.data.body
     else:
         body = request.payload_codec.encode(request.data)
     control = control_message.encode()

@@ -1,0 +1,186 @@
+"""`InstanceTable`: the instances of one endpoint as discovery tells of them, and how many requests each has in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from bisect import insort
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from dynamo_fast.discovery.base import Added, Discovery, DiscoveryEvent, Watch
+from dynamo_fast.egress.response_server import TcpStreamServer
+from dynamo_fast.wire.address import EndpointId
+from dynamo_fast.wire.instance import Instance
+
+__all__ = ["Entry", "InstanceTable", "LoadQueue"]
+
+
+class Entry:
+    """One instance from its appearance to its removal; one that comes back is another entry."""
+
+    __slots__ = ("in_flight", "instance", "queue")
+
+    def __init__(self, instance: Instance, queue: LoadQueue) -> None:
+        self.instance = instance
+        self.queue = queue
+        self.in_flight = 0
+        """Requests that were sent there, by anybody who shares the table, and whose answers have not ended."""
+
+    def __lt__(self, other: Entry) -> bool:
+        return self.instance.instance_id < other.instance.instance_id
+
+    def begin(self) -> None:
+        """A request goes there."""
+        self.queue.shift(self, 1)
+
+    def end(self) -> None:
+        """Its answer has ended."""
+        self.queue.shift(self, -1)
+
+
+class LoadQueue:
+    """Entries in the order of their requests in flight; to begin, to end and to pick one cost the same for any number.
+
+    Among equals the one comes first that has had that number for longest, so that they take turns.
+    """
+
+    __slots__ = ("_levels", "_lowest", "size", "total")
+
+    def __init__(self) -> None:
+        self._levels: list[dict[Entry, None]] = [{}]
+        self._lowest = 0  # no entry is below this level
+        self.size = 0
+        """Entries."""
+        self.total = 0
+        """Requests in flight at all of them."""
+
+    def add(self, entry: Entry) -> None:
+        self._levels[entry.in_flight][entry] = None
+        self._lowest = 0
+        self.size += 1
+
+    def remove(self, entry: Entry) -> None:
+        del self._levels[entry.in_flight][entry]
+        self.size -= 1
+        self.total -= entry.in_flight
+
+    def shift(self, entry: Entry, by: int) -> None:
+        """`entry` has one request more, or one less. One that was removed keeps its own count alone."""
+        present = entry in self._levels[entry.in_flight]
+        if present:
+            del self._levels[entry.in_flight][entry]
+        entry.in_flight += by
+        if entry.in_flight == len(self._levels):
+            self._levels.append({})
+        if present:
+            self.total += by
+            self._levels[entry.in_flight][entry] = None
+            self._lowest = min(self._lowest, entry.in_flight)
+
+    def least(self, usable: Callable[[Entry], bool]) -> Entry | None:
+        """The usable entry with the fewest requests in flight; None if there is none."""
+        while self.size and not self._levels[self._lowest]:
+            self._lowest += 1
+        for level in range(self._lowest, len(self._levels)):
+            for entry in self._levels[level]:
+                if usable(entry):
+                    return entry
+        return None
+
+
+class TableListener(Protocol):
+    """Who wants to hear of changes."""
+
+    def table_changed(self, gone: Entry | None) -> None:
+        """The table is another now; `gone` has left it, if it is not None."""
+
+
+class InstanceTable:
+    """What discovery knows of one endpoint, now. Made with `watch`; one event loop, any number of routers.
+
+    When an instance is removed, the calls fail that wait for it to answer; when it comes back, it is clean.
+    """
+
+    def __init__(self, endpoint: EndpointId, response_server: TcpStreamServer) -> None:
+        self.endpoint = endpoint
+        self.entries: list[Entry] = []
+        """In ascending order of their ids."""
+        self.cpu = LoadQueue()
+        """The instances without an accelerator; `other` has the rest."""
+        self.other = LoadQueue()
+        self._response_server = response_server
+        self._by_id: dict[int, Entry] = {}
+        self._listeners: weakref.WeakSet[TableListener] = weakref.WeakSet()
+        self._filled = asyncio.Event()
+        self._watch: Watch | None = None
+
+    @classmethod
+    async def watch(cls, endpoint: EndpointId, discovery: Discovery, response_server: TcpStreamServer) -> InstanceTable:
+        """A table that follows `discovery`, and has what is there already. Raises what the backend raises."""
+        table = cls(endpoint, response_server)
+        table._watch = await discovery.watch(endpoint, table.apply)
+        return table
+
+    def close(self) -> None:
+        """Follow no longer; what the table has it keeps."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def clear(self) -> None:
+        """Let every instance go, as if discovery had removed them all."""
+        for entry in list(self.entries):
+            self._remove(entry)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    def find(self, instance_id: int) -> Entry | None:
+        """The entry of that id."""
+        return self._by_id.get(instance_id)
+
+    async def filled(self) -> None:
+        """Wait until there is an instance; how long that may take is the caller's to bound."""
+        while not self.entries:
+            await self._filled.wait()
+
+    def listen(self, listener: TableListener) -> None:
+        """Tell `listener` of changes, for as long as somebody else holds it."""
+        self._listeners.add(listener)
+
+    def apply(self, event: DiscoveryEvent) -> None:
+        """Follow one event of discovery."""
+        known = self._by_id.get(event.instance.instance_id)
+        if isinstance(event, Added):
+            self._response_server.clear_instance_tombstone(event.instance.endpoint_instance_id)
+            if known is None or known.instance != event.instance:
+                self._replace(known, event.instance)
+        elif known is not None:
+            self._remove(known)
+
+    def _replace(self, known: Entry | None, instance: Instance) -> None:
+        if known is not None:
+            self._take_out(known)
+        entry = Entry(instance, self.cpu if instance.device_type == "cpu" else self.other)
+        insort(self.entries, entry)
+        self._by_id[instance.instance_id] = entry
+        entry.queue.add(entry)
+        self._filled.set()
+        self._tell(known)
+
+    def _remove(self, entry: Entry) -> None:
+        self._take_out(entry)
+        if not self.entries:
+            self._filled.clear()
+        self._tell(entry)
+        self._response_server.cancel_instance_streams(entry.instance.endpoint_instance_id)
+
+    def _take_out(self, entry: Entry) -> None:
+        self.entries.remove(entry)
+        del self._by_id[entry.instance.instance_id]
+        entry.queue.remove(entry)
+
+    def _tell(self, gone: Entry | None) -> None:
+        for listener in list(self._listeners):
+            listener.table_changed(gone)
