@@ -16,6 +16,7 @@ from dynamo_fast.errors import InvalidConfig
 
 __all__ = [
     "EtcdConfig",
+    "HealthCheckConfig",
     "PushRouterConfig",
     "ResponseServerConfig",
     "TcpClientConfig",
@@ -272,3 +273,14 @@ class EtcdConfig(_FromEnvironment):
     """PEM text, as are the two below: not paths."""
     client_cert: str = setting("ETCD_AUTH_CLIENT_CERT", "")
     client_key: str = field(default="", repr=False, metadata={"variable": "ETCD_AUTH_CLIENT_KEY", "parse": str})
+
+
+@dataclass(frozen=True)
+class HealthCheckConfig(_FromEnvironment):
+    """Whether and how silent endpoints are asked if they still answer (runtime.md 7.2)."""
+
+    enabled: bool = setting("DYN_HEALTH_CHECK_ENABLED", False, truth)
+    canary_wait_time: float = setting("DYN_CANARY_WAIT_TIME", 10.0, seconds())
+    """Without an item for this long, an endpoint is asked."""
+    request_timeout: float = setting("DYN_HEALTH_CHECK_REQUEST_TIMEOUT", 3.0, seconds())
+    """Until the first item of its answer."""

@@ -94,7 +94,8 @@ class PushHandler:
         self._handler = handler
         self._takes_context = _takes_context(handler)
         self._drained: asyncio.Future[None] | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._running: set[_Request] = set()
+        self._items_sent = 0
 
     def accept(self, frame: TcpRequestMessage, submit: Submit) -> None:
         """Submit the job that answers this request.
@@ -130,16 +131,22 @@ class PushHandler:
 
     def cancel(self) -> None:
         """Cancel the handlers that run: each caller gets an error of the type Cancelled."""
-        for task in self._tasks:
-            task.cancel()
+        for request in self._running:
+            request.cancel()
 
-    def began(self, task: asyncio.Task[Any]) -> None:
-        """A request is being answered by `task`."""
-        self._tasks.add(task)
+    @property
+    def items_sent(self) -> int:
+        """Items of all answers so far."""
+        return self._items_sent + sum(request.items for request in self._running)
 
-    def ended(self, task: asyncio.Task[Any]) -> None:
+    def began(self, request: _Request) -> None:
+        """A request is being answered."""
+        self._running.add(request)
+
+    def ended(self, request: _Request) -> None:
         """A request has its answer."""
-        self._tasks.discard(task)
+        self._running.discard(request)
+        self._items_sent += request.items
         self.metrics.inflight -= 1
         if not self.metrics.inflight and self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
@@ -163,8 +170,8 @@ class _Request:
 
     async def answer(self) -> None:
         """Dial, call the handler, and stream its items. Raises nothing."""
-        task = self._task = cast("asyncio.Task[Any]", asyncio.current_task())
-        self._handler.began(task)
+        self._task = asyncio.current_task()
+        self._handler.began(self)
         try:
             await self._dial()
             iterator = self._start()
@@ -179,7 +186,17 @@ class _Request:
             if self._input is not None:
                 self._input.close()
             self._account()
-            self._handler.ended(task)
+            self._handler.ended(self)
+
+    @property
+    def items(self) -> int:
+        """Items sent."""
+        return self._stream.items
+
+    def cancel(self) -> None:
+        """Cancel the handler; its caller gets an error."""
+        if self._task is not None:
+            self._task.cancel()
 
     async def _dial(self) -> None:
         """The input of a bidirectional request first, as Dynamo does; then the answer."""

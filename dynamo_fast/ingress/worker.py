@@ -18,11 +18,12 @@ import asyncio
 import logging
 import os
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
-from dynamo_fast.config import TcpServerConfig, WorkerConfig, env_text
+from dynamo_fast.config import HealthCheckConfig, TcpServerConfig, WorkerConfig, env_text
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.discovery.file import FileDiscovery
+from dynamo_fast.ingress.canary import Canary
 from dynamo_fast.ingress.push_handler import Handler, PushHandler
 from dynamo_fast.ingress.response_client import Dialler
 from dynamo_fast.ingress.tcp_server import SharedTcpServer
@@ -47,6 +48,7 @@ class Worker:
     ) -> None:
         self.discovery = discovery
         self.config = config or WorkerConfig.from_env()
+        self.health_check = HealthCheckConfig.from_env()
         self.server = SharedTcpServer(server_config)
         self.metrics = WorkerMetrics(discovery.connection_id, self.server.admission)
         self.dialler = Dialler(self.config)
@@ -74,15 +76,20 @@ class Worker:
         *,
         metrics_labels: Iterable[tuple[str, str]] = (),
         bidirectional: bool = False,
+        health_check_payload: dict[str, Any] | None = None,
     ) -> ServedEndpoint:
         """Serve `endpoint` ("namespace.component.endpoint") with `handler`, in place of an earlier handler of it.
 
-        A bidirectional one gets an async iterator of requests, which come while it answers.
+        A bidirectional one gets an async iterator of requests, which come while it answers. With a payload for health
+        checks, and if the environment enables them (DYN_HEALTH_CHECK_ENABLED), a silent endpoint is asked whether it
+        still answers (see `Canary`).
 
         Raises InvalidAddress for the name, InvalidRequest for a label, and what the discovery backend raises.
         """
         endpoint = EndpointId.parse(endpoint) if isinstance(endpoint, str) else endpoint
         served = ServedEndpoint(self, handler, endpoint, metrics_labels, bidirectional)
+        if health_check_payload is not None and self.health_check.enabled:
+            served.canary = Canary(served.handler, health_check_payload, self.health_check)
         await served.register()
         return served
 
@@ -117,6 +124,8 @@ class ServedEndpoint:
             worker_metrics=worker.metrics,
             bidirectional=bidirectional,
         )
+        self.canary: Canary | None = None
+        self._registered = False
         self._path = endpoint_path(endpoint, worker.discovery.connection_id)
         self.instance = self._record()
         """The record that discovery has of it."""
@@ -130,6 +139,11 @@ class ServedEndpoint:
         """`ip:port/path`, where routers send their requests."""
         return self.instance.tcp_address
 
+    @property
+    def ready(self) -> bool:
+        """Whether it is registered and, if its health is checked, healthy."""
+        return self._registered and (self.canary is None or self.canary.ready)
+
     async def register(self) -> None:
         """Tell discovery (again) that this endpoint is served here."""
         await self.worker.discovery.register(self.instance)
@@ -140,8 +154,6 @@ class ServedEndpoint:
         await self.worker.discovery.unregister(self.instance)
         self._registered = False
 
-    _registered = False
-
     async def close(self) -> None:
         """Leave discovery, refuse what still comes, and let every accepted request have its answer, or its deadline.
 
@@ -150,6 +162,8 @@ class ServedEndpoint:
         if self.worker.endpoints.get(self.endpoint) is not self:
             return
         config = self.worker.config
+        if self.canary is not None:
+            self.canary.close()
         if self._registered:
             await self.unregister()
             await asyncio.sleep(config.leave_delay)

@@ -1,0 +1,79 @@
+"""`Canary`: whether an endpoint still answers, asked of its handler in process (transport.md 6.6, runtime.md 7.2).
+
+An endpoint that was served with a health-check payload, and sent no item for a while, has its handler called with that
+payload. The first item decides: a good one means ready; an error, none at all, or none in time means not ready. Items
+for real requests mean ready, too, and put the canary off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from dynamo_fast.config import HealthCheckConfig
+from dynamo_fast.context import Context
+from dynamo_fast.ingress.push_handler import PushHandler
+
+__all__ = ["Canary"]
+
+logger = logging.getLogger(__name__)
+
+
+class Canary:
+    """Watches one endpoint until it is closed. `ready` is what it found last; at first, not."""
+
+    def __init__(self, handler: PushHandler, payload: dict[str, Any], config: HealthCheckConfig) -> None:
+        self.ready = False
+        self._handler = handler
+        self._payload = payload
+        self._config = config
+        self._task = asyncio.get_running_loop().create_task(self._watch())
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._task.cancel()
+
+    async def _watch(self) -> None:
+        seen = self._handler.items_sent
+        while True:
+            await asyncio.sleep(self._config.canary_wait_time)
+            sent = self._handler.items_sent
+            if sent == seen:
+                self._say(await self._check())
+            else:
+                self._say(None)
+            seen = sent
+
+    async def _check(self) -> str | None:
+        """What is wrong with the endpoint; None if nothing is."""
+        context = Context()
+        try:
+            return await asyncio.wait_for(self._first_item(context), self._config.request_timeout)
+        except asyncio.TimeoutError:
+            return f"no answer within {self._config.request_timeout:g} s"
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        finally:
+            context.kill()
+
+    async def _first_item(self, context: Context) -> str | None:
+        iterator = self._handler.call(self._payload, context)
+        close: Callable[[], Any] | None = getattr(iterator, "aclose", None)
+        try:
+            async for item in iterator:
+                is_error = isinstance(item, dict) and item.get("_dynamo_annotated") and item.get("event") == "error"
+                return "its first item is an error" if is_error else None
+            return "it yielded nothing"
+        finally:
+            if close is not None:
+                await close()
+
+    def _say(self, trouble: str | None) -> None:
+        if self.ready != (trouble is None):
+            self.ready = trouble is None
+            if trouble is None:
+                logger.info("%s is ready", self._handler.endpoint)
+            else:
+                logger.warning("%s is not ready: the health check found %s", self._handler.endpoint, trouble)
