@@ -3,7 +3,8 @@
     python scripts/wheels.py [3.10 3.11 3.12 3.13]
 
 One sdist; from it, one wheel without the extension, and one with it for each Python version that is installed here. Every
-wheel is tested on its own interpreter, the one without the extension on all of them. Needs the packages `build` and `pip`.
+wheel is looked into, and tested on its own interpreter, the one without the extension on all of them. Needs the packages
+`build` and `pip`.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")
-TOOLS = ("hypothesis", "pytest", "pytest-asyncio", "pytest-timeout")
 #: They test the source tree, or need a real Dynamo.
 NOT_OF_A_WHEEL = ("tests/test_layers.py", "tests/test_readme.py", "tests/interop")
 #: They compare both backends, and import them by name.
-OF_BOTH_BACKENDS = ("tests/test_codec.py", "tests/test_codec_edges.py", "tests/test_codec_differential.py")
+OF_BOTH_BACKENDS = (*(f"tests/test_codec{part}.py" for part in ("", "_edges", "_differential")), "tests/conformance")
+LARGEST = 1_000_000
+"""Bytes of a wheel."""
 SHOW = "import dynamo_fast; from dynamo_fast import codec; print(codec.BACKEND, dynamo_fast.__file__)"
 
 
@@ -82,7 +85,24 @@ def wheel(source: Path, python: str, backend: str) -> Path:
         (built,) = made.glob("*.whl")
         if backend == "python" and not built.name.endswith("-py3-none-any.whl"):
             sys.exit(f"{built.name} should be a wheel for any platform")
+        look_into(built, backend)
         return Path(shutil.move(built, DIST / built.name))
+
+
+def look_into(built: Path, backend: str) -> None:
+    """A wheel holds what is needed to run, and nothing of what it was made or tested with."""
+    with zipfile.ZipFile(built) as files:
+        names = files.namelist()
+    if stray := [name for name in names if name.endswith((".c", ".pyx", ".pyc")) or name.startswith("tests/")]:
+        sys.exit(f"{built.name} holds {', '.join(stray)}")
+    compiled = [name for name in names if re.fullmatch(r"dynamo_fast/_codec\.[\w.-]+\.(so|pyd)", name)]
+    if bool(compiled) != (backend == "cython"):
+        sys.exit(f"{built.name} should hold {'an' if backend == 'cython' else 'no'} extension, and holds {compiled}")
+    needed = {"dynamo_fast/py.typed", "dynamo_fast/_codec.pyi", "dynamo_fast/conformance/vectors/index.json"}
+    if missing := needed - set(names):
+        sys.exit(f"{built.name} lacks {', '.join(sorted(missing))}")
+    if built.stat().st_size > LARGEST:
+        sys.exit(f"{built.name} is too large: {built.stat().st_size} bytes (limit: {LARGEST} bytes)")
 
 
 def test(built: Path, python: str, backend: str) -> str:
@@ -90,14 +110,17 @@ def test(built: Path, python: str, backend: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         shutil.copytree(ROOT / "tests", place / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "docs", place / "docs")
         shutil.copy(ROOT / "pyproject.toml", place)
         run(python, "-m", "venv", place / "env")
         own = place / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
         quiet = ("--quiet", "--disable-pip-version-check")
-        run(own, "-m", "pip", "install", *quiet, f"{built}[checksum,cli]", *TOOLS, folder=place)
+        run(own, "-m", "pip", "install", *quiet, f"{built}[test]", folder=place)
         shown = run(own, "-c", SHOW, folder=place)
         if not shown.splitlines()[-1].startswith(f"{backend} {place / 'env'}"):
             sys.exit(f"{built.name} gives another codec: {shown}")
+        driver = (own, "-m", "dynamo_fast.conformance.driver")
+        run(own, "-m", "dynamo_fast", "conformance", "--", *driver, folder=place, DYNAMO_FAST_BACKEND=backend)
         ignored = NOT_OF_A_WHEEL + (OF_BOTH_BACKENDS if backend == "python" else ())
         options = ["-q", "-p", "no:cacheprovider", *(f"--ignore={path}" for path in ignored)]
         done = run(own, "-m", "pytest", *options, folder=place, DYNAMO_FAST_BACKEND=backend)
