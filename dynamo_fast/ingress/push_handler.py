@@ -47,7 +47,7 @@ from dynamo_fast.wire.control import (
 from dynamo_fast.wire.error import from_exception
 from dynamo_fast.wire.headers import FRONTEND_SEND_TS_NS, decode_headers
 
-__all__ = ["Batch", "Handler", "PushHandler"]
+__all__ = ["Batch", "Handler", "PushHandler", "takes_context"]
 
 _NO_MESSAGE = TwoPartMessage.from_parts(b"", b"")
 
@@ -92,7 +92,7 @@ class PushHandler:
         self.metrics = metrics
         self.worker_metrics = worker_metrics
         self._handler = handler
-        self._takes_context = _takes_context(handler)
+        self._takes_context = takes_context(handler)
         self._drained: asyncio.Future[None] | None = None
         self._running: set[_Request] = set()
         self._items_sent = 0
@@ -326,7 +326,7 @@ class _Request:
         )
 
 
-def _takes_context(handler: Handler) -> bool:
+def takes_context(handler: Handler) -> bool:
     """Whether the handler has a parameter named `context` that can be given by name."""
     try:
         parameter = inspect.signature(handler).parameters.get("context")

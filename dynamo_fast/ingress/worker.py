@@ -93,6 +93,17 @@ class Worker:
         await served.register()
         return served
 
+    def record(self, endpoint: EndpointId) -> Instance:
+        """What discovery is told of an endpoint of this worker."""
+        path = endpoint_path(endpoint, self.discovery.connection_id)
+        return Instance(
+            endpoint_id=endpoint,
+            instance_id=self.discovery.connection_id,
+            transport=TransportType("tcp", f"{self.server.address}/{path}"),
+            device_type=_device_type(),
+            request_plane_codec=_request_plane_codec(),
+        )
+
     async def close(self) -> None:
         """Leave, let every request in flight have its answer, and close. May be called twice."""
         await asyncio.gather(*(served.close() for served in list(self.endpoints.values())))
@@ -127,7 +138,7 @@ class ServedEndpoint:
         self.canary: Canary | None = None
         self._registered = False
         self._path = endpoint_path(endpoint, worker.discovery.connection_id)
-        self.instance = self._record()
+        self.instance = worker.record(endpoint)
         """The record that discovery has of it."""
         worker.endpoints[endpoint] = self
         worker.metrics.endpoints.append(self.metrics)
@@ -176,16 +187,6 @@ class ServedEndpoint:
             await self.handler.drained()
         del self.worker.endpoints[self.endpoint]
         self.worker.metrics.endpoints.remove(self.metrics)
-
-    def _record(self) -> Instance:
-        discovery = self.worker.discovery
-        return Instance(
-            endpoint_id=self.endpoint,
-            instance_id=discovery.connection_id,
-            transport=TransportType("tcp", f"{self.worker.server.address}/{self._path}"),
-            device_type=_device_type(),
-            request_plane_codec=_request_plane_codec(),
-        )
 
 
 async def serve(handler: Handler, endpoint: EndpointId | str, discovery: Discovery | None = None) -> Worker:

@@ -1,0 +1,207 @@
+"""`Client` and the stream of an answer, as `dynamo.runtime` has them (runtime.md 4.3)."""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from dynamo_fast.context import Context as RequestContext
+from dynamo_fast.egress.push_router import Call, PushRouter, RoutedStream, RouterMode
+from dynamo_fast.errors import DynamoError, InvalidRequest, SerializationError
+from dynamo_fast.runtime.context import Context
+from dynamo_fast.runtime.exceptions import NotOffered, argument_error, at_await, at_call, at_iterate, plainly
+from dynamo_fast.wire.instance import Instance as Record
+from dynamo_fast.wire.instance import TransportType
+
+__all__ = ["AsyncResponseStream", "Client", "Instance"]
+
+_BY_LOAD = (RouterMode.PowerOfTwoChoices, RouterMode.LeastLoaded, RouterMode.DeviceAwareWeighted)
+
+
+class Client:
+    """Calls to the instances of one endpoint. Made by `Endpoint.client`.
+
+    Every call returns a future that is running already; what is wrong with the request is raised by the call itself.
+    """
+
+    def __init__(self, router: PushRouter, mode: RouterMode | None) -> None:
+        self._router = router
+        self._mode = mode
+
+    def instance_ids(self) -> list[int]:
+        """The ids of the instances that discovery knows; some of them may be avoided for the moment."""
+        return self._router.instance_ids()
+
+    def instances(self) -> list[Instance]:
+        """The instances that discovery knows."""
+        return [Instance.of(record) for record in self._router.instances()]
+
+    def wait_for_instances(self) -> asyncio.Future[list[int]]:
+        """The ids, as soon as there is one; waits for as long as that takes."""
+        return asyncio.ensure_future(self._router.wait_for_instances())
+
+    def round_robin(
+        self, request: Any, annotated: bool | None = True, context: Context | None = None
+    ) -> asyncio.Future[AsyncResponseStream]:
+        """Ask the next instance."""
+        return self._call(RouterMode.RoundRobin, request, annotated, context)
+
+    def random(
+        self, request: Any, annotated: bool | None = True, context: Context | None = None
+    ) -> asyncio.Future[AsyncResponseStream]:
+        """Ask any instance."""
+        return self._call(RouterMode.Random, request, annotated, context)
+
+    def generate(
+        self, request: Any, annotated: bool | None = True, context: Context | None = None
+    ) -> asyncio.Future[AsyncResponseStream]:
+        """Ask the instance that the client's router mode picks; any instance, if it was made without one.
+
+        (Dynamo's client takes any instance whatever its mode.)
+        """
+        mode = RouterMode.Random if self._mode in (None, RouterMode.Direct, RouterMode.KV) else self._mode
+        assert mode is not None
+        return self._call(mode, request, annotated, context)
+
+    def direct(
+        self, request: Any, instance_id: int, annotated: bool | None = True, context: Context | None = None
+    ) -> asyncio.Future[AsyncResponseStream]:
+        """Ask this instance, even if it is avoided for the moment."""
+        return self._call(_instance_id(instance_id), request, annotated, context)
+
+    def device_aware_weighted(
+        self, request: Any, annotated: bool | None = True, context: Context | None = None
+    ) -> asyncio.Future[AsyncResponseStream]:
+        """Ask the least loaded instance, with the share of CPUs weighted; for a client made with a mode of load."""
+        if self._mode not in _BY_LOAD:
+            text = f"routing occupancy state not initialized for endpoint {self._router.table.endpoint}"
+            return asyncio.ensure_future(_failing(InvalidRequest(text)))
+        return self._call(RouterMode.DeviceAwareWeighted, request, annotated, context)
+
+    def wait_for_instance_by_runtime_data(
+        self, key: str, value: str, timeout_s: float | None = None
+    ) -> asyncio.Future[int]:
+        """Not offered: it looks into model cards, which are no part of the request plane. Raises NotOffered."""
+        raise NotOffered("wait_for_instance_by_runtime_data is not offered: dynamo_fast does not read model cards")
+
+    def _call(
+        self, to: RouterMode | int, request: Any, annotated: bool | None, context: Context | None
+    ) -> asyncio.Future[AsyncResponseStream]:
+        if context is not None and not isinstance(context, Context):
+            raise argument_error("context", context, "Context")
+        child, unlink = RequestContext(), None
+        if context is not None:
+            child = context.child()
+            unlink = context.request.link_child(child)
+        try:
+            call = self._router.prepare(to, request, child)
+        except SerializationError as error:
+            _undo(unlink)
+            raise at_call(error) from None
+        except BaseException:
+            _undo(unlink)
+            raise
+        return asyncio.ensure_future(_send(call, bool(annotated), unlink))
+
+
+class AsyncResponseStream:
+    """The items of an answer. Dropping it, or what waits for its next item, tells the worker to quit."""
+
+    __slots__ = ("__weakref__", "_annotated", "_stream", "_unlink")
+
+    def __init__(self, stream: RoutedStream, annotated: bool, unlink: Callable[[], None] | None) -> None:
+        self._stream = stream
+        self._annotated = annotated
+        self._unlink = unlink
+
+    def __aiter__(self) -> AsyncResponseStream:
+        return self
+
+    def __anext__(self) -> asyncio.Future[Any]:
+        return asyncio.ensure_future(self._next())
+
+    async def _next(self) -> Any:
+        try:
+            while True:
+                item = await self._stream.__anext__()
+                if self._annotated:
+                    return item
+                data = item.data()
+                if data is not None:
+                    return data
+        except StopAsyncIteration:
+            self._end()
+            raise StopAsyncIteration("Stream exhausted") from None
+        except DynamoError as error:
+            self._end()
+            raise at_iterate(error)  # noqa: B904  # which keeps its cause
+
+    def _end(self) -> None:
+        unlink, self._unlink = self._unlink, None
+        _undo(unlink)
+
+    def __del__(self) -> None:
+        self._end()
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What discovery knows of one instance."""
+
+    instance_id: int
+    namespace: str
+    component: str
+    endpoint: str
+    transport: TransportType
+    device_type: str | None
+
+    @classmethod
+    def of(cls, record: Record) -> Instance:
+        """From the record."""
+        return cls(record.instance_id, *record.endpoint_id, transport=record.transport, device_type=record.device_type)
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.component}/{self.endpoint}/{self.instance_id}"
+
+    def __repr__(self) -> str:
+        return f"Instance({self})"
+
+
+async def _send(call: Call, annotated: bool, unlink: Callable[[], None] | None) -> AsyncResponseStream:
+    try:
+        return AsyncResponseStream(RoutedStream(call, await call.send()), annotated, unlink)
+    except DynamoError as error:
+        _undo(unlink)
+        raise at_await(error)  # noqa: B904  # which keeps its cause
+    except BaseException:
+        _undo(unlink)
+        raise
+
+
+def _failing(error: DynamoError) -> Coroutine[Any, Any, Any]:
+    async def fail() -> None:
+        raise plainly(error, str(error))
+
+    return fail()
+
+
+def _undo(unlink: Callable[[], None] | None) -> None:
+    if unlink is not None:
+        unlink()
+
+
+def _instance_id(value: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"argument 'instance_id': '{type(value).__name__}' object cannot be interpreted as an integer"
+        ) from None
+    if number < 0:
+        raise OverflowError("can't convert negative int to unsigned")
+    if number >= 1 << 64:
+        raise OverflowError("int too big to convert")
+    return number

@@ -1,0 +1,208 @@
+"""`Context` as `dynamo.runtime` has it: around the context of the request plane (runtime.md 4.8)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dynamo_fast.context import Context as RequestContext
+from dynamo_fast.runtime.exceptions import argument_error
+
+__all__ = ["Context", "ContextMetadata", "SpanProxy"]
+
+
+class Context:
+    """The id, the metadata and the cancellation of a request: `Context(id=None, metadata=None)`."""
+
+    __slots__ = ("__weakref__", "_request")
+
+    def __init__(self, id: str | None = None, metadata: Mapping[str, str] | None = None) -> None:
+        if id is not None and not isinstance(id, str):
+            raise argument_error("id", id, "PyString")
+        self._request = RequestContext(id, _checked(metadata))
+
+    @classmethod
+    def of(cls, request: RequestContext) -> Context:
+        """The context of a request that has come, for its handler."""
+        context = cls.__new__(cls)
+        context._request = request
+        return context
+
+    def child(self) -> RequestContext:
+        """The context of a call: with this one's id and metadata, as they are now."""
+        return RequestContext(self._request.id(), self._request.metadata, self._request.trace_headers())
+
+    @property
+    def request(self) -> RequestContext:
+        """What this is around."""
+        return self._request
+
+    def __repr__(self) -> str:
+        return f"<builtins.Context object at {id(self):#x}>"
+
+    def id(self) -> str:
+        """The request's id."""
+        return self._request.id()
+
+    @property
+    def metadata(self) -> ContextMetadata:
+        """The metadata, live; assigning replaces the contents."""
+        return ContextMetadata(self._request.metadata)
+
+    @metadata.setter
+    def metadata(self, metadata: Mapping[str, str]) -> None:
+        self._request.metadata = _checked(metadata)
+
+    def is_stopped(self) -> bool:
+        """Whether the answer is no longer wanted."""
+        return self._request.is_stopped()
+
+    def is_killed(self) -> bool:
+        """Whether the answer was cut off."""
+        return self._request.is_killed()
+
+    def stop_generating(self) -> None:
+        """End the answer; the worker is told."""
+        self._request.stop_generating()
+
+    def async_killed_or_stopped(self) -> asyncio.Future[bool]:
+        """A future that is True once the context is stopped."""
+        return asyncio.ensure_future(self._request.async_killed_or_stopped())
+
+    def detached(self, id: str) -> Context:
+        """Another context with the same metadata and trace, which is not cancelled with this one."""
+        if not isinstance(id, str):
+            raise argument_error("id", id, "PyString")
+        return Context.of(RequestContext(id, self._request.metadata, self._request.trace_headers()))
+
+    def notify_first_token(self) -> None:
+        """Nothing: Dynamo's frontend has a use for it."""
+
+    @property
+    def trace_id(self) -> str | None:
+        """The trace that the request belongs to, if it came with one that is followed."""
+        return self._trace_part(1)
+
+    @property
+    def span_id(self) -> str | None:
+        """The span of the request."""
+        return self._trace_part(2)
+
+    @property
+    def parent_span_id(self) -> str | None:
+        """The caller's span."""
+        return None
+
+    def trace_headers(self) -> dict[str, str] | None:
+        """The headers to hand on to whoever is asked on behalf of this request."""
+        return self._request.trace_headers()
+
+    def current_span(self) -> SpanProxy:
+        """A span that records nothing."""
+        return SpanProxy()
+
+    def start_span(self, name: str, attrs: Mapping[str, Any] | None = None) -> SpanProxy:
+        """A span that records nothing."""
+        return SpanProxy()
+
+    def _trace_part(self, index: int) -> str | None:
+        parent = (self._request.trace_headers() or {}).get("traceparent")
+        return parent.split("-")[index] if parent else None
+
+
+class ContextMetadata:
+    """Text by text, in the order of the keys: a view of a context's metadata."""
+
+    __slots__ = ("_contents",)
+
+    def __init__(self, contents: dict[str, str]) -> None:
+        self._contents = contents
+
+    def keys(self) -> list[str]:
+        """The keys."""
+        return sorted(self._contents)
+
+    def values(self) -> list[str]:
+        """The values, in the order of their keys."""
+        return [self._contents[key] for key in self.keys()]
+
+    def items(self) -> list[tuple[str, str]]:
+        """Both."""
+        return [(key, self._contents[key]) for key in self.keys()]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, or `default`."""
+        return self._contents.get(key, default)
+
+    def pop(self, key: str, default: str | None = None) -> str:
+        """Take the value out; a `default` of None is none, as in Dynamo: KeyError."""
+        if key not in self._contents and default is not None:
+            return default
+        return self._contents.pop(key)
+
+    def clear(self) -> None:
+        """Take everything out."""
+        self._contents.clear()
+
+    def copy(self) -> dict[str, str]:
+        """The contents."""
+        return dict(self.items())
+
+    def __getitem__(self, key: str) -> str:
+        return self._contents[key]
+
+    def __setitem__(self, key: str, value: str) -> None:
+        for name, text in (("key", key), ("value", value)):
+            if not isinstance(text, str):
+                raise argument_error(name, text, "PyString")
+        self._contents[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self._contents[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._contents
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self._contents)
+
+    def __repr__(self) -> str:
+        return json.dumps(self.copy(), ensure_ascii=False)
+
+
+class SpanProxy:
+    """A span of a trace that nobody records; every method is there and does nothing."""
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        """Nothing."""
+
+    def add_event(self, name: str, attrs: Mapping[str, Any] | None = None) -> None:
+        """Nothing."""
+
+    def record_exception(self, error: BaseException) -> None:
+        """Nothing."""
+
+    def set_status(self, *status: Any) -> None:
+        """Nothing."""
+
+    def end(self) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> SpanProxy:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
+
+def _checked(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    contents = dict(metadata) if metadata is not None else {}
+    for each in (*contents, *contents.values()):
+        if not isinstance(each, str):
+            raise argument_error("metadata", each, "PyString")
+    return contents

@@ -1,0 +1,74 @@
+"""`dynamo_worker` and `dynamo_endpoint` (runtime.md 4.9)."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import warnings
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from dynamo_fast.runtime.distributed import from_environment
+
+__all__ = ["dynamo_endpoint", "dynamo_worker"]
+
+Main = Callable[..., Coroutine[Any, Any, Any]]
+
+
+def dynamo_worker(enable_nats: bool | None = None) -> Callable[[Main], Callable[..., Coroutine[Any, Any, None]]]:
+    """For `async def main(runtime, ...)`: called without the runtime, it gets one as the environment says."""
+    if enable_nats is not None:
+        warnings.warn("enable_nats has no effect any more", DeprecationWarning, stacklevel=2)
+
+    def decorate(main: Main) -> Callable[..., Coroutine[Any, Any, None]]:
+        @functools.wraps(main)
+        async def with_runtime(*arguments: Any, **named: Any) -> None:
+            await main(from_environment(asyncio.get_running_loop()), *arguments, **named)
+
+        return with_runtime
+
+    return decorate
+
+
+def dynamo_endpoint(request_model: Any, response_model: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """For a handler whose request is to be a pydantic model: it is made of the JSON text or the dict that came.
+
+    Only the last of one or two positional arguments is looked at, and only if `request_model` is a pydantic model. What
+    it cannot be made of is a ValueError. `response_model` is not enforced.
+    """
+    parse = _parser(request_model)
+
+    def decorate(handler: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(handler)
+        async def with_model(*arguments: Any, **named: Any) -> AsyncIterator[Any]:
+            if parse is not None and len(arguments) in (1, 2):
+                arguments = (*arguments[:-1], parse(arguments[-1]))
+            async for item in handler(*arguments, **named):
+                yield item
+
+        return with_model
+
+    return decorate
+
+
+def _parser(model: Any) -> Callable[[Any], Any] | None:
+    try:
+        from pydantic import BaseModel, ValidationError
+    except ImportError:
+        return None
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        return None
+
+    def parse(request: Any) -> Any:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # the newer parser of JSON has other texts
+                if isinstance(request, str):
+                    return model.parse_raw(request)
+            if isinstance(request, dict):
+                return model.model_validate(request)
+        except ValidationError as error:
+            raise ValueError(f"Invalid request: {error}") from error
+        raise ValueError(f"Invalid request: {request}")
+
+    return parse

@@ -1,0 +1,145 @@
+"""`Endpoint`, as `dynamo.runtime` has it (runtime.md 4.2)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dynamo_fast.context import Context as RequestContext
+from dynamo_fast.egress.push_router import RouterMode
+from dynamo_fast.errors import InvalidRequest
+from dynamo_fast.ingress.push_handler import Handler, takes_context
+from dynamo_fast.runtime.client import Client
+from dynamo_fast.runtime.context import Context
+from dynamo_fast.runtime.exceptions import NotOffered, argument_error, plainly
+from dynamo_fast.wire.address import EndpointId
+
+if TYPE_CHECKING:
+    from dynamo_fast.runtime.distributed import DistributedRuntime
+
+__all__ = ["Endpoint"]
+
+
+class Endpoint:
+    """One endpoint, to serve or to call. Made by `DistributedRuntime.endpoint`."""
+
+    def __init__(self, runtime: DistributedRuntime, endpoint: EndpointId) -> None:
+        self._runtime = runtime
+        self._id = endpoint
+        self._served = False
+
+    def connection_id(self) -> int:
+        """The instance id of every endpoint that this runtime serves."""
+        return self._runtime.connection_id
+
+    @property
+    def metrics(self) -> Any:
+        """Not offered: register collectors with prometheus-client itself. Raises NotOffered."""
+        raise NotOffered("endpoint.metrics is not offered: register collectors with prometheus_client itself")
+
+    def serve_endpoint(
+        self,
+        generator: Handler,
+        graceful_shutdown: bool = True,
+        metrics_labels: Sequence[tuple[str, str]] | None = None,
+        health_check_payload: dict[str, Any] | None = None,
+    ) -> asyncio.Future[tuple[()]]:
+        """Serve from now on; the future is `()` once the runtime has shut down. Cancelling it stops nothing.
+
+        Requests in flight finish whatever `graceful_shutdown` says, as with Dynamo.
+        """
+        return self._serve(generator, metrics_labels, health_check_payload, bidirectional=False)
+
+    def serve_bidirectional_endpoint(
+        self,
+        generator: Handler,
+        graceful_shutdown: bool = True,
+        metrics_labels: Sequence[tuple[str, str]] | None = None,
+    ) -> asyncio.Future[tuple[()]]:
+        """The same for a handler that gets an async iterator of requests."""
+        return self._serve(generator, metrics_labels, None, bidirectional=True)
+
+    def client(self, router_mode: RouterMode | None = None) -> asyncio.Future[Client]:
+        """A client that knows the instances that there are."""
+        if router_mode is not None and not isinstance(router_mode, RouterMode):
+            raise argument_error("router_mode", router_mode, "RouterMode")
+        return asyncio.ensure_future(self._runtime.open_client(self._id, router_mode))
+
+    def register_endpoint_instance(self) -> asyncio.Future[tuple[()]]:
+        """Put the record into discovery (again)."""
+        return asyncio.ensure_future(self._runtime.register(self._id))
+
+    def unregister_endpoint_instance(self) -> asyncio.Future[tuple[()]]:
+        """Take the record out, and go on serving."""
+        return asyncio.ensure_future(self._unregister())
+
+    async def _unregister(self) -> tuple[()]:
+        try:
+            return await self._runtime.unregister(self._id)
+        except InvalidRequest as error:
+            raise plainly(
+                error, "Unable to unregister endpoint instance from discovery. Check discovery service status"
+            ) from error
+
+    def _serve(
+        self,
+        generator: Handler,
+        metrics_labels: Sequence[tuple[str, str]] | None,
+        health_check_payload: dict[str, Any] | None,
+        *,
+        bidirectional: bool,
+    ) -> asyncio.Future[tuple[()]]:
+        labels = _labels(metrics_labels)
+        if health_check_payload is not None and not isinstance(health_check_payload, dict):
+            raise argument_error("health_check_payload", health_check_payload, "PyDict")
+        # The service outlives the future: only the wait for its end is cancelled with it.
+        serving = asyncio.ensure_future(self._start(generator, labels, bidirectional))
+        serving.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return asyncio.ensure_future(self._until_shutdown(serving))
+
+    async def _start(self, generator: Handler, labels: list[tuple[str, str]], bidirectional: bool) -> None:
+        if self._served:
+            raise plainly(
+                InvalidRequest(),
+                "Failed to create work handler metrics: Failed to register metric: Duplicate metrics collector "
+                "registration attempted",
+            )
+        self._served = True
+        try:
+            worker = await self._runtime.worker()
+            await worker.serve(_adapted(generator), self._id, metrics_labels=labels, bidirectional=bidirectional)
+        except InvalidRequest as error:
+            if not str(error).startswith("Label "):
+                raise
+            raise plainly(error, f"Failed to create work handler metrics: {error}") from error
+
+    async def _until_shutdown(self, serving: asyncio.Future[None]) -> tuple[()]:
+        await asyncio.shield(serving)
+        await asyncio.shield(self._runtime.ended())
+        return ()
+
+
+def _adapted(generator: Handler) -> Handler:
+    """The handler, given the context that it knows."""
+    if not takes_context(generator):
+        return generator
+
+    def handler(request: Any, context: RequestContext) -> AsyncIterator[Any]:
+        return generator(request, context=Context.of(context))
+
+    return handler
+
+
+def _labels(labels: Any) -> list[tuple[str, str]]:
+    if labels is None:
+        return []
+    if not isinstance(labels, (list, tuple)):
+        raise argument_error("metrics_labels", labels, "Sequence")
+    for label in labels:
+        if not isinstance(label, tuple):
+            raise argument_error("metrics_labels", label, "PyTuple")
+        for each in label:
+            if not isinstance(each, str):
+                raise argument_error("metrics_labels", each, "PyString")
+    return [(name, value) for name, value in labels]

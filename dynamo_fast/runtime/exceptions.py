@@ -1,0 +1,194 @@
+"""Exceptions: those that handlers raise, and how this package's errors look where Dynamo raises others (runtime.md 4.5).
+
+Dynamo raises a bare `Exception` where a call is awaited and a `ValueError` where its answer is iterated, with the text
+`<Class>: <message>`. Here it is the package's own error with that text, and a `ValueError` as well in the second place:
+what was written for Dynamo catches it, and what knows this package learns more.
+"""
+
+from __future__ import annotations
+
+from dynamo_fast.errors import (
+    DynamoError,
+    InvalidAddress,
+    RequestTooLarge,
+    SerializationError,
+)
+from dynamo_fast.wire.error import display
+
+__all__ = [
+    "Cancelled",
+    "CannotConnect",
+    "ConnectionTimeout",
+    "Disconnected",
+    "DynamoException",
+    "EngineShutdown",
+    "InvalidArgument",
+    "NotOffered",
+    "StreamIncomplete",
+    "Unknown",
+    "WorkerUnavailable",
+    "argument_error",
+    "at_await",
+    "at_call",
+    "at_iterate",
+    "plainly",
+]
+
+
+# What a handler raises to choose the error that its caller gets
+
+
+class DynamoException(DynamoError):
+    """Base of what handlers raise."""
+
+    error_type = "Backend.Unknown"
+    reason = "backend.unknown"
+
+
+class Unknown(DynamoException):
+    """Something went wrong."""
+
+
+class InvalidArgument(DynamoException):
+    """The request is wrong; its caller is told so in these words."""
+
+    error_type = "Backend.InvalidArgument"
+    error_class = "InvalidRequest"
+    reason = "backend.invalid_argument"
+
+    @property
+    def public(self) -> dict[str, object]:
+        """What the end user may see."""
+        return {"type": "message", "message": str(self)}
+
+
+class CannotConnect(DynamoException):
+    """The engine cannot be reached."""
+
+    error_type = "Backend.CannotConnect"
+    error_class = "Unavailable"
+    reason = "backend.cannot_connect"
+
+
+class Disconnected(DynamoException):
+    """The engine went away."""
+
+    error_type = "Backend.Disconnected"
+    error_class = "Unavailable"
+    reason = "backend.disconnected"
+
+
+class ConnectionTimeout(DynamoException):
+    """The engine does not answer."""
+
+    error_type = "Backend.ConnectionTimeout"
+    error_class = "DeadlineExceeded"
+    reason = "backend.connection_timeout"
+
+
+class Cancelled(DynamoException):
+    """The request was cancelled."""
+
+    error_type = "Backend.Cancelled"
+    error_class = "Cancelled"
+    reason = "backend.cancelled"
+
+
+class EngineShutdown(DynamoException):
+    """The engine is going: callers avoid this worker for a while."""
+
+    error_type = "Backend.EngineShutdown"
+    error_class = "Unavailable"
+    reason = "backend.engine_shutdown"
+
+
+class StreamIncomplete(DynamoException):
+    """The answer was cut off: callers avoid this worker for a while."""
+
+    error_type = "Backend.StreamIncomplete"
+    error_class = "Unavailable"
+    reason = "backend.stream_incomplete"
+
+
+class WorkerUnavailable(DynamoException):
+    """This worker cannot serve: callers avoid it for a while."""
+
+    error_type = "WorkerUnavailable"
+    error_class = "Unavailable"
+    reason = "backend.worker_unavailable"
+
+
+class NotOffered(DynamoError, NotImplementedError):
+    """A part of Dynamo that is not of its request plane, and is not here."""
+
+
+# What callers get
+
+
+def at_await(error: DynamoError) -> DynamoError:
+    """The error as it is raised where a call is awaited."""
+    # Dynamo has no class for an address that does not parse, and shows the text alone.
+    text = _plain(error) if isinstance(error, InvalidAddress) else display(_in_its_words(error))
+    return _with_text(error, type(error), text)
+
+
+def at_iterate(error: DynamoError) -> DynamoError:
+    """The error as it is raised while an answer is iterated."""
+    public = getattr(error, "public", None)
+    if error.error_class == "InvalidRequest" and public and public.get("type") == "message":
+        return InvalidArgument(str(public.get("message", "")))
+    return _with_text(error, _also(type(error), ValueError), display(error))
+
+
+def at_call(error: SerializationError) -> Exception:
+    """The error as it is raised by the call itself, for a request that cannot be expressed."""
+    text = _plain(error)
+    if "surrogates not allowed" in text and isinstance(error.__context__, UnicodeEncodeError):
+        return error.__context__
+    kind = TypeError if text.startswith(("unsupported type", "unexpected type")) else ValueError
+    return _with_text(error, _also(type(error), kind), text)
+
+
+def plainly(error: DynamoError, text: str) -> DynamoError:
+    """The error with the text that Dynamo has in its place."""
+    return _with_text(error, type(error), text)
+
+
+def argument_error(name: str, value: object, wanted: str) -> TypeError:
+    """The binding's way to say that an argument is of the wrong type."""
+    return TypeError(f"argument '{name}': '{type(value).__name__}' object cannot be converted to '{wanted}'")
+
+
+def _in_its_words(error: DynamoError) -> DynamoError:
+    if isinstance(error, RequestTooLarge):  # `size` and `limit` stay
+        return _with_text(error, type(error), _plain(error))
+    return error
+
+
+def _plain(error: DynamoError) -> str:
+    """The text as Dynamo has it: without what this package adds to say more, in brackets at its end."""
+    text = str(error)
+    return text.rpartition(" (")[0] if text.endswith(")") and " (" in text else text
+
+
+def _with_text(error: DynamoError, kind: type[DynamoError], text: str) -> DynamoError:
+    shown = kind.__new__(kind, text)
+    shown.args = (text,)
+    shown.__dict__.update(error.__dict__)
+    shown.__cause__ = error.__cause__
+    shown.__suppress_context__ = True
+    return shown
+
+
+def _also(kind: type[DynamoError], base: type[Exception]) -> type[DynamoError]:
+    """`kind`, and a `base`, too; always the same class."""
+    if issubclass(kind, base):
+        return kind
+    both = _BOTH.get((kind, base))
+    if both is None:
+        members = {"__module__": kind.__module__, "__doc__": kind.__doc__}
+        both = _BOTH[kind, base] = type(kind.__name__, (kind, base), members)
+    return both
+
+
+_BOTH: dict[tuple[type[DynamoError], type[Exception]], type[DynamoError]] = {}

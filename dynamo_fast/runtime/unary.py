@@ -1,0 +1,42 @@
+"""Endpoints that answer with exactly one item (runtime.md 4.9)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from dynamo_fast.runtime.client import Client
+from dynamo_fast.runtime.context import Context
+from dynamo_fast.runtime.endpoint import Endpoint
+
+__all__ = ["UnaryClient", "serve_unary_endpoint"]
+
+
+class UnaryClient:
+    """Calls that have one answer."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def complete(self, request: Any, *, context: Context | None = None) -> Any:
+        """The answer of the next instance. Raises RuntimeError if it was none, or several."""
+        stream = await self._client.round_robin(request, annotated=False, context=context)
+        try:
+            answer = await stream.__anext__()
+        except StopAsyncIteration as end:
+            raise RuntimeError("unary endpoint returned no response") from end
+        try:
+            await stream.__anext__()
+        except StopAsyncIteration:
+            return answer
+        raise RuntimeError("unary endpoint returned multiple responses")
+
+
+def serve_unary_endpoint(endpoint: Endpoint, handler: Callable[..., Awaitable[Any]]) -> asyncio.Future[tuple[()]]:
+    """Serve `endpoint` with `await handler(request, context=context)`; see `Endpoint.serve_endpoint` for the future."""
+
+    async def generate(request: Any, context: Context) -> AsyncIterator[Any]:
+        yield await handler(request, context=context)
+
+    return endpoint.serve_endpoint(generate)
