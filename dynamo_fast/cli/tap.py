@@ -179,16 +179,19 @@ class Tap:
 
         def there(data: bytes) -> bytes:
             seen(True, data)
-            return data if rewriter is None else rewriter.rewrite(data)
+            if rewriter is None:
+                return data
+            return rewriter.rewrite(data) if data else rewriter.rest()
 
         def back(data: bytes) -> bytes:
             seen(False, data)
             return data
 
-        how = "FIN"
+        how = "the end of the tap"
         try:
             far_writer.write(there(begins))
             await _both(_pass_on(reader, far_writer, there), _pass_on(far_reader, writer, back))
+            how = "FIN"
         except OSError:
             how = "RST"
         finally:
@@ -228,9 +231,14 @@ class _Rewriter:
             del self._held[:size]
         if self._decoder.failed is not None:
             self._passes = True
-            rewritten.append(bytes(self._held))
-            self._held.clear()
+            rewritten.append(self.rest())
         return b"".join(rewritten)
+
+    def rest(self) -> bytes:
+        """What has been held back of a request that is not complete, and now never will be."""
+        rest = bytes(self._held)
+        self._held.clear()
+        return rest
 
     def _request(self, message: TcpRequestMessage) -> bytes | None:
         parts = complete_messages(TwoPartDecoder(MAX_FRAME_SIZE), bytes(message.payload))
@@ -273,7 +281,11 @@ async def _handshake(reader: asyncio.StreamReader) -> tuple[CallHomeHandshake, b
 async def _pass_on(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, look_at: Callable[[bytes], bytes]
 ) -> None:
-    while data := await reader.read(_CHUNK):
+    """Pass on what `look_at` makes of the data, of which the last is empty: the end."""
+    is_open = True
+    while is_open:
+        data = await reader.read(_CHUNK)
+        is_open = bool(data)
         writer.write(look_at(data))
         await writer.drain()
     if writer.can_write_eof():
@@ -297,7 +309,7 @@ def _peer(writer: asyncio.StreamWriter) -> str:
 
 def _reset(writer: asyncio.StreamWriter) -> None:
     """Close with a reset: on the response plane a reset and an end mean different things."""
-    connection = writer.get_extra_info("socket")
-    if connection is not None:
+    if not writer.transport.is_closing():
+        connection = writer.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
+        writer.transport.abort()
