@@ -206,8 +206,9 @@ class ResponseServerConfig(_FromEnvironment):
     """From the acknowledgement to the worker's connection, and again from there to its prologue."""
     call_home_grace: float = setting("DYNAMO_FAST_CALL_HOME_GRACE", 1.0, seconds())
     """How much longer to wait for the worker's connection once the connection that carried the request is lost."""
-    close_timeout: float = setting("DYNAMO_FAST_RESPONSE_CLOSE_TIMEOUT", 10.0, seconds())
-    """How long a finished connection may take to be closed by the worker before it is reset."""
+    max_streams: int | None = setting("DYNAMO_FAST_MAX_STREAMS", None, POSITIVE)
+    """Streams that wait for their worker or are open; one more request is refused. Unset: what the limit of open files
+    allows."""
     max_pending_connections: int = setting("DYNAMO_FAST_MAX_PENDING_CONNECTIONS", 10_000, POSITIVE)
     """Connections that have not said which request they answer; a further one is reset."""
 

@@ -10,8 +10,9 @@ A context belongs to one event loop; its methods are called on that loop's threa
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Callable, Mapping
+
+from dynamo_fast.wire.ids import random_uuid
 
 __all__ = ["Context"]
 
@@ -33,7 +34,7 @@ class Context:
     ) -> None:
         if id is not None and not isinstance(id, str):
             raise TypeError(f"id must be str, not {type(id).__name__}")
-        self._id = str(uuid.uuid4()) if id is None else id
+        self._id = random_uuid() if id is None else id
         self._metadata = _checked_metadata(metadata)
         self._trace_headers = None if trace_headers is None else dict(trace_headers)
         self._stopped = False

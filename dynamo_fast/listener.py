@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from dynamo_fast.errors import InvalidConfig
 
-__all__ = ["Listener", "advertised_ip", "keep_alive", "local_ip"]
+__all__ = ["Listener", "advertised_ip", "keep_alive", "listening_socket", "local_ip"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,15 @@ def keep_alive(endpoint: socket.socket) -> None:
             endpoint.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
+def listening_socket(ip: str, port: int, backlog: int) -> socket.socket:
+    """A listening TCP socket whose connections are kept alive. Raises OSError if the port is taken."""
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    endpoint = socket.create_server((ip, port), family=family, backlog=backlog)
+    endpoint.setblocking(False)
+    keep_alive(endpoint)
+    return endpoint
+
+
 class Listener:
     """A listening TCP socket whose connections get a protocol each.
 
@@ -114,10 +123,7 @@ class Listener:
         self._back_off = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self.back_offs = 0
-        family = socket.AF_INET6 if ":" in ip else socket.AF_INET
-        self._socket = socket.create_server((ip, port), family=family, backlog=backlog)
-        self._socket.setblocking(False)
-        keep_alive(self._socket)
+        self._socket = listening_socket(ip, port, backlog)
         self.ip = ip
         self.port: int = self._socket.getsockname()[1]
         self._loop.add_reader(self._socket, self._accept)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-import uuid
+import sys
 from typing import cast
 
 from dynamo_fast.codec import (
@@ -31,8 +31,9 @@ from dynamo_fast.errors import (
     Disconnected,
     DynamoError,
     RemoteError,
+    ResourceExhausted,
 )
-from dynamo_fast.listener import Listener, advertised_ip, local_ip
+from dynamo_fast.listener import advertised_ip, listening_socket, local_ip
 from dynamo_fast.wire.address import EndpointInstanceId, join_host_port
 from dynamo_fast.wire.control import (
     CallHomeHandshake,
@@ -40,12 +41,14 @@ from dynamo_fast.wire.control import (
     ResponseStreamPrologue,
     StreamType,
 )
+from dynamo_fast.wire.ids import random_uuid
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classify
 
 __all__ = ["TcpStreamServer"]
 
 _TOMBSTONE_SECONDS = 5.0
+_RESERVED_FILES, _FEWEST_STREAMS = 128, 16
 _STOP = encode_two_part(ControlMessage.STOP.encode(), b"")
 _KILL = encode_two_part(ControlMessage.KILL.encode(), b"")
 _DATA_ONLY = TwoPartMessageType.DATA_ONLY
@@ -74,19 +77,29 @@ class TcpStreamServer:
         self._tombstones: dict[EndpointInstanceId, float] = {}
         self._closed = False
         ip = local_ip(config.host, "DYN_TCP_RESPONSE_STREAM_HOST")
-        self._listener = Listener(ip, config.port, config.backlog, lambda: _ResponseConnection(self))
-        self.address = join_host_port(advertised_ip(ip), self._listener.port)
+        self._max_streams = config.max_streams or _affordable_streams()
+        # The event loop's own accept loop: one connection a request is the protocol's price, and this is the cheapest
+        # way to pay it. It has no answer to running out of descriptors, which `max_streams` keeps from happening.
+        self._socket = listening_socket(ip, config.port, config.backlog)
+        self._server: asyncio.AbstractServer | None = None
+        self.address = join_host_port(advertised_ip(ip), self._socket.getsockname()[1])
         """What workers dial, `host:port`."""
 
     @classmethod
     async def create(cls, config: ResponseServerConfig | None = None) -> TcpStreamServer:
         """Listen as `config` says, by default as the environment does. Raises InvalidConfig, OSError."""
-        return cls(ResponseServerConfig.from_env() if config is None else config)
+        server = cls(ResponseServerConfig.from_env() if config is None else config)
+        server._server = await server.loop.create_server(
+            lambda: _ResponseConnection(server), sock=server._socket, backlog=server.config.backlog
+        )
+        return server
 
     async def close(self) -> None:
         """Stop listening; calls that wait fail with Disconnected, streams under way are cut and their workers told."""
         self._closed = True
-        self._listener.close()
+        if self._server is not None:
+            self._server.close()
+        self._socket.close()
         for receiver in list(self._waiting.values()):
             receiver.fail(Disconnected("The response server was closed"))
         for connection in list(self.connections):
@@ -103,17 +116,25 @@ class TcpStreamServer:
         return len(self._waiting)
 
     def register(self, context: Context) -> ResponseReceiver:
-        """A new subject, whose answer will be cancelled by `context`. Raises Disconnected once the server is closed."""
+        """A new subject, whose answer will be cancelled by `context`.
+
+        Raises ResourceExhausted if as many streams are open as may be, and Disconnected once the server is closed.
+        """
         if self._closed:
             raise Disconnected("The response server was closed")
-        subject = str(uuid.uuid4())
+        if len(self._waiting) + len(self.connections) >= self._max_streams:
+            raise ResourceExhausted(
+                f"{self._max_streams} response streams are open already, as many as this process may have: raise its "
+                "limit of open files (ulimit -n), or DYNAMO_FAST_MAX_STREAMS"
+            )
+        subject = random_uuid()
         receiver = ResponseReceiver(self, subject, context)
         self._waiting[subject] = receiver
         return receiver
 
     def register_input(self, source: ManyIn, codec: PayloadCodec, receiver: ResponseReceiver) -> RequestSender:
         """A second subject for the same request, on which the worker will dial for its input."""
-        subject = str(uuid.uuid4())
+        subject = random_uuid()
         sender = RequestSender(subject, source, codec, receiver.context, receiver.input_failed)
         receiver.sender = self._inputs[subject] = sender
         return sender
@@ -373,6 +394,16 @@ _ACTIONS = {
     Action.SEND_KILL: _ResponseConnection._send_kill,
     Action.END: _ResponseConnection._close,
 }
+
+
+def _affordable_streams() -> int:
+    """As many streams as this process may have open files, less a reserve for everything else."""
+    try:
+        import resource
+    except ImportError:  # Windows, where sockets are no files
+        return sys.maxsize
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if files == resource.RLIM_INFINITY else max(_FEWEST_STREAMS, files - _RESERVED_FILES)
 
 
 def _prologue_error(text: str, typed_error: RemoteError | None) -> DynamoError:

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.errors import Disconnected, DynamoError, PayloadError, ProtocolError
-from dynamo_fast.wire.payload import Annotated, PayloadCodec
+from dynamo_fast.wire.payload import Annotated, NetworkStreamWrapper, PayloadCodec
 
 __all__ = ["ResponseStream"]
 
@@ -31,7 +31,7 @@ class ResponseStream:
     worker to quit.
     """
 
-    __slots__ = ("__weakref__", "_decode_item", "_final_seen", "_loop", "_on_close", "_open", "_receiver")
+    __slots__ = ("__weakref__", "_decode_item", "_final_seen", "_frames", "_loop", "_on_close", "_open", "_receiver")
 
     def __init__(
         self,
@@ -41,6 +41,7 @@ class ResponseStream:
         on_close: Callable[[], None],
     ) -> None:
         self._receiver = receiver
+        self._frames = receiver.frames
         self._decode_item = payload_codec.decode_item
         self._loop = loop
         self._on_close = on_close
@@ -51,10 +52,18 @@ class ResponseStream:
         return self
 
     async def __anext__(self) -> Annotated:
-        receiver = self._receiver
+        receiver, frames = self._receiver, self._frames
         while self._open:
-            if receiver.frames:
-                item = self._item(receiver.frames.popleft())
+            if frames:
+                try:
+                    wrapper = self._decode_item(frames.popleft())
+                except PayloadError:
+                    self.close()
+                    raise
+                item = wrapper.data
+                # Nearly every frame is a plain item; the rest is looked at with more care.
+                if item is None or wrapper.complete_final or self._final_seen or item.is_error():
+                    item = self._unusual(wrapper)
                 if item is not None:
                     return item
             elif receiver.ended:
@@ -63,13 +72,8 @@ class ResponseStream:
                 await receiver.readable()
         raise StopAsyncIteration
 
-    def _item(self, frame: bytes | memoryview) -> Annotated | None:
-        """The item in a frame; None for the final marker. Raises what the item says, if it is an error."""
-        try:
-            wrapper = self._decode_item(frame)
-        except PayloadError:
-            self.close()
-            raise
+    def _unusual(self, wrapper: NetworkStreamWrapper) -> Annotated | None:
+        """The item of a wrapper; None for the final marker. Raises what the item says, if it is an error."""
         if self._final_seen:
             self._fail(ProtocolError("Response received after generation ended - this should never happen"))
         self._final_seen = wrapper.complete_final

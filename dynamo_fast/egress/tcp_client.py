@@ -296,7 +296,7 @@ class _RequestConnection(asyncio.Protocol):
 
     def _flush(self) -> None:
         if not self._transport.is_closing():
-            self._transport.writelines(self._outgoing)
+            self._transport.write(self._outgoing[0] if len(self._outgoing) == 1 else b"".join(self._outgoing))
         self._outgoing = []
 
     def close(self) -> None:

@@ -54,7 +54,13 @@ from dynamo_fast.wire.control import ControlMessage
 __all__ = ["REQUESTER", "WORKER", "Action", "Event", "State", "StreamMachine", "classify"]
 
 
-class State(Enum):
+class _Key(Enum):
+    """An enumeration that is looked up for every message: a member is hashed as the one object that it is."""
+
+    __hash__ = object.__hash__
+
+
+class State(_Key):
     """Where one end of a response stream is."""
 
     HANDSHAKE = auto()
@@ -65,7 +71,7 @@ class State(Enum):
     CLOSED = auto()
 
 
-class Event(Enum):
+class Event(_Key):
     """What may happen to one end of a response stream."""
 
     # A message from the peer
@@ -89,7 +95,7 @@ class Event(Enum):
     FINISHED = auto()  #: the handler has no more items
 
 
-class Action(Enum):
+class Action(_Key):
     """What the shell does about it."""
 
     IGNORE = auto()

@@ -366,3 +366,18 @@ async def test_closing_the_router_ends_every_wait(worker: RawWorker) -> None:
     with pytest.raises(Disconnected, match="was closed"):
         await router.generate(AddressedRequest.new({}, worker.address))
     assert (router.metrics.inflight, router.response_server.pending) == (0, 0)
+
+
+async def test_more_streams_than_the_process_may_have(worker: RawWorker) -> None:
+    async with await make_router(ResponseServerConfig(host="127.0.0.1", max_streams=2)) as router:
+        calls = [await begin(router, worker) for _ in range(2)]
+        refused = asyncio.ensure_future(router.generate(AddressedRequest.new({}, worker.address)))
+        await fails(refused, ResourceExhausted, "2 response streams are open already.*ulimit -n")
+        for call, request in calls:
+            request.acknowledge()
+            (await request.dial()).end()
+            assert await data_of(await call) == []
+        call, request = await begin(router, worker)
+        request.acknowledge()
+        (await request.dial()).end()
+        assert await data_of(await call) == []
