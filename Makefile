@@ -14,7 +14,7 @@ help:
 	@echo "make lint    ruff, mypy, and the stubs of the extension against the extension"
 	@echo "make bench   the benchmarks of the codec and of the router"
 	@echo "make fuzz    atheris on each backend of the codec, FUZZ_SECONDS=60 each"
-	@echo "make sanitize  the tests of the codec on an extension with ASan, UBSan and assertions (Linux)"
+	@echo "make sanitize  the tests of the codec with every check: Python's, and ASan, UBSan and assertions in C (Linux)"
 	@echo "make wheels  dist/: the sdist and its wheels, each tested on its own, for each Python found here"
 	@echo "make peers   .peers/: real Dynamo 1.3.1 and 1.6.1, each in an environment of its own"
 	@echo "make clean   remove what was built"
@@ -52,7 +52,12 @@ fuzz: $(VENV)/.fuzz
 # itself has none, so their libraries come first by LD_PRELOAD, and its own allocator has to make way for theirs.
 SANITIZED := build/sanitize
 SANITIZE  := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+CODEC_TESTS := $(addprefix tests/test_codec,.py _edges.py _differential.py)
 sanitize: $(VENV)/.test
+	$(call say,"the codec as it is in development mode")
+	@$(BIN)/python -X dev -m pytest -q $(CODEC_TESTS)
+	$(call say,"the codec as it is with a memory allocator that looks for damage")
+	@PYTHONMALLOC=debug $(BIN)/python -m pytest -q $(CODEC_TESTS)
 	$(call say,"the codec with sanitizers and assertions in $(SANITIZED)")
 	@rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	@cp -r setup.py pyproject.toml README.md LICENSE dynamo_fast tests $(SANITIZED)
@@ -62,8 +67,7 @@ sanitize: $(VENV)/.test
 	@nm -D $(SANITIZED)/dynamo_fast/_codec.*.so | grep -q __asan_ || { echo "no sanitizer was built in"; exit 1; }
 	@cd $(SANITIZED) && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
-		$(abspath $(BIN))/python -m pytest -q --capture=no -p no:cacheprovider -p no:faulthandler \
-		tests/test_codec.py tests/test_codec_edges.py tests/test_codec_differential.py
+		$(abspath $(BIN))/python -m pytest -q --capture=no -p no:cacheprovider -p no:faulthandler $(CODEC_TESTS)
 
 wheels: $(VENV)/.wheels
 	$(call say,"the distributions in dist/")
