@@ -256,13 +256,15 @@ class _Plain:
             return value if type(value) is bytes and not self._json else list(value)
         if isinstance(value, (list, tuple, set, frozenset, range)):
             return [self._convert(each, f"{path}[{index}]") for index, each in enumerate(value)]
-        raise SerializationError(f"unsupported type {type(value).__name__} (at {path})")
+        if isinstance(value, bytearray):  # which Dynamo's binding takes for bytes that it cannot borrow
+            raise SerializationError(f"unexpected type: 'bytearray' object cannot be converted to 'PyBytes' (at {path})")
+        raise SerializationError(f"unsupported type {type(value).__qualname__} (at {path})")
 
     def _text(self, value: str, path: str) -> str:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise SerializationError(f"{error} (at {path})") from None
+            raise SerializationError(f"UnicodeEncodeError: {error} (at {path})") from None
         return str.__str__(value)
 
     def _integer(self, value: int, path: str) -> Any:
@@ -272,7 +274,11 @@ class _Plain:
             return orjson.Fragment(str(value))
         if self._big_ints and -(1 << 127) <= value < 1 << 128:
             return value.to_bytes(16, "big", signed=value < 0)
-        raise SerializationError(f"number out of range: {_shortened(value)} has more than 64 bits (at {path})")
+        kind = "i128" if value < 0 else "u128"
+        raise SerializationError(
+            f"invalid type: integer `{_shortened(value)}` as {kind}, expected any valid "
+            f"{'JSON' if self._json else 'MessagePack'} value (at {path})"
+        )
 
     def _map(self, value: dict[Any, Any], path: str) -> dict[Any, Any]:
         return {self._key(key, path): self._convert(each, f"{path}.{key}") for key, each in value.items()}

@@ -298,9 +298,9 @@ def test_integers_beyond_64_bits() -> None:
     assert b"\xc4\x10\xff" in MSGPACK.encode_item(-(2**63) - 1)
     for codec in PayloadCodec:
         for value in (2**64, -(2**63) - 1):
-            with pytest.raises(SerializationError, match=rf"number out of range: {value} .* \(at \$\[0\]\)"):
+            with pytest.raises(SerializationError, match=rf"integer `{value}` as [iu]128, .* \(at \$\[0\]\)"):
                 codec.encode([value])
-    with pytest.raises(SerializationError, match="an integer of 10001 bits has more than 64 bits"):
+    with pytest.raises(SerializationError, match="`an integer of 10001 bits` as u128"):
         MSGPACK.encode_item(1 << 10_000)
 
 
@@ -315,7 +315,7 @@ class Colour(enum.Enum):
         (object(), r"unsupported type object \(at \$\)"),
         ({"a": [0, Colour.RED]}, r"unsupported type Colour \(at \$\.a\[1\]\)"),
         ({"a": {"b": datetime.date(2020, 1, 1)}}, r"unsupported type date \(at \$\.a\.b\)"),
-        (bytearray(b"a"), "unsupported type bytearray"),
+        (bytearray(b"a"), "'bytearray' object cannot be converted"),
         ([iter([])], r"unsupported type list_iterator \(at \$\[0\]\)"),
         (1j, "unsupported type complex"),
         ({"a": "\ud800"}, r"surrogates not allowed \(at \$\.a\)"),
