@@ -7,7 +7,9 @@ from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.discovery.memory import MemoryDiscovery
 from dynamo_fast.errors import InvalidConfig
 
-__all__ = ["connect"]
+__all__ = ["check_kind", "connect"]
+
+_OFFERED = ("file", "mem", "etcd")
 
 
 def connect(kind: str) -> Discovery:
@@ -17,14 +19,19 @@ def connect(kind: str) -> Discovery:
     constructor does. Raises InvalidConfig for another kind, or one whose library is not installed; CannotConnect if
     etcd cannot be reached.
     """
-    if kind == "file":
-        return FileDiscovery()
+    check_kind(kind)
     if kind == "mem":
         return MemoryDiscovery()
     if kind == "etcd":
         from dynamo_fast.discovery.etcd import EtcdDiscovery
 
         return EtcdDiscovery.connect()
+    return FileDiscovery()
+
+
+def check_kind(kind: str) -> None:
+    """Raises InvalidConfig for what is no backend's name, or the name of one that is not offered."""
     if kind == "kubernetes":
         raise InvalidConfig("the discovery backend 'kubernetes' is not offered: use 'etcd' or 'file'")
-    raise InvalidConfig(f"Unknown key-value store type '{kind}'")
+    if kind not in _OFFERED:
+        raise InvalidConfig(f"Unknown key-value store type '{kind}'")

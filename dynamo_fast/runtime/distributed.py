@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from dynamo_fast.discovery.connect import connect
+from dynamo_fast.discovery.connect import check_kind, connect
 from dynamo_fast.egress.addressed_router import AddressedPushRouter
 from dynamo_fast.egress.instance_table import InstanceTable
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
@@ -41,6 +41,7 @@ class DistributedRuntime:
         for name, value in (("discovery_backend", discovery_backend), ("request_plane", request_plane)):
             if not isinstance(value, str):
                 raise argument_error(name, value, "PyString")
+        check_kind(discovery_backend)
         _check_planes(request_plane, event_plane, response_plane)
         self._event_loop = event_loop
         self._discovery = connect(discovery_backend)
