@@ -57,8 +57,9 @@ class LoadQueue:
 
     def add(self, entry: Entry) -> None:
         self._levels[entry.in_flight][entry] = None
-        self._lowest = 0
+        self._lowest = min(self._lowest, entry.in_flight)
         self.size += 1
+        self.total += entry.in_flight
 
     def remove(self, entry: Entry) -> None:
         del self._levels[entry.in_flight][entry]

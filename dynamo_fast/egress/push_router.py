@@ -209,6 +209,7 @@ class PushRouter:
     ) -> Call:
         """Pick a worker by a mode, or the one of that id, and encode `request` for it; `Call.send` does the rest.
 
+        The worker has the request in flight from now on, until the answer has ended or the call is dropped.
         Raises SerializationError now; that nobody can be picked is for `send` to say.
         """
         chooser = (lambda: self._named(to)) if isinstance(to, int) else self._choosers[to]
@@ -408,6 +409,16 @@ class Call:
         if entry is not None:
             self.router.ended(entry)
 
+    def __del__(self) -> None:
+        # Of an answer that was dropped, or a call that was never sent. The garbage collector may run on any thread, and
+        # the table belongs to the loop's.
+        if self.entry is not None:
+            loop = self.router.router.response_server.loop
+            if asyncio._get_running_loop() is loop:
+                self.release()
+            elif not loop.is_closed():
+                loop.call_soon_threadsafe(self.router.ended, self.entry)
+
 
 class RoutedStream:
     """The answer of the worker that was picked: `ResponseStream`, and what its end says about the worker."""
@@ -466,15 +477,6 @@ class RoutedStream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        # The garbage collector may run on any thread, and the table belongs to the loop's.
-        if self._call.entry is not None:
-            loop = self._call.router.router.response_server.loop
-            if asyncio._get_running_loop() is loop:
-                self._call.release()
-            elif not loop.is_closed():
-                loop.call_soon_threadsafe(self._call.release)
 
 
 def _below(end: int) -> int:
