@@ -79,9 +79,8 @@ def cases(size: int) -> dict[str, tuple[Callable[[], object], int]]:
     count = max(1, READ // len(frame))
     run = frame * count
     packed = msgpack.packb((b"", body))
-    request = python.TcpRequestCodec().encode_message(
-        python.TcpRequestMessage.from_parts(b"1f/demo/backend/generate", b'{"request-id":"1"}', frame)
-    )
+    parts = b"1f/demo/backend/generate", b'{"request-id":"1"}', frame
+    request = python.TcpRequestCodec().encode_message(python.TcpRequestMessage.from_parts(*parts))
     requests = request * max(1, READ // len(request))
     timed: dict[str, tuple[Callable[[], object], int]] = {
         "encode, struct by hand": (lambda: _PREFIX.pack(0, len(body), 0) + body, 1),
@@ -93,11 +92,15 @@ def cases(size: int) -> dict[str, tuple[Callable[[], object], int]]:
     }
     for name, module in backends().items():
         message = module.TwoPartMessage.from_data(body)
-        codec = module.TwoPartCodec()
+        codec, request_codec = module.TwoPartCodec(), module.TcpRequestCodec()
         decoder, requests_decoder = module.TwoPartDecoder(), module.TcpRequestDecoder()
         timed |= {
             f"encode, {name}": (partial(codec.encode_message, message), 1),
             f"encode_two_part, {name}": (partial(module.encode_two_part, b"", body), 1),
+            f"encode request, {name}": (
+                partial(request_codec.encode_message, module.TcpRequestMessage.from_parts(*parts)),
+                1,
+            ),
             f"decode one, {name}": (partial(codec.decode_message, frame), 1),
             f"decode a run, {name}": (partial(decoder.feed, run), count),
             f"decode two pieces, {name}": (partial(decode_in_pieces, decoder, frame), 1),
