@@ -96,12 +96,7 @@ class ResponseReceiver:
     @property
     def connection_info(self) -> TcpStreamConnectionInfo:
         """Where the worker is to dial, for the control message."""
-        return TcpStreamConnectionInfo(
-            address=self._server.address,
-            subject=self.subject,
-            context=self.context.id(),
-            stream_type=StreamType.RESPONSE,
-        )
+        return TcpStreamConnectionInfo(self._server.address, self.subject, self.context.id(), StreamType.RESPONSE)
 
     # The request connection -------------------------------------------------------------------------------------
 
@@ -160,10 +155,11 @@ class ResponseReceiver:
 
     def wake(self) -> None:
         """Frames have come, or the end has."""
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._waiters.clear()
+        if self._waiters:
+            for waiter in self._waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._waiters.clear()
 
     def end(self, error: BaseException | None = None) -> None:
         """No more frames will come; `error` says why, if it was not the sentinel."""
@@ -183,14 +179,14 @@ class ResponseReceiver:
 
     # The caller --------------------------------------------------------------------------------------------------
 
-    async def readable(self) -> None:
-        """Wait until there are frames, or the end. Called when all frames were taken: lets the socket be read again."""
+    def readable(self) -> asyncio.Future[None]:
+        """Done when there are frames, or the end. Called when all frames were taken: lets the socket be read again."""
         self.unread = 0
         if self._connection is not None:
             self._connection.resume_reading()
-        waiter = self._server.loop.create_future()
+        waiter: asyncio.Future[None] = self._server.loop.create_future()
         self._waiters.append(waiter)
-        await waiter
+        return waiter
 
     def drop(self) -> None:
         """Nobody wants the answer any more: the worker is told to quit."""

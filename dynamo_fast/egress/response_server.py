@@ -52,6 +52,7 @@ _RESERVED_FILES, _FEWEST_STREAMS = 128, 16
 _STOP = encode_two_part(ControlMessage.STOP.encode(), b"")
 _KILL = encode_two_part(ControlMessage.KILL.encode(), b"")
 _DATA_ONLY = TwoPartMessageType.DATA_ONLY
+_DELIVERING = (State.STREAMING, State.STOPPED)
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
@@ -213,7 +214,7 @@ class TcpStreamServer:
 class _ResponseConnection(asyncio.Protocol):
     """A worker's connection: bytes to frames, frames to events, events to what the table says."""
 
-    __slots__ = ("_decoder", "_machine", "_paused", "_receiver", "_server", "_transport")
+    __slots__ = ("_decoder", "_delivers", "_machine", "_paused", "_receiver", "_server", "_transport")
 
     _transport: asyncio.Transport
 
@@ -223,6 +224,7 @@ class _ResponseConnection(asyncio.Protocol):
         self._decoder = TwoPartDecoder(server.config.max_message_size)
         self._receiver: ResponseReceiver | None = None
         self._paused = False
+        self._delivers = False  # whether data frames are items now
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -245,15 +247,14 @@ class _ResponseConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         # The hot path: all the frames of one read are queued, then the consumer is woken once.
-        machine, receiver = self._machine, self._receiver
+        receiver = self._receiver
         try:
             messages = self._decoder.feed(data)
         except CodecError:  # a bad frame with none before it; what to do is the same, see below
             messages = []
         for message in messages:
-            state = machine.state
-            if message.message_type is _DATA_ONLY and (state is State.STREAMING or state is State.STOPPED):
-                receiver.frames.append(message.data)  # type: ignore[union-attr]  # these states have a receiver
+            if self._delivers and message.message_type is _DATA_ONLY:
+                receiver.frames.append(message.data)  # type: ignore[union-attr]  # who delivers has a receiver
             else:
                 self._receive(message)
                 receiver = self._receiver
@@ -324,6 +325,7 @@ class _ResponseConnection(asyncio.Protocol):
     def step(self, event: Event, error: BaseException | None = None) -> None:
         """Tell the machine of `event` and do what it says; `error` is the cause, should this be the end."""
         action = self._machine.step(event)
+        self._delivers = self._machine.state in _DELIVERING
         if action is not Action.IGNORE:
             _ACTIONS[action](self, error)
 

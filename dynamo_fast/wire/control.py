@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import orjson
@@ -63,7 +63,7 @@ class ResponseType(str, Enum):
     MANY_OUT = "many_out"
 
 
-class ConnectionInfo(NamedTuple):
+class ConnectionInfo(msgspec.Struct, frozen=True, gc=False):
     """Where an answer goes, as it stands in the control message: `info` is JSON within JSON."""
 
     transport: str
@@ -81,13 +81,7 @@ class TcpStreamConnectionInfo:
 
     def to_connection_info(self) -> ConnectionInfo:
         """As the control message carries it."""
-        info = {
-            "address": self.address,
-            "subject": self.subject,
-            "context": self.context,
-            "stream_type": self.stream_type,
-        }
-        return ConnectionInfo(_TCP_SERVER, orjson.dumps(info).decode())
+        return ConnectionInfo(_TCP_SERVER, _encode_tcp_stream_info(self).decode())
 
     @classmethod
     def from_connection_info(cls, connection_info: ConnectionInfo) -> TcpStreamConnectionInfo:
@@ -112,35 +106,32 @@ class RequestControlMessage:
 
     def encode(self) -> bytes:
         """The JSON text, the same for Dynamo 1.3 and 1.6; keys without a value are left out, metadata is sorted."""
-        message: dict[str, object] = {
-            "id": self.id,
-            "request_type": self.request_type,
-            "response_type": self.response_type,
-            "payload_codec": self.payload_codec,
-            "connection_info": self.connection_info._asdict(),
-        }
-        if self.metadata:
-            message["metadata"] = dict(sorted(self.metadata.items()))
-        if self.frontend_send_ts_ns is not None:
-            message["frontend_send_ts_ns"] = self.frontend_send_ts_ns
-        if self.request_stream_connection_info is not None:
-            message["request_stream_connection_info"] = self.request_stream_connection_info._asdict()
-        return orjson.dumps(message)
+        return _encode_request_control(
+            _RawRequestControl(
+                id=self.id,
+                request_type=self.request_type,
+                response_type=self.response_type,
+                payload_codec=self.payload_codec.value,
+                connection_info=self.connection_info,
+                metadata=dict(sorted(self.metadata.items())) if self.metadata else {},
+                frontend_send_ts_ns=self.frontend_send_ts_ns,
+                request_stream_connection_info=self.request_stream_connection_info,
+            )
+        )
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> RequestControlMessage:
         """Read it; unknown keys are ignored, an absent codec means JSON. Raises ControlError."""
         raw = _decode(_request_control, data, "control message")
-        second = raw.request_stream_connection_info
         return cls(
             id=raw.id,
-            connection_info=ConnectionInfo(raw.connection_info.transport, raw.connection_info.info),
+            connection_info=raw.connection_info,
             request_type=raw.request_type,
             response_type=raw.response_type,
-            payload_codec=PayloadCodec(raw.payload_codec),
+            payload_codec=PayloadCodec.MSGPACK if raw.payload_codec == "msgpack" else PayloadCodec.JSON,
             metadata=raw.metadata,
             frontend_send_ts_ns=raw.frontend_send_ts_ns,
-            request_stream_connection_info=None if second is None else ConnectionInfo(second.transport, second.info),
+            request_stream_connection_info=raw.request_stream_connection_info,
         )
 
 
@@ -207,20 +198,17 @@ class ControlMessage(Enum):
 _CONTROL_TEXTS = {message: orjson.dumps(message.value) for message in ControlMessage}
 
 
-class _RawConnectionInfo(msgspec.Struct):
-    transport: str
-    info: str
-
-
-class _RawRequestControl(msgspec.Struct):
+# The fields stand in the order in which Dynamo writes them, and what is at its default is left out, as it does. The codec
+# is always written, and may be absent when it is read.
+class _RawRequestControl(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     id: str
     request_type: RequestType
     response_type: ResponseType
-    connection_info: _RawConnectionInfo
-    payload_codec: Literal["json", "msgpack"] = "json"
+    payload_codec: Literal["json", "msgpack"] | msgspec.UnsetType = msgspec.UNSET
+    connection_info: ConnectionInfo
     metadata: dict[str, str] = {}  # msgspec copies the default for each object
     frontend_send_ts_ns: int | None = None
-    request_stream_connection_info: _RawConnectionInfo | None = None
+    request_stream_connection_info: ConnectionInfo | None = None
 
 
 class _RawPrologue(msgspec.Struct):
@@ -229,6 +217,8 @@ class _RawPrologue(msgspec.Struct):
 
 
 _request_control = msgspec.json.Decoder(_RawRequestControl)
+_encode_request_control = msgspec.json.Encoder().encode
+_encode_tcp_stream_info = msgspec.json.Encoder().encode
 _tcp_stream_info = msgspec.json.Decoder(TcpStreamConnectionInfo)
 _handshake = msgspec.json.Decoder(CallHomeHandshake)
 _prologue = msgspec.json.Decoder(_RawPrologue)

@@ -25,7 +25,7 @@ MINIMAL = {
     "id": "id",
     "request_type": "single_in",
     "response_type": "many_out",
-    "connection_info": INFO._asdict(),
+    "connection_info": {"transport": INFO.transport, "info": INFO.info},
 }
 
 
@@ -84,6 +84,25 @@ def test_metadata_is_sorted_and_left_out_when_empty() -> None:
     assert list(keys) == ["id", "request_type", "response_type", "payload_codec", "connection_info", "metadata"]
     assert list(keys["metadata"]) == ["a", "b"]
     assert "metadata" not in json.loads(RequestControlMessage("id", INFO).encode())
+
+
+@pytest.mark.parametrize("text", ["plain", "größe 日本 🦕", '" \\ /', "".join(map(chr, range(0x20))), "\x7f\u2028"])
+def test_texts_are_escaped_as_dynamo_does(text: str) -> None:
+    def dumped(value: object) -> str:
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+    info = TcpStreamConnectionInfo("127.0.0.1:1", "s", text).to_connection_info()
+    inner = dumped({"address": "127.0.0.1:1", "subject": "s", "context": text, "stream_type": "response"})
+    assert info.info == inner
+    control = {
+        "id": text,
+        "request_type": "single_in",
+        "response_type": "many_out",
+        "payload_codec": "json",
+        "connection_info": {"transport": "tcp_server", "info": inner},
+        "metadata": {text: text},
+    }
+    assert RequestControlMessage(text, info, metadata={text: text}).encode().decode() == dumped(control)
 
 
 def test_what_a_sender_may_leave_out_or_add() -> None:
