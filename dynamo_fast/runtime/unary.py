@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -33,10 +32,10 @@ class UnaryClient:
         raise RuntimeError("unary endpoint returned multiple responses")
 
 
-def serve_unary_endpoint(endpoint: Endpoint, handler: Callable[..., Awaitable[Any]]) -> asyncio.Future[tuple[()]]:
-    """Serve `endpoint` with `await handler(request, context=context)`; see `Endpoint.serve_endpoint` for the future."""
+async def serve_unary_endpoint(endpoint: Endpoint, handler: Callable[..., Awaitable[Any]]) -> tuple[()]:
+    """Serve `endpoint` with `await handler(request, context=context)`, until the runtime has shut down."""
 
     async def generate(request: Any, context: Context) -> AsyncIterator[Any]:
         yield await handler(request, context=context)
 
-    return endpoint.serve_endpoint(generate)
+    return await endpoint.serve_endpoint(generate)

@@ -1,0 +1,86 @@
+"""Runs scenarios on a pair of implementations: a worker in one process, a caller in another."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.interop.peers import environment, interpreter
+
+HERE = Path(__file__).parent
+EXPECTED = HERE / "expected"
+LIMIT = 60.0
+
+WITH_WORKER = [
+    *("calls", "errors", "requests", "responses", "envelopes", "handlers", "contexts", "cancellation"),
+    *("avoidance", "unary"),
+]
+"""Scenarios in which caller and worker can be of different makes."""
+ALONE = ["nobody", "names", "constructor", "serving", "decorators", "records"]
+"""Scenarios of one process."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """An implementation, and the Python that has it."""
+
+    python: Path
+    module: str
+
+
+OURS = Side(Path(sys.executable), "dynamo_fast.runtime")
+
+
+def theirs(version: str) -> Side:
+    """A release of Dynamo; skips the test, saying why, if it is not here."""
+    return Side(interpreter(version), "dynamo.runtime")
+
+
+@contextmanager
+def worker(side: Side, folder: Path) -> Iterator[None]:
+    """A worker that is ready."""
+    with (folder / "worker.log").open("w") as log:
+        process = subprocess.Popen(
+            [str(side.python), str(HERE / "process.py"), "serve", side.module],
+            env=_environment(folder),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            while not (line := process.stdout.readline()).startswith("ready"):
+                assert line, f"the worker does not start: {(folder / 'worker.log').read_text()[-2000:]}"
+            yield
+        finally:
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+def call(side: Side, folder: Path, scenarios: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The facts of each scenario."""
+    done = subprocess.run(
+        [str(side.python), str(HERE / "process.py"), "call", side.module, *scenarios],
+        env=_environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT * len(scenarios),
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert lines, f"the caller failed: {done.stderr[-3000:]}"
+    facts: dict[str, dict[str, Any]] = json.loads(lines[-1])
+    return facts
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    root = str(HERE.parents[1])
+    return {**environment(folder), "DYN_RUNTIME_INHIBITED_DURATION_SECS": "2", "PYTHONPATH": root}
