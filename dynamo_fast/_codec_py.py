@@ -672,7 +672,7 @@ class TcpRequestDecoder(_Decoder["TcpRequestMessage"]):
         while at <= end - 8:
             path = at + 2
             headers = path + u16(source, at)[0] + 2
-            if headers > end - 4:
+            if headers > end:
                 break
             payload = headers + u16(source, headers - 2)[0] + 4
             if payload > end:
