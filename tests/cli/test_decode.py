@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from dynamo_fast.cli.frames import Frame
 from dynamo_fast.cli.show import Look, elided, jsonable, printable
 from tests.captured import captured
 from tests.cli.test_frames import HANDSHAKE, ITEM, PROLOGUE, SENTINEL, request_frame
-from tests.cli.test_main import run
+from tests.cli.test_main import run, settings
 
 CAPTURES = Path(__file__).parent / "captures"
 
@@ -156,11 +157,16 @@ def test_what_cannot_be_read(tmp_path: Path, arguments: list[str], text: str) ->
 
 def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
     (tmp_path / "many.bin").write_bytes(ITEM * 20_000)
-    command = f"{__import__('sys').executable} -m dynamo_fast decode many.bin | head -1"
+    command = f"{sys.executable} -m dynamo_fast decode many.bin | head -1"
     done = subprocess.run(
-        ["/bin/sh", "-c", command], capture_output=True, text=True, timeout=40, check=False, cwd=tmp_path,
-        env={**__import__("os").environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )  # fmt: skip
+        ["/bin/sh", "-c", command],
+        env=settings(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+        cwd=tmp_path,
+    )
     assert done.stdout == "< item      @0 66 B (data 42) data=1\n"
     assert done.stderr == ""
 

@@ -19,6 +19,7 @@ LIMIT = 40.0
 def settings(folder: Path) -> dict[str, str]:
     return {
         **os.environ,
+        "DYNAMO_FAST_BACKEND": codec.BACKEND,  # else the Python one says on standard error that it was not chosen
         "DYN_FILE_KV": str(folder),
         "DYN_TCP_RPC_HOST": "127.0.0.1",
         "DYN_TCP_RESPONSE_STREAM_HOST": "127.0.0.1",
