@@ -154,7 +154,10 @@ def _size(size: int) -> str:
     return f"{size} B"
 
 
-def plot(table: dict[str, dict[int, float]], folder: Path) -> None:
+_TIMES = ("10 ns", "100 ns", "1 µs", "10 µs", "100 µs", "1 ms", "10 ms", "100 ms")
+
+
+def plot(table: dict[str, dict[int, float]], facts: dict[str, str], folder: Path) -> None:
     """Cost against size, one line each, both axes logarithmic."""
     try:
         import matplotlib
@@ -165,7 +168,7 @@ def plot(table: dict[str, dict[int, float]], folder: Path) -> None:
     from matplotlib import pyplot
 
     pyplot.rcParams.update({"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "dynamo_fast"})
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6), sharey=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 5), sharey=True)
     styles = {
         "cython": ("#1b7f4d", "-", 2.4),
         "python": ("#3568b0", "-", 2.0),
@@ -192,7 +195,9 @@ def plot(table: dict[str, dict[int, float]], folder: Path) -> None:
         axis.grid(True, color="#e4e4e4", linewidth=0.7)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, loc="upper left", fontsize=9)
-    axes[0].set_ylabel("nanoseconds per frame")
+    axes[0].set_ylabel("time per frame")
+    axes[0].set_yticks([10.0**power for power in range(1, 9)], _TIMES)
+    figure.suptitle(f"What a frame costs ({facts['python']}, {facts['cpu']}): lower is better", fontsize=11)
     figure.tight_layout()
     for suffix in ("svg", "png"):
         figure.savefig(folder / f"codec.{suffix}", dpi=140, metadata={"Date": None} if suffix == "svg" else None)
@@ -215,7 +220,7 @@ def main() -> None:
     options.figures.mkdir(parents=True, exist_ok=True)
     data = {"machine": facts, "seconds_per_frame": table, "ratios": ratios(table)}
     (options.figures / "codec.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    plot(table, options.figures)
+    plot(table, facts, options.figures)
 
 
 if __name__ == "__main__":
