@@ -82,7 +82,7 @@ peers: .peers/1.3.1/.done .peers/1.6.1/.done
 	@touch $@
 
 # The extension is built into the source tree; a change of it or of what is installed builds again.
-SOURCES := setup.py pyproject.toml dynamo_fast/_codec.pyx
+SOURCES := setup.py pyproject.toml dynamo_fast/_codec.pyx dynamo_fast/wire/_plain.py
 
 $(BIN)/python:
 	$(call say,"a virtual environment in $(VENV)")
@@ -115,5 +115,5 @@ $(VENV)/.wheels: | $(BIN)/python
 
 clean:
 	rm -rf $(VENV) .peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f dynamo_fast/*.so dynamo_fast/_codec.c
+	rm -f dynamo_fast/*.so dynamo_fast/wire/*.so dynamo_fast/_codec.c
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
