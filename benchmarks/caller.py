@@ -1,14 +1,19 @@
-"""One caller under test, in a process of its own: `python caller.py ours|peer WORK ROUNDS`, settings from the environment.
+"""One caller under test, in a process of its own: `python caller.py KIND WORK ROUNDS`, settings from the environment.
 
-`peer` is run by a peer's interpreter and imports `dynamo.runtime`, and nothing of this project. Prints one JSON object
-per round: items, requests, seconds, CPU seconds of this process (all threads, user and system), and the times to the
-first item.
+    ours     the router of this project
+    peer     run by a peer's interpreter: imports `dynamo.runtime`, and nothing of this project
+    grpc     grpc.aio, server streaming, against `grpc_worker.py` (GRPC_TARGET)
+    floor    blocking sockets and a tight loop: receive, take the frames apart, decode every item, nothing else
+
+Prints one JSON object per round: items, requests, seconds, CPU seconds of this process (all threads, user and system),
+the times to the first item, and the 99th percentile of the time between items where they come one by one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
 import sys
 import time
@@ -39,6 +44,7 @@ WORKS = {
     "concurrent": Work(1_500, 32, 1),
     "4 KiB": Work(1, 1, 5_000, size=4096),
     "1 MiB": Work(1, 1, 64, size=1 << 20),
+    **{f"{streams} streams": Work(streams, streams, 20_000 // streams) for streams in (1, 100, 1_000, 10_000)},
 }
 
 
@@ -70,6 +76,74 @@ async def peer() -> Call:
         return stream
 
     return call
+
+
+async def grpc() -> Call:
+    import grpc.aio
+    import msgspec
+
+    decode = msgspec.msgpack.Decoder().decode
+    channel = grpc.aio.insecure_channel(os.environ["GRPC_TARGET"])
+    method = channel.unary_stream("/bench/generate")
+
+    class Item:
+        def __init__(self, data: bytes) -> None:
+            self._data = decode(data)
+
+        def data(self) -> Any:
+            return self._data
+
+    async def items(request: dict[str, Any]) -> AsyncIterator[Item]:
+        async for data in method(msgspec.msgpack.encode(request)):
+            yield Item(data)
+
+    async def call(request: dict[str, Any]) -> AsyncIterator[Any]:
+        return items(request)
+
+    return call
+
+
+class Floor:
+    """One stream at a time, and nothing that is not needed for it."""
+
+    def __init__(self) -> None:
+        import glob
+        import socket
+
+        (name,) = glob.glob(f"{os.environ['DYN_FILE_KV']}/v1/instances/b*")
+        with open(name, encoding="utf-8") as file:
+            record = json.load(file)
+        host, port = record["transport"]["tcp"].partition("/")[0].split(":")
+        self._requests = socket.create_connection((host, int(port)))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+
+    def do(self, work: Work) -> dict[str, Any]:
+        from benchmarks.replay_worker import request_frame
+        from dynamo_fast.codec import TwoPartDecoder
+        from dynamo_fast.wire.payload import PayloadCodec
+
+        feed, decode_item = TwoPartDecoder().feed, PayloadCodec.MSGPACK.decode_item
+        request = {"items": work.items, "size": work.size, "pace": work.pace}
+        frame = request_frame(request, self._listener.getsockname()[1])
+        count = 0
+        cpu, began = cpu_seconds(), time.perf_counter()
+        self._requests.sendall(frame)
+        stream, _ = self._listener.accept()
+        first_item = 0.0
+        while data := stream.recv(1 << 18):
+            messages = feed(data)
+            for message in messages:
+                if message.data and decode_item(message.data).data is not None:
+                    count += 1
+            first_item = first_item or time.perf_counter() - began
+            if messages and messages[-1].header == b'"sentinel"':
+                break
+        stream.close()
+        seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
+        self._requests.recv(4)
+        assert count == work.items, (count, work.items)
+        result = {"items": count, "requests": 1, "seconds": seconds, "cpu": cpu, "first_item": [first_item]}
+        return {**result, "gap_p99": None, "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
 
 
 async def do(call: Call, work: Work) -> dict[str, Any]:
@@ -118,7 +192,7 @@ def cpu_seconds() -> float:
 
 async def main() -> None:
     kind, name, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    call = await {"ours": ours, "peer": peer}[kind]()
+    call = await {"ours": ours, "peer": peer, "grpc": grpc}[kind]()
     work = WORKS[name]
     await do(call, Work(min(work.requests, 32), min(work.concurrent, 32), min(work.items, 100), work.size))  # warm up
     for _ in range(rounds):
@@ -126,7 +200,12 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "ours":
+    if sys.argv[1] == "floor":
+        floor = Floor()
+        floor.do(Work(1, 1, 100))  # warm up
+        for _ in range(int(sys.argv[3])):
+            print(json.dumps(floor.do(WORKS[sys.argv[2]])), flush=True)
+    elif sys.argv[1] == "ours":
         import uvloop
 
         uvloop.run(main())

@@ -22,7 +22,7 @@ from typing import Any, cast
 import msgspec
 import uvloop
 
-BURST = 64
+BURST, BURST_BYTES = 64, 1 << 18
 ENDPOINT = ("bench", "replay", "generate")
 INSTANCE = 0xBE7C4
 RECORD_NAME = "bench%2Freplay%2Fgenerate%2Fbe7c4"
@@ -30,6 +30,22 @@ RECORD_NAME = "bench%2Freplay%2Fgenerate%2Fbe7c4"
 
 def two_part(header: bytes, data: bytes = b"") -> bytes:
     return struct.pack(">QQQ", len(header), len(data), 0) + header + data
+
+
+def request_frame(work: dict[str, int], port: int, codec: str = "msgpack") -> bytes:
+    """A request to this worker, to be answered on that port of this machine."""
+    info = {"address": f"127.0.0.1:{port}", "subject": "s", "context": "c", "stream_type": "response"}
+    control = {
+        "id": "c",
+        "request_type": "single_in",
+        "response_type": "many_out",
+        "payload_codec": codec,
+        "connection_info": {"transport": "tcp_server", "info": json.dumps(info)},
+    }
+    body = json.dumps(work).encode() if codec == "json" else msgspec.msgpack.encode(work)
+    payload = two_part(json.dumps(control).encode(), body)
+    path = b"/".join([b"%x" % INSTANCE, *(name.encode() for name in ENDPOINT)])
+    return struct.pack(">H", len(path)) + path + b"\0\0" + struct.pack(">I", len(payload)) + payload
 
 
 PROLOGUE = two_part(b'{"error":null}')
@@ -57,9 +73,14 @@ def end(codec: str) -> bytes:
     return two_part(b"", body) + SENTINEL
 
 
+def burst_of(size: int) -> int:
+    """How many items of that size go out together."""
+    return max(1, min(BURST, BURST_BYTES // size))
+
+
 @cache
 def burst(codec: str, size: int) -> bytes:
-    return item(codec, size) * BURST
+    return item(codec, size) * burst_of(size)
 
 
 class Requests(asyncio.Protocol):
@@ -139,14 +160,14 @@ async def answer(control: dict[str, Any], work: dict[str, int]) -> None:
         transport.write(handshake + PROLOGUE)
         await loop.run_in_executor(None, write_paced, transport.get_extra_info("socket").fileno(), codec, work)
         transport.write(end(codec))
-    elif items <= BURST:
+    elif items <= burst_of(size):
         transport.write(handshake + PROLOGUE + item(codec, size) * items + end(codec))
     else:
         transport.write(handshake + PROLOGUE)
-        for _ in range(items // BURST):
+        for _ in range(items // burst_of(size)):
             transport.write(burst(codec, size))
             await protocol.room.wait()
-        transport.write(item(codec, size) * (items % BURST) + end(codec))
+        transport.write(item(codec, size) * (items % burst_of(size)) + end(codec))
     await protocol.closed
 
 

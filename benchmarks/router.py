@@ -1,0 +1,335 @@
+"""What a request and a token cost: ours beside Dynamo's own binding, grpc.aio and the floor, in one run.
+
+    python -m benchmarks.router [--rounds 3]            the caller, against a worker that costs almost nothing
+    python -m benchmarks.router --worker                the worker, against a caller that costs almost nothing
+    python -m benchmarks.router --both                  both ends, each implementation with its own
+    python -m benchmarks.router --growth                the caller, with 1 to 10,000 streams at once
+
+The implementations take turns in every round, each caller is a process of its own, and the figures are medians of the
+rounds. CPU is user and system time of the process under test, all its threads. Real Dynamo is found in `.peers` (`make
+peers`); whatever is missing is left out, and said. Prints tables; writes JSON, and plots if matplotlib is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import worker_side
+from benchmarks.caller import WORKS
+from benchmarks.replay_worker import request_frame
+from benchmarks.timing import machine
+
+HERE = Path(__file__).parent
+PEERS = {version: Path(".peers") / version / "bin" / "python" for version in ("1.3.1", "1.6.1")}
+STREAMS = ("burst", "packet", "4 KiB", "1 MiB")
+"""Works of one stream, for which there are floors."""
+CALLER_WORKS = ("burst", "packet", "32x100", "sequential", "concurrent", "4 KiB", "1 MiB")
+BOTH_WORKS = ("burst", "32x100", "concurrent")
+GROWTH = (1, 100, 1_000, 10_000)
+Rounds = list[dict[str, Any]]
+
+
+def environment(folder: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "DYN_FILE_KV": folder,
+        "DYN_TCP_RPC_HOST": "127.0.0.1",
+        "DYN_TCP_RESPONSE_STREAM_HOST": "lo",
+        "DYN_EVENT_PLANE": "zmq",
+        "DYN_LOG": "off",
+        "PYTHONPATH": str(HERE.parent),
+    }
+
+
+@contextlib.contextmanager
+def process(command: list[str], settings: dict[str, str]) -> Iterator[str]:
+    """A process that says one line when it is ready; the line."""
+    started = subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert started.stdout is not None
+        line = started.stdout.readline().strip()
+        if not line:
+            sys.exit(f"{' '.join(command)} did not start")
+        yield line
+    finally:
+        started.kill()
+        started.wait()
+
+
+def available() -> dict[str, tuple[str, str]]:
+    """The callers that can be timed here: name, and its interpreter and kind."""
+    callers = {"dynamo_fast": (sys.executable, "ours")}
+    for version, python in PEERS.items():
+        if python.exists():
+            callers[f"Dynamo {version}"] = (str(python), "peer")
+        else:
+            print(f"without Dynamo {version}: {python} is missing (make peers)")
+    try:
+        import grpc.aio  # noqa: F401  # is it there?
+    except ImportError:
+        print("without grpc.aio: grpcio is not installed")
+    else:
+        callers["grpc.aio"] = (sys.executable, "grpc")
+    return callers
+
+
+def call(python: str, kind: str, work: str, settings: dict[str, str]) -> Rounds:
+    """Two rounds of one caller."""
+    command = [python, str(HERE / "caller.py"), kind, work, "2"]
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=300, check=False)
+    rounds = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if not rounds:
+        sys.exit(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    return rounds
+
+
+def measure_callers(rounds: int) -> dict[str, dict[str, Rounds]]:
+    """By work and caller."""
+    callers = available()
+    results: dict[str, dict[str, Rounds]] = {work: {} for work in CALLER_WORKS}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        settings = environment(folder)
+        stack.enter_context(process([sys.executable, "-m", "benchmarks.replay_worker"], settings))
+        if "grpc.aio" in callers:
+            port = stack.enter_context(process([sys.executable, "-m", "benchmarks.grpc_worker"], settings))
+            settings["GRPC_TARGET"] = f"127.0.0.1:{port}"
+        receiver = compiled_receiver(folder)
+        for work in CALLER_WORKS:
+            for _ in range(rounds):
+                for name, (python, kind) in callers.items():
+                    results[work].setdefault(name, []).extend(call(python, kind, work, settings))
+                if work in STREAMS:
+                    loop = call(sys.executable, "floor", work, settings)
+                    results[work].setdefault("floor: decode in a loop", []).extend(loop)
+                    if receiver is not None:
+                        results[work].setdefault("floor: receive in C", []).append(receive(receiver, work, folder))
+            print(f"{work} done", file=sys.stderr)
+    return results
+
+
+def compiled_receiver(folder: str) -> str | None:
+    program = str(Path(folder) / "receive")
+    try:
+        subprocess.run(["cc", "-O2", "-o", program, str(HERE / "receive.c")], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"without the floor in C: {error}")
+        return None
+    return program
+
+
+def receive(program: str, work: str, folder: str) -> dict[str, Any]:
+    """One round of the floor in C."""
+    (file,) = (Path(folder) / "v1" / "instances").glob("b*")
+    host, port = json.loads(file.read_text())["transport"]["tcp"].partition("/")[0].split(":")
+    todo = WORKS[work]
+    with subprocess.Popen([program, host, port], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as receiver:
+        assert receiver.stdin is not None
+        assert receiver.stdout is not None
+        own_port = int(receiver.stdout.readline())
+        frame = request_frame({"items": todo.items, "size": todo.size, "pace": todo.pace}, own_port)
+        receiver.stdin.write(b"%d\n" % len(frame) + frame)
+        receiver.stdin.flush()
+        _, seconds, cpu = map(float, receiver.stdout.readline().split())
+        receiver.stdin.close()
+    return {
+        "items": todo.items,
+        "requests": 1,
+        "seconds": seconds,
+        "cpu": cpu,
+        "first_item": [],
+        "gap_p99": None,
+        "peak_kib": 0,
+    }
+
+
+def measure_both(rounds: int) -> dict[str, dict[str, Rounds]]:
+    """Each implementation's caller against its own worker."""
+    ends = {name: each for name, each in available().items() if each[1] != "grpc"}
+    results: dict[str, dict[str, Rounds]] = {work: {} for work in BOTH_WORKS}
+    with contextlib.ExitStack() as stack:
+        settings = {}
+        for name, (python, kind) in ends.items():
+            settings[name] = environment(stack.enter_context(tempfile.TemporaryDirectory()))
+            stack.enter_context(process([python, str(HERE / "engine_worker.py"), kind], settings[name]))
+        for work in BOTH_WORKS:
+            for _ in range(rounds):
+                for name, (python, kind) in ends.items():
+                    results[work].setdefault(name, []).extend(call(python, kind, work, settings[name]))
+    return results
+
+
+def measure_growth(rounds: int) -> dict[str, dict[str, Rounds]]:
+    """Our caller with more and more streams at once, 20,000 items in all."""
+    results: dict[str, dict[str, Rounds]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = environment(folder)
+        with process([sys.executable, "-m", "benchmarks.replay_worker"], settings):
+            for streams in GROWTH:
+                work = f"{streams} streams"
+                for _ in range(rounds):
+                    results.setdefault(work, {}).setdefault("dynamo_fast", []).extend(
+                        call(sys.executable, "ours", work, settings)
+                    )
+    return results
+
+
+def measure_workers(rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+    """By handler and worker: CPU seconds an item, and items a second."""
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for name, (python, kind) in available().items():
+            if kind != "grpc":
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
+                workers[name] = worker_side.Worker(kind, python, folder)
+                stack.callback(workers[name].stop)
+        for handler in worker_side.HANDLERS:
+            load = worker_side.Load(handler, 1024, 32, 128, "msgpack")
+            samples: dict[str, list[tuple[float, float]]] = {name: [] for name in workers}
+            for _ in range(rounds + 1):
+                for name, worker in workers.items():
+                    samples[name].append(worker_side.measure(worker, load))
+            results[handler] = {
+                name: {
+                    "cpu_per_item": statistics.median(cpu for cpu, _ in each[1:]),  # the first one warms up
+                    "items_per_second": 1 / statistics.median(seconds for _, seconds in each[1:]),
+                }
+                for name, each in samples.items()
+            }
+    return results
+
+
+def figures(rounds: Rounds) -> dict[str, float | None]:
+    """The medians of some rounds, per item and per request."""
+
+    def median(value: Callable[[dict[str, Any]], float]) -> float:
+        return statistics.median(map(value, rounds))
+
+    def percentile(share: float) -> float | None:
+        times = [each["first_item"][int(len(each["first_item"]) * share)] for each in rounds if each["first_item"]]
+        return statistics.median(times) if times else None
+
+    gaps = [each["gap_p99"] for each in rounds if each["gap_p99"] is not None]
+    return {
+        "items_per_second": median(lambda each: each["items"] / each["seconds"]),
+        "requests_per_second": median(lambda each: each["requests"] / each["seconds"]),
+        "cpu_per_item": median(lambda each: each["cpu"] / each["items"]),
+        "cpu_per_request": median(lambda each: each["cpu"] / each["requests"]),
+        "first_item_p50": percentile(0.5),
+        "first_item_p99": percentile(0.99),
+        "gap_p99": statistics.median(gaps) if gaps else None,
+        "peak_mib": max(each["peak_kib"] for each in rounds) / 1024,
+        "spread": (max(e["cpu"] for e in rounds) - min(e["cpu"] for e in rounds)) / median(lambda each: each["cpu"]),
+    }
+
+
+def show(table: dict[str, dict[str, dict[str, float | None]]]) -> None:
+    columns = ("items/s", "requests/s", "us CPU/item", "us CPU/request", "first p50 us", "p99 us", "gap p99 us", "MiB")
+    keys = (
+        ("items_per_second", 1.0),
+        ("requests_per_second", 1.0),
+        ("cpu_per_item", 1e6),
+        ("cpu_per_request", 1e6),
+        ("first_item_p50", 1e6),
+        ("first_item_p99", 1e6),
+        ("gap_p99", 1e6),
+        ("peak_mib", 1.0),
+    )
+    for work, rows in table.items():
+        print(f"\n{work:26}" + "".join(f"{column:>16}" for column in columns))
+        for name, row in rows.items():
+            cells = ((row.get(key), factor) for key, factor in keys)
+            print(f"{name:26}" + "".join(f"{'':>16}" if c is None else f"{c * f:16,.1f}" for c, f in cells))
+        for name, row in rows.items():
+            ours = rows["dynamo_fast"]
+            if name != "dynamo_fast" and row.get("cpu_per_item") and ours.get("cpu_per_item"):
+                cpu = (row["cpu_per_item"] or 0) / (ours["cpu_per_item"] or 1)
+                speed = (ours["items_per_second"] or 0) / (row["items_per_second"] or 1)
+                print(f"    against {name}: CPU an item {cpu:.2f}x, items/s {speed:.2f}x")
+
+
+def plot(table: dict[str, dict[str, dict[str, float | None]]], title: str, path: Path) -> None:
+    """CPU of an item as bars, one group a work, logarithmic."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no plot: matplotlib is not installed (pip install 'dynamo-fast[bench]')")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update({"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "dynamo_fast"})
+    colours = {
+        "dynamo_fast": "#1b7f4d",
+        "Dynamo 1.3.1": "#9bb8dd",
+        "Dynamo 1.6.1": "#3568b0",
+        "grpc.aio": "#b0772a",
+        "floor: decode in a loop": "#c9c9c9",
+        "floor: receive in C": "#8a8a8a",
+    }
+    names = [name for name in colours if any(name in rows for rows in table.values())]
+    figure, axis = pyplot.subplots(figsize=(11, 4.6))
+    width = 0.84 / len(names)
+    for index, name in enumerate(names):
+        values = [(rows.get(name) or {}).get("cpu_per_item") or 0 for rows in table.values()]
+        places = [group + (index - (len(names) - 1) / 2) * width for group in range(len(table))]
+        bars = axis.bar(places, [value * 1e6 for value in values], width * 0.94, color=colours[name], label=name)
+        labels = [f"{value * 1e6:.3g}" if value else "" for value in values]
+        axis.bar_label(bars, labels, fontsize=7, padding=1)
+    axis.set(yscale="log", title=title, ylabel="microseconds of CPU per item")
+    axis.set_xticks(range(len(table)), list(table))
+    axis.grid(True, axis="y", color="#e4e4e4", linewidth=0.7)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    figure.tight_layout()
+    for suffix in ("svg", "png"):
+        figure.savefig(path.with_suffix(f".{suffix}"), dpi=140, metadata={"Date": None} if suffix == "svg" else None)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(prog="benchmarks.router", description="What a request and a token cost.")
+    parser.add_argument("--rounds", type=int, default=3, help="the implementations take turns in each (default: 3)")
+    parser.add_argument("--figures", type=Path, default=Path("docs/figures"), help="where the JSON and the plots go")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--worker", action="store_true", help="time the worker")
+    what.add_argument("--both", action="store_true", help="time both ends together")
+    what.add_argument("--growth", action="store_true", help="time the caller with more and more streams")
+    options = parser.parse_args()
+    facts = machine("dynamo-fast", "uvloop", "orjson", "msgspec", "grpcio")
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    table: dict[str, dict[str, dict[str, float | None]]]
+    if options.worker:
+        name, title = "worker", "The worker: CPU of an item, 32 answers of 1,024 items at once"
+        table = {
+            work: {who: {**row} for who, row in rows.items()} for work, rows in measure_workers(options.rounds).items()
+        }
+    else:
+        if options.both:
+            name, title, rounds = "both", "Both ends: CPU of the caller for an item", measure_both(options.rounds)
+        elif options.growth:
+            name, title, rounds = "growth", "The caller, with more and more streams", measure_growth(options.rounds)
+        else:
+            name, title, rounds = "caller", "The caller: CPU of an item", measure_callers(options.rounds)
+        table = {work: {who: figures(each) for who, each in rows.items()} for work, rows in rounds.items()}
+    show(table)
+    options.figures.mkdir(parents=True, exist_ok=True)
+    data = {"machine": facts, "figures": table}
+    (options.figures / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    plot(table, title, options.figures / name)
+
+
+if __name__ == "__main__":
+    main()
