@@ -30,6 +30,8 @@ async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
     elif mode == "count":
         for number in range(request["n"]):
             yield {"number": number}
+            if "pause" in request:
+                await asyncio.sleep(request["pause"])
     elif mode == "raise":
         for number in range(request["after"]):
             yield number
@@ -68,7 +70,7 @@ async def not_a_generator(request: Any) -> Any:
 
 
 async def main() -> None:
-    runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
+    runtime = DistributedRuntime(asyncio.get_running_loop(), os.environ.get("PEER_DISCOVERY", "file"), "tcp")
     handlers = {"generate": generate, "flags": flags, "blocked": blocked, "broken": not_a_generator}
     serving = [runtime.endpoint(f"peer.worker.{name}").serve_endpoint(each) for name, each in handlers.items()]
     print("ready", os.getpid(), flush=True)

@@ -30,8 +30,11 @@ def interpreter(version: str) -> Path:
     return python
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """The environment of a peer that stays on this machine, and finds others through files in `folder`."""
+def environment(folder: Path, **settings: str) -> dict[str, str]:
+    """The environment of a peer that stays on this machine, and finds others through files in `folder`.
+
+    `settings` come on top: `PEER_DISCOVERY="etcd"`, for one.
+    """
     return {
         **os.environ,
         "DYN_FILE_KV": str(folder),
@@ -40,6 +43,7 @@ def environment(folder: Path) -> dict[str, str]:
         "DYN_EVENT_PLANE": "zmq",
         "DYN_LOG": "off",
         "PYTHONPATH": "",
+        **settings,
     }
 
 
@@ -53,14 +57,14 @@ class Peer:
 
 
 @contextmanager
-def peer_worker(version: str, folder: Path) -> Iterator[Peer]:
+def peer_worker(version: str, folder: Path, **settings: str) -> Iterator[Peer]:
     """`peer_worker.py`, as a process that lives as long as the context."""
-    log = folder / "worker.log"
+    log = folder / f"worker-{version}.log"
     with (
         log.open("w") as output,
         subprocess.Popen(
             [str(interpreter(version)), str(_HERE / "peer_worker.py")],
-            env=environment(folder),
+            env=environment(folder, **settings),
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
@@ -85,11 +89,11 @@ class PeerClient:
         self._reading: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, version: str, folder: Path) -> PeerClient:
+    async def start(cls, version: str, folder: Path, **settings: str) -> PeerClient:
         process = await asyncio.create_subprocess_exec(
             str(interpreter(version)),
             str(_HERE / "peer_client.py"),
-            env=environment(folder),
+            env=environment(folder, **settings),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
