@@ -20,9 +20,11 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-import values  # type: ignore[import-not-found]  # noqa: E402  # a neighbour, not a package: see above
+import values  # type: ignore[import-not-found]  # a neighbour, not a package: see above
 
 GENERATE = "compat.worker.generate"
+PATIENCE = 3.0
+"""Seconds after which an answer counts as one that never comes."""
 
 
 class Api:
@@ -134,7 +136,7 @@ class Worker:
                 self.left -= 1
                 return self.left
 
-        class Callable_:
+        class Called:
             async def __call__(self, request: Any, context: Any) -> AsyncIterator[Any]:
                 yield type(context).__name__
 
@@ -149,7 +151,7 @@ class Worker:
             "wrapped": wrapped,
             "partial": functools.partial(keyword_only),
             "iterator": lambda request: Iterator(),
-            "object": Callable_(),
+            "object": Called(),
             "number": 5,
         }
 
@@ -182,13 +184,13 @@ async def outcome(call: Callable[[], Any], take: Callable[[Any], Any] = lambda i
     except Exception as error:
         return {"when": "called", **told(error)}
     try:
-        stream = await asyncio.wait_for(future, 10)
+        stream = await asyncio.wait_for(future, PATIENCE)
     except Exception as error:
         return {"when": "awaited", **told(error)}
     items: list[Any] = []
     try:
         while True:
-            items.append(take(await asyncio.wait_for(stream.__anext__(), 10)))
+            items.append(take(await asyncio.wait_for(stream.__anext__(), PATIENCE)))
     except StopAsyncIteration:
         return items
     except Exception as error:
@@ -205,7 +207,7 @@ def attempt(call: Callable[[], Any]) -> Any:
 async def eventually(call: Callable[[], Any]) -> Any:
     """The result of an awaitable, or its error."""
     try:
-        return await asyncio.wait_for(call(), 10)
+        return await asyncio.wait_for(call(), PATIENCE)
     except Exception as error:
         return told(error)
 

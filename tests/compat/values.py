@@ -70,7 +70,7 @@ VALUES: dict[str, Any] = {
     "object": object,
     "enum": lambda: Colour.RED,
     "dataclass": Point,
-    "generator": lambda: (each for each in ()),
+    "generator": lambda: (each for each in [1]),
 }
 
 EXCEPTIONS = [
