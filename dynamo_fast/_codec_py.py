@@ -49,7 +49,7 @@ __all__ = [
 BytesLike = bytes | bytearray | memoryview
 Body = bytes | memoryview
 
-# From this size on (measured: benchmarks/codec.py) a view of the received memory is cheaper than a copy of it.
+# A view costs what a copy of 8 KiB does, and pins memory: from twice that on it is worth it (docs/performance.md).
 VIEW_THRESHOLD = 16 * 1024
 
 _TWO_PART_PREFIX = Struct(">QQQ")
