@@ -217,12 +217,9 @@ class _Rewriter:
     expect: Callable[[TcpStreamConnectionInfo], None]
     _decoder: TcpRequestDecoder = field(default_factory=lambda: TcpRequestDecoder(MAX_FRAME_SIZE))
     _held: bytearray = field(default_factory=bytearray)
-    _passes: bool = False
 
     def rewrite(self, data: bytes) -> bytes:
         """What to pass on for `data`: whole requests."""
-        if self._passes:
-            return data
         self._held += data
         rewritten = []
         for message in complete_messages(self._decoder, data):
@@ -230,7 +227,6 @@ class _Rewriter:
             rewritten.append(self._request(message) or bytes(self._held[:size]))
             del self._held[:size]
         if self._decoder.failed is not None:
-            self._passes = True
             rewritten.append(self.rest())
         return b"".join(rewritten)
 
