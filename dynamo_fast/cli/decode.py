@@ -151,11 +151,11 @@ def _capture(file: BinaryIO, plane: Plane | None, port: int | None, look: Look) 
     for event in capture.read_capture(file):
         if isinstance(event, capture.Opened):
             if port is None or any(each.endswith(f":{port}") for each in (event.dialler, event.listener)):
-                conversations[event.number] = Conversation(plane)
-                line = look.opened(event.number, event.dialler, event.listener)
-                yield from [(line, False)] if line is not None else []
+                conversations[event.number] = Conversation(plane, midway=event.midway)
+                yield look.opened(event.number, event.dialler, event.listener), False
                 if event.midway:
-                    yield look.note("the beginning of this connection was not captured", event.number), False
+                    reason = "the beginning of this connection was not captured: who dialled is a guess"
+                    yield look.note(reason, event.number), False
         elif isinstance(event, capture.Damaged):
             yield look.note(event.reason), True
         elif event.number in conversations:

@@ -67,10 +67,15 @@ class Frame:
 
 
 class Conversation:
-    """Both directions of one connection. Without a `plane`, the dialler's first bytes tell it."""
+    """Both directions of one connection. Without a `plane`, the dialler's first bytes tell it.
 
-    def __init__(self, plane: Plane | None = None) -> None:
+    Of a connection that was joined `midway`, who dialled is a guess, which a request from the other side corrects.
+    """
+
+    def __init__(self, plane: Plane | None = None, *, midway: bool = False) -> None:
         self.plane = plane
+        self._midway = midway
+        self._is_reversed = False
         self._directions = {True: _Direction(), False: _Direction()}
         self._undecided: list[tuple[bool, bytes]] = []
         self._held = {True: b"", False: b""}
@@ -79,10 +84,13 @@ class Conversation:
 
     def feed(self, from_dialler: bool, data: bytes) -> list[Frame]:
         """The frames that `data` completes."""
+        from_dialler ^= self._is_reversed
         if self.plane is not None or not self._directions[from_dialler].open:
             return self._directions[from_dialler].feed(data)
         self._undecided.append((from_dialler, data))
         self._held[from_dialler] += data[:_MAX_UNDECIDED]
+        if self._midway and plane_of(self._held[True]) is None and plane_of(self._held[False]) is Plane.REQUEST:
+            self._reverse()
         plane = plane_of(self._held[True])
         if plane is None and sum(map(len, self._held.values())) < _MAX_UNDECIDED:
             return []
@@ -90,6 +98,7 @@ class Conversation:
 
     def gap(self, from_dialler: bool, size: int) -> list[Frame]:
         """`size` bytes of a direction are missing, and what follows them cannot be read."""
+        from_dialler ^= self._is_reversed
         undecided = self._decide(None) if self.plane is None else []
         return undecided + self._directions[from_dialler].fail(f"the next {size} bytes are missing from the capture")
 
@@ -97,6 +106,11 @@ class Conversation:
         """What is left, at the end of the connection."""
         frames = self._decide(plane_of(self._held[True], ended=True)) if self.plane is None else []
         return frames + self._directions[True].close() + self._directions[False].close()
+
+    def _reverse(self) -> None:
+        self._is_reversed = True
+        self._undecided = [(not from_dialler, data) for from_dialler, data in self._undecided]
+        self._held = {True: self._held[False], False: self._held[True]}
 
     def _decide(self, plane: Plane | None) -> list[Frame]:
         self.plane = plane

@@ -45,9 +45,12 @@ class Look:
         words += (self._styled("error", f"! {printable(problem)}") for problem in frame.problems)
         return " ".join(words)
 
-    def opened(self, number: int, dialler: str, listener: str) -> str | None:
-        """The line that introduces a connection; JSON has the addresses in no line of their own."""
-        return None if self.as_json else self._styled("kind", f"#{number} {dialler} dials {listener}")
+    def opened(self, number: int, dialler: str, listener: str) -> str:
+        """The line that introduces a connection."""
+        if self.as_json:
+            line = {"connection": number, "kind": "connection", "dialler": dialler, "listener": listener}
+            return orjson.dumps(line).decode()
+        return self._styled("kind", f"#{number} {dialler} dials {listener}")
 
     def note(self, text: str, number: int | None = None) -> str:
         """A line about the connection, or about the whole input."""

@@ -163,9 +163,7 @@ class Tap:
     ) -> None:
         """Pass on everything between one who dialled and `target`, until both have said all."""
         number = next(self._numbers)
-        opened = self.look.opened(number, _peer(writer), join_host_port(*target))
-        if opened is not None:
-            self._show(opened)
+        self._show(self.look.opened(number, _peer(writer), join_host_port(*target)))
         try:
             far_reader, far_writer = await asyncio.wait_for(asyncio.open_connection(*target), _DIAL_TIMEOUT)
         except (OSError, asyncio.TimeoutError) as error:

@@ -62,7 +62,12 @@ def test_a_conversation_of_dynamo_161(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["dynamo-1.6.1.pcap", "dynamo-1.3.1.pcapng"])
 def test_both_releases_say_the_same(tmp_path: Path, name: str) -> None:
     lines = json_lines(tmp_path, str(CAPTURES / name))
-    frames = [line for line in lines if line["kind"] != "note"]
+    frames = [line for line in lines if line["kind"] not in ("connection", "note")]
+    connections = [line for line in lines if line["kind"] == "connection"]
+    assert [line["connection"] for line in connections] == [1, 2, 3, 4]
+    assert {line["listener"] for line in connections[1:]} == {
+        connections[1]["listener"]
+    }  # the router's, dialled thrice
     stream = ["handshake", "prologue", "item"]
     assert [line["kind"] for line in frames] == [
         *["request", "ack", *stream, "item", "item", "item", "event", "final", "sentinel"],

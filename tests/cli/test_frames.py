@@ -200,6 +200,18 @@ def test_a_gap() -> None:
     assert [frame.kind for frame in Conversation().gap(True, 7)] == ["damage"]
 
 
+def test_a_connection_that_was_joined_midway_on_the_wrong_foot() -> None:
+    """The first bytes were an acknowledgement, so that the worker was taken for the dialler."""
+    conversation = Conversation(midway=True)
+    assert conversation.feed(True, bytes(4)) == []
+    frames = conversation.feed(False, request_frame()) + conversation.feed(True, bytes(4))
+    assert [(frame.direction, frame.kind) for frame in frames] == [("<", "ack"), (">", "request"), ("<", "ack")]
+    assert only(conversation.gap(False, 3)).direction == ">"
+    conversation = Conversation(midway=True)
+    frames = conversation.feed(True, HANDSHAKE) + conversation.feed(False, encode_two_part(b'"stop"', b""))
+    assert [(frame.direction, frame.kind) for frame in frames] == [("<", "handshake"), (">", "stop")]
+
+
 def test_what_is_held_to_tell_the_plane_is_bounded() -> None:
     conversation = Conversation()
     assert conversation.feed(False, bytes(4)) == []  # the listener's bytes tell nothing

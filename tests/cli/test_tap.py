@@ -118,7 +118,8 @@ async def test_both_planes_of_a_call(worker: Worker, router: AddressedPushRouter
     assert lines.kinds(1) == [">request", "<ack", ">request", "<ack"]
     assert lines.kinds(2) == ["<handshake", "<prologue", "<item", "<item", "<final", "<sentinel"]
     assert lines.kinds(3)[:3] == ["<handshake", "<prologue", "<error"]
-    request = lines[0]["content"]
+    assert (lines[0]["kind"], lines[0]["listener"]) == ("connection", worker.server.address)
+    request = lines[1]["content"]
     assert request["body"] == {"n": 2}
     assert request["control"]["connection_info"]["info"]["address"] == router.response_server.address
     await tap.close()
@@ -199,7 +200,7 @@ async def test_the_answer_is_asked_for_and_nothing_else_is_changed() -> None:
     answer_address = TcpStreamConnectionInfo.from_connection_info(control.connection_info).address
     assert answer_address not in ("127.0.0.1:1", tap.address)
     assert split_host_port(answer_address)[0] == "127.0.0.1"
-    assert lines[0]["size"] == len(sent)
+    assert lines[1]["size"] == len(sent)
     for each in (writer, far_writer):
         each.close()
     await lines.closed(1)
