@@ -226,8 +226,8 @@ async def test_workers_come_and_go_and_nothing_is_lost_but_what_a_dead_one_had_b
         assert 0 < len(items) <= len(load.WHOLE)
 
 
-# When a worker leaves discovery, Dynamo's client gives up the calls that it was about to answer; 1.3.1 does so even before
-# it has sent them. It does the same to a worker of Dynamo: no worker can help it.
+# When a worker leaves discovery, Dynamo's client gives up the calls that it was about to answer, and those that it was
+# about to send there. It does the same to a worker of Dynamo: no worker can help it.
 GIVEN_UP = (
     "Worker disconnected before response stream was established",
     "Worker removed before request could be sent (tombstoned instance)",
@@ -266,12 +266,13 @@ async def test_no_answer_that_their_client_has_is_cut_when_our_workers_come_and_
         await client.close()
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 async def test_a_worker_of_theirs_that_is_busy_is_left_alone_until_it_has_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DYN_FILE_KV", str(tmp_path))
     limits = {"DYN_ENGINE_REQUEST_LIMIT": "1", "DYN_DYNAMO_REQUEST_QUEUE_LIMIT": "1"}
-    with peer_worker("1.6.1", tmp_path, **limits):
+    with peer_worker(version, tmp_path, **limits):
         async with our_router(Store("file", tmp_path)) as router:
             await see(router, 1)
             slow = {"mode": "count", "n": 4, "pause": 0.05}
