@@ -24,7 +24,7 @@ demo: $(VENV)/.demo
 	@$(BIN)/python -m dynamo_fast demo
 
 test: lint
-	-@$(MAKE) --no-print-directory peers || echo "==> no real Dynamo: the tests against it will be skipped"
+	@$(MAKE) --no-print-directory peers || echo "==> no real Dynamo: the tests against it will be skipped"
 	$(call say,"tests: $$($(BIN)/python -c 'from dynamo_fast import codec; print("codec backend", codec.BACKEND)')")
 	@$(BIN)/python -m pytest
 
@@ -85,7 +85,7 @@ peers: .peers/1.3.1/.done .peers/1.6.1/.done
 	@.peers/$*/bin/python -m pip --disable-pip-version-check install --quiet "ai-dynamo-runtime==$*"
 	@touch $@
 
-# The extension is built into the source tree; a change of it or of what is installed builds again.
+# The extensions are built into the source tree; a change of them or of what is installed builds again.
 SOURCES := setup.py pyproject.toml dynamo_fast/_codec.pyx dynamo_fast/wire/_plain.py
 
 $(BIN)/python:

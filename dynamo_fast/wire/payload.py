@@ -257,7 +257,9 @@ class _Plain:
         if isinstance(value, (list, tuple, set, frozenset, range)):
             return [self._convert(each, f"{path}[{index}]") for index, each in enumerate(value)]
         if isinstance(value, bytearray):  # which Dynamo's binding takes for bytes that it cannot borrow
-            raise SerializationError(f"unexpected type: 'bytearray' object cannot be converted to 'PyBytes' (at {path})")
+            raise SerializationError(
+                f"unexpected type: 'bytearray' object cannot be converted to 'PyBytes' (at {path})"
+            )
         raise SerializationError(f"unsupported type {type(value).__qualname__} (at {path})")
 
     def _text(self, value: str, path: str) -> str:
