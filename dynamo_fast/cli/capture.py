@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from typing import Any, BinaryIO
 from dynamo_fast.errors import InvalidRequest
 from dynamo_fast.wire.address import join_host_port
 
-__all__ = ["MAGIC", "Closed", "Damaged", "Data", "Gap", "Opened", "read_capture"]
+__all__ = ["MAGIC", "Closed", "Damaged", "Data", "Gap", "Opened", "peekable", "read_capture"]
 
-MAGIC = (b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x0a\x0d\x0d\x0a")
+_PCAPNG = b"\x0a\x0d\x0d\x0a"
+MAGIC = (b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d", _PCAPNG)
 """How the files begin: pcap of either byte order, in micro- or nanoseconds, and pcapng."""
 _MAX_HELD = 1 << 24
 """Bytes that came out of order and wait for those before them."""
@@ -67,10 +69,15 @@ Event = Opened | Data | Gap | Closed | Damaged
 
 
 def read_capture(file: BinaryIO) -> Iterator[Event]:
-    """What happened on the connections in a capture, in its order. Raises InvalidRequest for what is no capture."""
+    """What happened on the connections in a capture, in its order, and as soon as it is there (`file` may be a pipe).
+
+    Raises InvalidRequest for what is no capture.
+    """
     dpkt = _dpkt()
+    file = peekable(file)
+    is_pcapng = file.peek(4)[:4] == _PCAPNG
     try:
-        reader = dpkt.pcap.UniversalReader(file)
+        reader = dpkt.pcapng.Reader(file) if is_pcapng else dpkt.pcap.Reader(file)
     except (ValueError, dpkt.Error) as error:
         raise InvalidRequest(f"this is no pcap or pcapng file: {error or type(error).__name__}") from None
     unpack = _link_layer(dpkt, reader.datalink())
@@ -88,6 +95,11 @@ def read_capture(file: BinaryIO) -> Iterator[Event]:
         if segment is not None:
             yield from connections.take(segment, float(time))
     yield from connections.close()
+
+
+def peekable(file: BinaryIO) -> io.BufferedReader:
+    """`file`, of which one may look at the beginning."""
+    return file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)  # type: ignore[arg-type]
 
 
 def _count() -> Iterator[int]:

@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from dynamo_fast.cli import capture
 from dynamo_fast.cli.frames import Conversation, Frame, Plane, complete_messages, plane_of
@@ -21,7 +20,6 @@ __all__ = ["add_look", "add_parser", "look_of", "run"]
 
 _HEX = re.compile(rb"(?:0[xX])?[0-9a-fA-F\s:,]+")
 _NOT_HEX = re.compile(rb"0[xX]|[\s:,]")
-_CHUNK = 1 << 20
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -62,12 +60,13 @@ def run(options: argparse.Namespace) -> int:
     plane = None if options.plane is None else Plane(options.plane)
     look = look_of(options)
     with _open(options.input) as file:
-        kind = options.format or _format_of(file)
-        if kind == "pcap":
+        is_capture = options.format == "pcap" or (options.format is None and file.peek(4)[:4] in capture.MAGIC)
+        if is_capture:
             lines = _capture(file, plane, options.port, look)
         else:
             data = file.read()
-            lines = _bytes(_from_hex(data) if kind == "hex" else data, plane, look)
+            is_hex = options.format == "hex" or (options.format is None and _is_hex(data))
+            lines = _bytes(_from_hex(data) if is_hex else data, plane, look)
         is_damaged = False
         try:
             for line, is_damage in lines:
@@ -82,21 +81,12 @@ def run(options: argparse.Namespace) -> int:
 # What the input is -----------------------------------------------------------------------------------------------------
 
 
-def _open(name: str) -> BinaryIO:
+def _open(name: str) -> io.BufferedReader:
     if name == "-":
-        return io.BytesIO(sys.stdin.buffer.read())
+        return capture.peekable(sys.stdin.buffer)
     if not Path(name).exists() and _is_hex(name.encode()):
-        return io.BytesIO(name.encode())
+        return capture.peekable(io.BytesIO(name.encode()))
     return open(name, "rb")
-
-
-def _format_of(file: BinaryIO) -> str:
-    start = file.read(4)
-    is_hex = _is_hex(start + file.read(_CHUNK))
-    file.seek(0)
-    if start in capture.MAGIC:
-        return "pcap"
-    return "hex" if is_hex else "raw"
 
 
 def _is_hex(data: bytes) -> bool:
@@ -146,7 +136,7 @@ def _are_acks(data: bytes) -> bool:
 # Captures --------------------------------------------------------------------------------------------------------------
 
 
-def _capture(file: BinaryIO, plane: Plane | None, port: int | None, look: Look) -> Iterator[tuple[str, bool]]:
+def _capture(file: io.BufferedReader, plane: Plane | None, port: int | None, look: Look) -> Iterator[tuple[str, bool]]:
     conversations: dict[int, Conversation] = {}
     for event in capture.read_capture(file):
         if isinstance(event, capture.Opened):

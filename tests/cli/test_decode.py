@@ -88,6 +88,26 @@ def test_only_the_connections_of_a_port(tmp_path: Path) -> None:
     assert "#2" not in lines
 
 
+def test_a_capture_that_is_still_being_written(tmp_path: Path) -> None:
+    """As in `tcpdump -U -w - tcp | dynamo-fast decode -`."""
+    data = (CAPTURES / "dynamo-1.6.1.pcap").read_bytes()
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "dynamo_fast", "decode", "-"],
+        env=settings(tmp_path),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(data[:2000])
+        assert process.stdout.readline() == b"#1 127.0.0.1:46444 dials 127.0.0.1:40665\n"
+        process.stdin.write(data[2000:])
+        process.stdin.close()
+        assert process.stdout.read().endswith(b"#1 closed (FIN)\n")
+        assert process.wait(20) == 0
+
+
 @pytest.mark.parametrize("name", ["dynamo-1.6.1.pcap", "dynamo-1.3.1.pcapng"])
 @pytest.mark.parametrize("size", [3000, 3011, 3017])
 def test_a_capture_that_ends_in_the_middle(tmp_path: Path, name: str, size: int) -> None:
