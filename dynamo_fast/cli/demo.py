@@ -23,7 +23,7 @@ from dynamo_fast.context import Context
 from dynamo_fast.discovery.base import DiscoveryEvent
 from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
-from dynamo_fast.errors import DynamoError, InvalidRequest, RemoteError
+from dynamo_fast.errors import DynamoError, InvalidRequest, RemoteError, ResponseTimeout
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.instance import Instance
 
@@ -54,7 +54,14 @@ def run(_: argparse.Namespace) -> int:
         import rich  # noqa: F401  # asked for before anything is started
     except ImportError:
         raise InvalidRequest("the demo shows its requests with rich: pip install 'dynamo-fast[cli]'") from None
-    return run_loop(asyncio.wait_for(_demo(), _LIMIT))
+    return run_loop(_in_time())
+
+
+async def _in_time() -> int:
+    try:
+        return await asyncio.wait_for(_demo(), _LIMIT)
+    except asyncio.TimeoutError:
+        raise ResponseTimeout(f"the demo did not end within {_LIMIT:g} s; it usually takes two") from None
 
 
 # The worker -----------------------------------------------------------------------------------------------------------

@@ -146,8 +146,31 @@ def test_interrupting_a_call_kills_its_request(tmp_path: Path) -> None:
             assert caller.wait(LIMIT) == 130
             assert caller.stderr is not None
             assert caller.stderr.read() == ""
-        assert worker.stdout.readline() in ("killed\n", "stopped\n")
+        assert worker.stdout.readline() == "killed\n"
         worker.terminate()
+
+
+def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
+    (tmp_path / "engine.py").write_text(
+        "async def endless(request, context):\n    while not context.is_stopped():\n        yield 'x' * 1000\n"
+    )
+    command = [sys.executable, "-m", "dynamo_fast"]
+    serve = [*command, "serve", "engine:endless", "--endpoint", "a.b.c"]
+    with subprocess.Popen(serve, env=settings(tmp_path), stdout=subprocess.PIPE, text=True, cwd=tmp_path) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        call = [*command, "call", "a.b.c", "{}"]
+        with subprocess.Popen(
+            call, env=settings(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as caller:
+            assert caller.stdout is not None
+            assert caller.stderr is not None
+            caller.stdout.readline()
+            caller.stdout.close()
+            assert caller.wait(LIMIT) == 141
+            assert caller.stderr.read() == ""
+        worker.terminate()
+        assert worker.wait(LIMIT) == 0
 
 
 def test_the_demo(tmp_path: Path) -> None:
