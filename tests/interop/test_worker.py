@@ -162,7 +162,13 @@ async def test_values_and_numbers_of_items(bench: Bench) -> None:
     for n in (0, 1, 3000):
         for mode in ("count", "batches"):
             assert await bench.call(mode, n=n) == ([{"number": number} for number in range(n)], None)
-    values: list[Any] = [None, "größe 日本語 🦕", [0.1, 1e-7, 1e16, 2.0], [2**64 - 1, -(2**63)], {"a": [{"b": [[], {}]}]}]
+    values: list[Any] = [
+        None,
+        "größe 日本語 🦕",
+        [0.1, 1e-7, 1e16, 2.0],
+        [2**64 - 1, -(2**63)],
+        {"a": [{"b": [[], {}]}]},
+    ]
     for value in values:
         assert await bench.call("echo", value=value) == ([value], None)
     large = "x" * 5_000_000
