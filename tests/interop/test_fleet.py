@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
@@ -12,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from dynamo_fast.config import ResponseServerConfig, TcpServerConfig
+from dynamo_fast.config import PushRouterConfig, ResponseServerConfig, TcpClientConfig, TcpServerConfig
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.discovery.connect import connect
 from dynamo_fast.egress.addressed_router import AddressedPushRouter
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.egress.response_server import TcpStreamServer
-from dynamo_fast.errors import Disconnected, DynamoError, ResourceExhausted
+from dynamo_fast.egress.tcp_client import TcpRequestClient
+from dynamo_fast.errors import Disconnected, DynamoError, ResourceExhausted, ResponseTimeout
 from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.wire.payload import PayloadCodec
 from tests.discovery.etcd_server import etcd
@@ -73,14 +75,20 @@ async def our_worker(store: Store) -> AsyncIterator[Worker]:
 
 @asynccontextmanager
 async def our_router(
-    store: Store, mode: RouterMode = RouterMode.RoundRobin, retries: int = 0
+    store: Store,
+    mode: RouterMode = RouterMode.RoundRobin,
+    retries: int = 0,
+    config: PushRouterConfig | None = None,
+    client: TcpClientConfig | None = None,
 ) -> AsyncIterator[PushRouter]:
     server = await TcpStreamServer.create(ResponseServerConfig(host="127.0.0.1"))
     discovery = store.connect()
     try:
         async with (
-            await AddressedPushRouter.create(response_server=server) as addressed,
-            await PushRouter.create(ENDPOINT, discovery, addressed, mode=mode, retries=retries) as router,
+            await AddressedPushRouter.create(TcpRequestClient(client), server) as addressed,
+            await PushRouter.create(
+                ENDPOINT, discovery, addressed, mode=mode, retries=retries, config=config
+            ) as router,
         ):
             yield router
     finally:
@@ -224,6 +232,33 @@ async def test_workers_come_and_go_and_nothing_is_lost_but_what_a_dead_one_had_b
     for items, error in load.cut:
         assert isinstance(error, Disconnected), error
         assert 0 < len(items) <= len(load.WHOLE)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_frozen_worker_holds_nobody_up_and_is_used_again_when_it_thaws(version: str, store: Store) -> None:
+    config = PushRouterConfig(inhibited_duration=0.3, inactivity_timeout=0.5)
+    client = TcpClientConfig(request_timeout=0.3)
+    with peer_worker(version, store.folder, **store.settings) as peer:
+        async with our_worker(store), our_router(store, retries=1, config=config, client=client) as router:
+            await see(router, 2)
+            load = Load(router)
+            await load.more()
+            peer.process.send_signal(signal.SIGSTOP)
+            await load.more(200)
+            peer.process.send_signal(signal.SIGCONT)
+            await load.end()
+            for items, error in load.cut:
+                assert isinstance(error, ResponseTimeout), error
+                assert items  # one that had not begun went elsewhere
+            assert len(load.cut) <= load.CALLERS
+            pids: set[int] = set()
+
+            async def meet_both() -> None:
+                while pids != {-1, peer.process.pid}:
+                    items, _ = await call(router, WHO)
+                    pids.update(items)
+
+            await asyncio.wait_for(meet_both(), LIMIT)
 
 
 # When a worker leaves discovery, Dynamo's client gives up the calls that it was about to answer, and those that it was
