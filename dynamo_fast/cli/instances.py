@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+from typing import TYPE_CHECKING
 
+from dynamo_fast.cli.discovery import add_discovery, open_discovery
 from dynamo_fast.cli.loop import run as run_loop
-from dynamo_fast.discovery.file import FileDiscovery
+from dynamo_fast.discovery.base import Discovery
+from dynamo_fast.errors import InvalidRequest
 from dynamo_fast.wire.address import EndpointId
+from dynamo_fast.wire.instance import Instance
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["add_parser", "run"]
+
+_LOOK_SECONDS = 0.25
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -16,26 +26,55 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "instances",
         help="list the instances of an endpoint, or of all",
-        description="List what the file store (DYN_FILE_KV) knows: one line each with the endpoint, the instance id, "
-        "the address and the payload codec.",
+        description="List what discovery knows: one line each with the endpoint, the instance id, the address and the "
+        "payload codec. The status is 1 if there is nothing.",
     )
     parser.add_argument("endpoint", nargs="?", metavar="NAMESPACE.COMPONENT.ENDPOINT")
     parser.add_argument("--json", action="store_true", help="one record a line, as it is stored")
+    parser.add_argument("--watch", action="store_true", help="a table that follows every change, until Ctrl-C")
+    add_discovery(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the list; the status is 1 if it is empty."""
-    return run_loop(_list(options.endpoint and EndpointId.parse(options.endpoint), options.json))
+    return run_loop(_list(options))
 
 
-async def _list(endpoint: EndpointId | None, as_json: bool) -> int:
-    discovery = FileDiscovery()
-    instances = await discovery.list(endpoint)
-    for instance in instances:
-        if as_json:
-            print(instance.encode().decode())
-        else:
-            name = ".".join(instance.endpoint_id)
-            print(f"{name}  {instance.instance_id:x}  {instance.transport.address}  {instance.payload_codec.value}")
+async def _list(options: argparse.Namespace) -> int:
+    endpoint = options.endpoint and EndpointId.parse(options.endpoint)
+    async with open_discovery(options) as discovery:
+        if options.watch:
+            await _watch(discovery, endpoint)
+        instances = await discovery.list(endpoint)
+        for instance in instances:
+            print(instance.encode().decode() if options.json else "  ".join(_cells(instance)))
     return 0 if instances else 1
+
+
+async def _watch(discovery: Discovery, endpoint: EndpointId | None) -> None:
+    """Show the table until the command is interrupted."""
+    try:
+        from rich.live import Live
+    except ImportError:
+        raise InvalidRequest("--watch shows a table with rich: pip install 'dynamo-fast[cli]'") from None
+    with Live(auto_refresh=False) as live:
+        while True:
+            live.update(_table(await discovery.list(endpoint)), refresh=True)
+            await asyncio.sleep(_LOOK_SECONDS)
+
+
+def _cells(instance: Instance) -> tuple[str, str, str, str]:
+    name = ".".join(instance.endpoint_id)
+    return name, f"{instance.instance_id:x}", instance.transport.address, instance.payload_codec.value
+
+
+def _table(instances: list[Instance]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"{len(instances)} instance{'' if len(instances) == 1 else 's'}")
+    for column in ("endpoint", "instance", "address", "codec"):
+        table.add_column(column, overflow="fold")
+    for instance in instances:
+        table.add_row(*_cells(instance))
+    return table

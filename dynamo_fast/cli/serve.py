@@ -11,10 +11,12 @@ import signal
 import sys
 from typing import cast
 
+from dynamo_fast.cli.discovery import add_discovery, open_discovery
 from dynamo_fast.cli.loop import run as run_loop
 from dynamo_fast.errors import InvalidRequest
 from dynamo_fast.ingress.push_handler import Handler
 from dynamo_fast.ingress.worker import serve
+from dynamo_fast.wire.address import EndpointId
 
 __all__ = ["add_parser", "run"]
 
@@ -30,6 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("handler", metavar="MODULE:HANDLER", help="where the handler is, e.g. my_engine:generate")
     parser.add_argument("--endpoint", required=True, metavar="NAMESPACE.COMPONENT.ENDPOINT")
+    add_discovery(parser)
     parser.add_argument("-v", "--verbose", action="store_true", help="a line for each request at its end")
     parser.set_defaults(run=run)
 
@@ -38,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
-    return run_loop(_serve(load(options.handler), options.endpoint))
+    return run_loop(_serve(load(options.handler), options))
 
 
 def load(name: str) -> Handler:
@@ -59,16 +62,18 @@ def load(name: str) -> Handler:
     return cast(Handler, value)
 
 
-async def _serve(handler: Handler, endpoint: str) -> int:
+async def _serve(handler: Handler, options: argparse.Namespace) -> int:
+    endpoint = EndpointId.parse(options.endpoint)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    worker = await serve(handler, endpoint)
-    (served,) = worker.endpoints.values()
-    print(f"serving {endpoint} at {served.address}", flush=True)
-    await stop.wait()
-    running = served.metrics.inflight
-    print(f"leaving; {running} request{'' if running == 1 else 's'} to finish", flush=True)
-    await worker.close()
+    async with open_discovery(options) as discovery:
+        worker = await serve(handler, endpoint, discovery)
+        (served,) = worker.endpoints.values()
+        print(f"serving {options.endpoint} at {served.address}", flush=True)
+        await stop.wait()
+        running = served.metrics.inflight
+        print(f"leaving; {running} request{'' if running == 1 else 's'} to finish", flush=True)
+        await worker.close()
     return 0

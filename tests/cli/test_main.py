@@ -59,7 +59,7 @@ def test_a_command_line_that_makes_no_sense_shows_its_use(tmp_path: Path, argume
         (["call", "localhost:1/x", "{}"], "InvalidAddress: Invalid TCP address 'localhost:1/x'"),
         (["call", "127.0.0.1:1/x", "{"], "InvalidRequest: the request is no JSON: "),
         (["call", "127.0.0.1:1/x", "{}"], "CannotConnect: TCP connection to 127.0.0.1:1 failed"),
-        (["call", "a.b.c", "{}", "--wait", "0.1"], "Unavailable: no instance of a/b/c within 0.1 s (looked in "),
+        (["call", "a.b.c", "{}", "--wait", "0.1"], "Unavailable: no instance of a/b/c within 0.1 s (discovery: file)"),
         (["call", "a.b.c", "{}", "--metadata", "x"], "InvalidRequest: 'x' is no metadata: expected KEY=VALUE"),
         (
             ["serve", "nowhere", "--endpoint", "a.b.c"],
@@ -115,12 +115,34 @@ def test_serve_call_and_instances(tmp_path: Path) -> None:
         assert second is None
         raw = run(tmp_path, "call", address, "{}", "--raw", "--codec", "json").stdout.splitlines()
         assert json.loads(raw[1]) == {"event": "note", "comment": ["c"]}
+        one = run(tmp_path, "call", "a.b.c", "7", "--instance", f"{instance['instance_id']:x}", "--mode", "random")
+        assert json.loads(one.stdout.splitlines()[0])["request"] == 7
+        load = run(tmp_path, "call", "a.b.c", "{}", "--repeat", "50", "--concurrency", "8").stdout
+        assert load.startswith("50 requests, 0 failed, 100 items in ")
+        assert "first item: median " in load
+        failing = run(tmp_path, "call", f"{address}x", "{}", "--repeat", "3")
+        assert failing.returncode == 1
+        assert "3 x Unavailable: Server unavailable: unknown endpoint" in failing.stdout
         other = run(tmp_path, "call", "a.b.c", "{}", "--instance", "abc", "--wait", "0.1")
         assert "with the id abc" in other.stderr
         process.send_signal(signal.SIGTERM)
         assert process.stdout.read() == "leaving; 0 requests to finish\n"
         assert process.wait(LIMIT) == 0
     assert run(tmp_path, "instances").returncode == 1
+
+
+def test_watching_instances_follows_every_change(tmp_path: Path) -> None:
+    watch = [sys.executable, "-m", "dynamo_fast", "instances", "--watch"]
+    (tmp_path / "engine.py").write_text("async def echo(request):\n    yield request\n")
+    with subprocess.Popen(watch, env=settings(tmp_path), stdout=subprocess.PIPE, text=True, cwd=tmp_path) as watching:
+        serve = [sys.executable, "-m", "dynamo_fast", "serve", "engine:echo", "--endpoint", "a.b.c"]
+        with subprocess.Popen(serve, env=settings(tmp_path), stdout=subprocess.PIPE, text=True, cwd=tmp_path) as worker:
+            assert worker.stdout is not None
+            worker.stdout.readline()
+            assert run(tmp_path, "instances").returncode == 0
+            watching.send_signal(signal.SIGINT)
+            assert watching.wait(LIMIT) == 130
+            worker.terminate()
 
 
 def test_interrupting_a_call_kills_its_request(tmp_path: Path) -> None:
