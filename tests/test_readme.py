@@ -28,7 +28,9 @@ def settings(folder: Path) -> dict[str, str]:
 
 
 def test_the_caller_gets_what_the_worker_yields(tmp_path: Path) -> None:
-    caller, worker = (next(each for each in examples() if word in each) for word in ("router.generate", "await serve("))
+    caller, drop_in, worker = (
+        next(each for each in examples() if word in each) for word in ("router.generate", "round_robin", "await serve(")
+    )
     handler = worker.replace("asyncio.run(main())", "")
     (tmp_path / "my_engine.py").write_text(handler)
     command = [
@@ -43,15 +45,16 @@ def test_the_caller_gets_what_the_worker_yields(tmp_path: Path) -> None:
     with subprocess.Popen(command, env=settings(tmp_path), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("serving demo.backend.generate at 127.0.0.1:")
-        answer = subprocess.run(
-            [sys.executable, "-c", caller],
-            env=settings(tmp_path),
-            capture_output=True,
-            text=True,
-            timeout=LIMIT,
-            check=True,
-        )
-        assert answer.stdout == "{'text': 'hello'}\n"
+        for example in (caller, drop_in):
+            answer = subprocess.run(
+                [sys.executable, "-c", example],
+                env=settings(tmp_path),
+                capture_output=True,
+                text=True,
+                timeout=LIMIT,
+                check=True,
+            )
+            assert answer.stdout == "{'text': 'hello'}\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(LIMIT) == 0
 
@@ -82,7 +85,20 @@ def test_the_frames_print_what_the_comments_say(tmp_path: Path) -> None:
 
 
 def test_the_rest_runs(tmp_path: Path) -> None:
-    rest = [each for each in examples() if not any(word in each for word in ("router.generate", "serve(", "TwoPart"))]
+    served = ("router.generate", "round_robin", "serve(", "TwoPart")
+    rest = [each for each in examples() if not any(word in each for word in served)]
     assert rest
     for example in rest:
         subprocess.run([sys.executable, "-c", example], env=settings(tmp_path), timeout=LIMIT, check=True)
+
+
+def test_links_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(targets) > 5
+    assert not [target for target in targets if not (ROOT / target).exists()]
+
+
+def test_each_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "README.md"]
+    assert not [page for page in pages if f"]({page})" not in index]
