@@ -105,8 +105,9 @@ async def _wait_for(workers: PushRouter, endpoint: EndpointId, options: argparse
 
     async def found() -> None:
         await workers.wait_for_instances()
-        while options.instance not in (None, *workers.instance_ids()):
-            await asyncio.sleep(0.02)  # noqa: ASYNC110  # discovery tells of the first instance only
+        # Discovery tells of the first instance only.
+        while options.instance not in (None, *workers.instance_ids()):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
     try:
         await asyncio.wait_for(found(), options.wait)

@@ -1,0 +1,113 @@
+"""The examples of docs/workers.md and docs/migrating.md are run as they stand there."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynamo_fast import AddressedPushRouter, AddressedRequest, FileDiscovery, ManyIn, Worker
+
+DOCS = Path(__file__).parents[1] / "docs"
+LIMIT = 20.0
+
+
+@pytest.fixture(autouse=True)
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "DYN_FILE_KV": str(tmp_path),
+        "DYN_TCP_RPC_HOST": "127.0.0.1",
+        "DYN_TCP_RESPONSE_STREAM_HOST": "127.0.0.1",
+        "DYNAMO_FAST_LEAVE_DELAY": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+def examples(document: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (DOCS / document).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def example(document: str, word: str) -> str:
+    return next(each for each in examples(document) if word in each)
+
+
+def names_of(source: str, **given: Any) -> dict[str, Any]:
+    names = dict(given)
+    exec(source, names)
+    return names
+
+
+async def run(source: str, **given: Any) -> dict[str, Any]:
+    """Run statements that await something, at the top level; returns the names that they leave."""
+    body = "".join(f"    {line}\n" for line in source.splitlines())
+    names = dict(given)
+    exec(f"async def main():\n{body}    return locals()\n", names)
+    result: dict[str, Any] = await asyncio.wait_for(names["main"](), LIMIT)
+    return result
+
+
+async def answer(worker: Worker, request: Any) -> list[Any]:
+    (served,) = worker.endpoints.values()
+    async with await AddressedPushRouter.create() as router:
+        stream = await router.generate(AddressedRequest.for_instance(request, served.instance))
+        return [item.data() async for item in stream]
+
+
+async def serving(handler: Callable[..., AsyncIterator[Any]], request: Any, **options: Any) -> list[Any]:
+    worker = await Worker.start(FileDiscovery())
+    await worker.serve(handler, "demo.backend.generate", **options)
+    try:
+        return await answer(worker, request)
+    finally:
+        await worker.close()
+
+
+async def test_the_handler() -> None:
+    handler = names_of(example("workers.md", "engine(request"), engine=str.split)["generate"]
+    assert await serving(handler, {"prompt": "a b"}) == [{"token": "a"}, {"token": "b"}]
+
+
+async def test_the_batches() -> None:
+    class Engine:
+        async def steps(self, request: Any) -> AsyncIterator[list[int]]:
+            yield [1, 2]
+            yield [3]
+
+    handler = names_of(example("workers.md", "engine.steps"), engine=Engine())["generate"]
+    assert await serving(handler, {}) == [{"token": 1}, {"token": 2}, {"token": 3}]
+
+
+async def test_several_endpoints_and_their_life() -> None:
+    async def echo(request: Any) -> AsyncIterator[Any]:
+        yield request
+
+    names = await run(example("workers.md", "embed_handler"), generate_handler=echo, embed_handler=echo)
+    assert not names["worker"].endpoints
+
+
+async def test_the_bidirectional_endpoint() -> None:
+    source = example("workers.md", "converse(requests")
+    definition, _, statement = source.partition("\n\n\n")
+    converse = names_of(definition)["converse"]
+    worker = await Worker.start(FileDiscovery())
+    await run(statement, worker=worker, converse=converse)
+
+    async def requests() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+
+    assert await answer(worker, ManyIn(requests())) == [{"answer_to": 1}, {"answer_to": 2}]
+    await worker.close()
+
+
+async def test_coming_from_dynamo_runtime(capsys: pytest.CaptureFixture[str]) -> None:
+    names = names_of("".join(examples("migrating.md")))
+    serving_ = asyncio.ensure_future(names["worker"]())
+    await asyncio.wait_for(names["caller"](), LIMIT)
+    assert capsys.readouterr().out == "{'text': 'hello'}\n{'text': 'there'}\n"
+    serving_.cancel()
+    await asyncio.wait([serving_], timeout=LIMIT)
