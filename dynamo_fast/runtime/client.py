@@ -12,6 +12,7 @@ from dynamo_fast.context import Context as RequestContext
 from dynamo_fast.egress.push_router import Call, PushRouter, RoutedStream, RouterMode
 from dynamo_fast.errors import DynamoError, InvalidRequest, SerializationError
 from dynamo_fast.runtime.context import Context
+from dynamo_fast.runtime.eager import start
 from dynamo_fast.runtime.exceptions import NotOffered, argument_error, at_await, at_call, at_iterate, plainly
 from dynamo_fast.wire.instance import Instance as Record
 from dynamo_fast.wire.instance import TransportType
@@ -104,24 +105,29 @@ class Client:
         except BaseException:
             _undo(unlink)
             raise
-        return asyncio.ensure_future(_send(call, bool(annotated), unlink))
+        return start(_send(call, bool(annotated), unlink), asyncio.get_running_loop())
 
 
 class AsyncResponseStream:
     """The items of an answer. Dropping it, or what waits for its next item, tells the worker to quit."""
 
-    __slots__ = ("__weakref__", "_annotated", "_stream", "_unlink")
+    __slots__ = ("__weakref__", "_annotated", "_loop", "_patient", "_stream", "_unlink")
 
-    def __init__(self, stream: RoutedStream, annotated: bool, unlink: Callable[[], None] | None) -> None:
+    def __init__(
+        self, stream: RoutedStream, annotated: bool, unlink: Callable[[], None] | None, *, patient: bool
+    ) -> None:
+        """`patient`: the stream has no time limit, whose timer would belong to the task that started it."""
         self._stream = stream
         self._annotated = annotated
         self._unlink = unlink
+        self._patient = patient
+        self._loop = asyncio.get_running_loop()
 
     def __aiter__(self) -> AsyncResponseStream:
         return self
 
     def __anext__(self) -> asyncio.Future[Any]:
-        return asyncio.ensure_future(self._next())
+        return start(self._next(), self._loop) if self._patient else asyncio.ensure_future(self._next())
 
     async def _next(self) -> Any:
         try:
@@ -172,7 +178,9 @@ class Instance:
 
 async def _send(call: Call, annotated: bool, unlink: Callable[[], None] | None) -> AsyncResponseStream:
     try:
-        return AsyncResponseStream(RoutedStream(call, await call.send()), annotated, unlink)
+        stream = RoutedStream(call, await call.send())
+        patient = call.router.config.inactivity_timeout is None
+        return AsyncResponseStream(stream, annotated, unlink, patient=patient)
     except DynamoError as error:
         _undo(unlink)
         raise at_await(error)  # noqa: B904  # which keeps its cause

@@ -1,0 +1,52 @@
+"""`start`: a future for a coroutine, which costs a task only if the coroutine has to wait.
+
+Dynamo's methods return futures that are running already. A task for each item of an answer would cost eight times what
+the item itself does, and a turn of the event loop; but most items are there when they are asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import Coroutine, Generator
+from typing import Any, TypeVar
+
+__all__ = ["start"]
+
+_T = TypeVar("_T")
+
+
+def start(coroutine: Coroutine[Any, Any, _T], loop: asyncio.AbstractEventLoop) -> asyncio.Future[_T]:
+    """Run `coroutine` until it waits for something; if it does not, the future is done when this returns.
+
+    Until then it runs in the caller's task: it must not ask for the current one.
+    """
+    future: asyncio.Future[_T] = loop.create_future()
+    try:
+        awaited = coroutine.send(None)
+    except StopIteration as done:
+        future.set_result(done.value)
+    except (Exception, asyncio.CancelledError) as error:
+        future.set_exception(error)
+    else:
+        task = loop.create_task(_go_on(coroutine, awaited))
+        # A task that is cancelled before its first turn never looks at what it was given.
+        task.add_done_callback(lambda _: coroutine.close())
+        return task
+    return future
+
+
+@types.coroutine
+def _go_on(coroutine: Coroutine[Any, Any, _T], awaited: Any) -> Generator[Any, Any, _T]:
+    """The rest of a coroutine that waits for `awaited`."""
+    try:
+        while True:
+            try:
+                value = yield awaited
+            except BaseException as error:
+                awaited = coroutine.throw(error)
+            else:
+                awaited = coroutine.send(value)
+    except StopIteration as done:
+        result: _T = done.value
+        return result
