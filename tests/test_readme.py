@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.programs import started
+
 ROOT = Path(__file__).parents[1]
 LIMIT = 30.0
 
@@ -42,7 +44,7 @@ def test_the_caller_gets_what_the_worker_yields(tmp_path: Path) -> None:
         "--endpoint",
         "demo.backend.generate",
     ]
-    with subprocess.Popen(command, env=settings(tmp_path), stdout=subprocess.PIPE, text=True) as process:
+    with started(command, settings(tmp_path)) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("serving demo.backend.generate at 127.0.0.1:")
         for example in (caller, drop_in):
@@ -62,7 +64,7 @@ def test_the_caller_gets_what_the_worker_yields(tmp_path: Path) -> None:
 def test_the_worker_runs_as_it_stands(tmp_path: Path) -> None:
     worker = next(each for each in examples() if "await serve(" in each)
     command = [sys.executable, "-c", worker]
-    with subprocess.Popen(command, env=settings(tmp_path), stderr=subprocess.DEVNULL) as process:
+    with started(command, settings(tmp_path), stderr=subprocess.DEVNULL) as process:
         call = [sys.executable, "-m", "dynamo_fast", "call", "demo.backend.generate", '{"prompt": "a b"}']
         answer = subprocess.run(call, env=settings(tmp_path), capture_output=True, text=True, timeout=LIMIT, check=True)
         assert answer.stdout == '{"text":"a"}\n{"text":"b"}\n'

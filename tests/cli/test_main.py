@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dynamo_fast import __version__, codec
+from tests.programs import started
 
 LIMIT = 40.0
 
@@ -98,7 +99,7 @@ def test_serve_call_and_instances(tmp_path: Path) -> None:
         "    yield {'_dynamo_annotated': True, 'event': 'note', 'comment': ['c']}\n"
     )
     command = [sys.executable, "-m", "dynamo_fast", "serve", "engine:echo", "--endpoint", "a.b.c"]
-    with subprocess.Popen(command, env=settings(tmp_path), stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+    with started(command, settings(tmp_path), tmp_path) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         address = line.split()[-1]
@@ -134,9 +135,9 @@ def test_serve_call_and_instances(tmp_path: Path) -> None:
 def test_watching_instances_follows_every_change(tmp_path: Path) -> None:
     watch = [sys.executable, "-m", "dynamo_fast", "instances", "--watch"]
     (tmp_path / "engine.py").write_text("async def echo(request):\n    yield request\n")
-    with subprocess.Popen(watch, env=settings(tmp_path), stdout=subprocess.PIPE, text=True, cwd=tmp_path) as watching:
+    with started(watch, settings(tmp_path), tmp_path) as watching:
         serve = [sys.executable, "-m", "dynamo_fast", "serve", "engine:echo", "--endpoint", "a.b.c"]
-        with subprocess.Popen(serve, env=settings(tmp_path), stdout=subprocess.PIPE, text=True, cwd=tmp_path) as worker:
+        with started(serve, settings(tmp_path), tmp_path) as worker:
             assert worker.stdout is not None
             worker.stdout.readline()
             assert run(tmp_path, "instances").returncode == 0
@@ -155,13 +156,11 @@ def test_interrupting_a_call_kills_its_request(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-m", "dynamo_fast"]
     serve = [*command, "serve", "engine:slow", "--endpoint", "a.b.c"]
-    with subprocess.Popen(serve, env=settings(tmp_path), stdout=subprocess.PIPE, text=True, cwd=tmp_path) as worker:
+    with started(serve, settings(tmp_path), tmp_path) as worker:
         assert worker.stdout is not None
         worker.stdout.readline()
         call = [*command, "call", "a.b.c", "{}"]
-        with subprocess.Popen(
-            call, env=settings(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as caller:
+        with started(call, settings(tmp_path), stderr=subprocess.PIPE) as caller:
             assert caller.stdout is not None
             assert caller.stdout.readline() == "1\n"
             caller.send_signal(signal.SIGINT)
@@ -178,13 +177,11 @@ def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-m", "dynamo_fast"]
     serve = [*command, "serve", "engine:endless", "--endpoint", "a.b.c"]
-    with subprocess.Popen(serve, env=settings(tmp_path), stdout=subprocess.PIPE, text=True, cwd=tmp_path) as worker:
+    with started(serve, settings(tmp_path), tmp_path) as worker:
         assert worker.stdout is not None
         worker.stdout.readline()
         call = [*command, "call", "a.b.c", "{}"]
-        with subprocess.Popen(
-            call, env=settings(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as caller:
+        with started(call, settings(tmp_path), stderr=subprocess.PIPE) as caller:
             assert caller.stdout is not None
             assert caller.stderr is not None
             caller.stdout.readline()
