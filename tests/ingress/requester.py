@@ -102,6 +102,7 @@ class Requester:
     async def __aenter__(self) -> Requester:
         self._dialled: dict[str, asyncio.Future[Answer]] = {}
         self._writers: list[asyncio.StreamWriter] = []
+        self._is_gone = False
         self._server = await asyncio.start_server(self._on_dial, "127.0.0.1", 0, limit=2**24)
         self.port = self._server.sockets[0].getsockname()[1]
         address, _, self.path = self.worker.partition("/")
@@ -112,6 +113,7 @@ class Requester:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._is_gone = True
         for writer in [self.writer, *self._writers]:
             writer.transport.abort()
         self._server.close()
@@ -162,6 +164,9 @@ class Requester:
         return await self.dialled()
 
     async def _on_dial(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_gone:  # accepted while the server was being closed
+            writer.transport.abort()
+            return
         self._writers.append(writer)
         handshake = await read_frame(reader)
         assert handshake is not None
