@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from typing import TYPE_CHECKING
 
 from dynamo_fast.cli.discovery import add_discovery, open_discovery
@@ -49,6 +50,8 @@ async def _list(options: argparse.Namespace) -> int:
         instances = await discovery.list(endpoint)
         for instance in instances:
             print(instance.encode().decode() if options.json else "  ".join(_cells(instance)))
+    if not instances:
+        print(f"no instance{f' of {endpoint}' if endpoint else ''}", file=sys.stderr)
     return 0 if instances else 1
 
 
