@@ -36,8 +36,6 @@ async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
         for number in range(request["after"]):
             yield number
         raise {"ValueError": ValueError, "RuntimeError": RuntimeError}[request["kind"]]("on purpose")
-    elif mode == "large":
-        yield "x" * request["size"]
     elif mode == "context":
         yield {"id": context.id(), "metadata": dict(context.metadata.items())}
     elif mode == "watch":
