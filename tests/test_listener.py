@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dynamo_fast.errors import InvalidConfig
+from dynamo_fast.listener import Listener, advertised_ip, local_ip
+
+SERVER = """
+import asyncio, logging, resource, sys
+from dynamo_fast.listener import Listener
+
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+class Greeting(asyncio.Protocol):
+    def connection_made(self, transport):
+        transport.write(b"x")
+
+async def main():
+    listener = Listener("127.0.0.1", 0, 4096, Greeting)
+    print(listener.port, flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    print("back-offs", listener.back_offs, flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of open files")
+def test_running_out_of_descriptors_is_waited_out() -> None:
+    command = [sys.executable, "-c", SERVER]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=Path(__file__).parents[1]) as server:
+        assert server.stdout is not None
+        assert server.stdin is not None
+        port = int(server.stdout.readline())
+        connections = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(100)]
+        assert connections[0].recv(1) == b"x"
+        assert "cannot accept connections" in server.stdout.readline()
+        for connection in connections[:60]:
+            connection.close()
+        assert [connection.recv(1) for connection in connections[60:]] == [b"x"] * 40  # none was lost
+        server.stdin.close()
+        word, count = server.stdout.read().split()
+        assert (word, int(count) >= 1) == ("back-offs", True)
+        for connection in connections[60:]:
+            connection.close()
+
+
+async def test_a_burst_of_connections_fits_the_backlog() -> None:
+    greeted = 0
+
+    class Count(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            nonlocal greeted
+            greeted += 1
+            transport.abort()  # type: ignore[attr-defined]
+
+    listener = Listener("127.0.0.1", 0, 4096, Count)
+    connections = []
+    for _ in range(400):  # all of them before the loop has accepted one
+        connection = socket.socket()
+        connection.connect(("127.0.0.1", listener.port))
+        connections.append(connection)
+    while greeted < 400:
+        await asyncio.sleep(0.001)
+    listener.close()
+    listener.close()
+    for connection in connections:
+        connection.close()
+
+
+def test_hosts() -> None:
+    assert local_ip("127.0.0.1", "V") == "127.0.0.1"
+    assert local_ip("[::1]", "V") == local_ip("::1", "V") == "::1"
+    assert local_ip("lo", "V") == "127.0.0.1"
+    assert local_ip("", "V")
+    assert advertised_ip("127.0.0.1") == "127.0.0.1"
+    assert advertised_ip("0.0.0.0") not in ("0.0.0.0", "")
+
+
+@pytest.mark.parametrize("host", ["localhost", "nowhere0", "1.2.3", "256.0.0.1"])
+def test_hosts_that_are_none_say_what_is_accepted(host: str) -> None:
+    with pytest.raises(
+        InvalidConfig, match=r"^V='.*' is not valid: expected an IP address or the name of a network inter"
+    ):
+        local_ip(host, "V")
