@@ -207,9 +207,7 @@ def plot(table: dict[str, dict[int, float]], facts: dict[str, str], folder: Path
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(prog="benchmarks.codec", description="What a frame costs, on both backends.")
-    parser.add_argument(
-        "--rounds", type=int, default=15, help="samples of each case; the lower quartile counts (default: 15)"
-    )
+    parser.add_argument("--rounds", type=int, default=15, help="samples of each case (default: 15)")
     parser.add_argument("--figures", type=Path, default=Path("docs/figures"), help="where codec.json and the plots go")
     options = parser.parse_args()
     facts = machine("dynamo-fast", "cython", "orjson", "msgpack")
