@@ -24,7 +24,16 @@ class Context:
     mapping of text to text that travels with the request. Both reach the handler's context on the worker.
     """
 
-    __slots__ = ("__weakref__", "_callbacks", "_id", "_killed", "_metadata", "_stopped", "_trace_headers")
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_id",
+        "_killed",
+        "_metadata",
+        "_stopped",
+        "_trace_headers",
+        "parent_span_id",
+    )
 
     def __init__(
         self,
@@ -37,6 +46,8 @@ class Context:
         self._id = random_uuid() if id is None else id
         self._metadata = _checked_metadata(metadata)
         self._trace_headers = None if trace_headers is None else dict(trace_headers)
+        self.parent_span_id: str | None = None
+        """The span that the request came from, at a worker that follows traces."""
         self._stopped = False
         self._killed = False
         # A dict for its order and its cheap removal; made when first needed, since most contexts are never cancelled.

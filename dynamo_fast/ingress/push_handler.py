@@ -35,6 +35,7 @@ from dynamo_fast.errors import (
 from dynamo_fast.ingress.admission import Submit
 from dynamo_fast.ingress.request_stream import RequestStream
 from dynamo_fast.ingress.response_client import Dialler, ResponseConnection
+from dynamo_fast.observability import tracing
 from dynamo_fast.observability.metrics import Histogram
 from dynamo_fast.observability.worker_metrics import EndpointMetrics, WorkerMetrics
 from dynamo_fast.wire.address import EndpointId
@@ -93,6 +94,8 @@ class PushHandler:
         self.worker_metrics = worker_metrics
         self._handler = handler
         self._takes_context = takes_context(handler)
+        self.traces = tracing.active()
+        """Whether handlers are told which trace their request belongs to."""
         self._drained: asyncio.Future[None] | None = None
         self._running: set[_Request] = set()
         self._items_sent = 0
@@ -160,7 +163,7 @@ class _Request:
         self._control = RequestControlMessage.decode(self._message.header)
         self._info = TcpStreamConnectionInfo.from_connection_info(self._control.connection_info)
         self._handler = handler
-        self._context = Context(self._control.id, self._control.metadata)
+        self._context = _context(self._control, frame.headers if handler.traces else None)
         self._stream = ResponseConnection(handler.dialler, self._context, self._cut_short)
         self._input: RequestStream | None = None
         self._accepted_at = time.monotonic()
@@ -326,6 +329,15 @@ class _Request:
             stream.bytes,
             seconds,
         )
+
+
+def _context(control: RequestControlMessage, headers: bytes | memoryview | None) -> Context:
+    if headers is None:
+        return Context(control.id, control.metadata)
+    span = tracing.follow(decode_headers(headers))
+    context = Context(control.id, control.metadata, span.headers)
+    context.parent_span_id = span.parent_span_id
+    return context
 
 
 def takes_context(handler: Handler) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from dynamo_fast.context import Context as RequestContext
 from dynamo_fast.egress.push_router import Call, PushRouter, RoutedStream, RouterMode
 from dynamo_fast.errors import DynamoError, InvalidRequest, SerializationError
+from dynamo_fast.observability import tracing
 from dynamo_fast.runtime.context import Context
 from dynamo_fast.runtime.eager import start
 from dynamo_fast.runtime.exceptions import NotOffered, argument_error, at_await, at_call, at_iterate, plainly
@@ -31,6 +32,7 @@ class Client:
     def __init__(self, router: PushRouter, mode: RouterMode | None) -> None:
         self._router = router
         self._mode = mode
+        self._traces = tracing.active()
 
     def instance_ids(self) -> list[int]:
         """The ids of the instances that discovery knows; some of them may be avoided for the moment."""
@@ -93,8 +95,10 @@ class Client:
     ) -> asyncio.Future[AsyncResponseStream]:
         if context is not None and not isinstance(context, Context):
             raise argument_error("context", context, "Context")
-        child, unlink = RequestContext(), None
-        if context is not None:
+        unlink = None
+        if context is None:
+            child = RequestContext(trace_headers=tracing.outgoing(None).headers if self._traces else None)
+        else:
             child = context.child()
             unlink = context.request.link_child(child)
         try:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dynamo_fast.context import Context as RequestContext
+from dynamo_fast.observability import tracing
 from dynamo_fast.runtime.exceptions import argument_error
 
 __all__ = ["Context", "ContextMetadata", "SpanProxy"]
@@ -31,8 +32,10 @@ class Context:
         return context
 
     def child(self) -> RequestContext:
-        """The context of a call: with this one's id and metadata, as they are now."""
-        return RequestContext(self._request.id(), self._request.metadata, self._request.trace_headers())
+        """The context of a call: with this one's id and metadata, as they are now, and a span of its trace."""
+        headers = self._request.trace_headers()
+        span = None if headers is None else tracing.outgoing(headers).headers
+        return RequestContext(self._request.id(), self._request.metadata, span)
 
     @property
     def request(self) -> RequestContext:
@@ -92,8 +95,8 @@ class Context:
 
     @property
     def parent_span_id(self) -> str | None:
-        """The caller's span."""
-        return None
+        """The caller's span, if the request came with one that is followed."""
+        return self._request.parent_span_id
 
     def trace_headers(self) -> dict[str, str] | None:
         """The headers to hand on to whoever is asked on behalf of this request."""

@@ -160,6 +160,37 @@ async def test_the_inactivity_limit_ends_the_answer_only(monkeypatch: pytest.Mon
     await asyncio.wait_for(serving, LIMIT)
 
 
+async def test_a_trace_goes_through_a_chain_of_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DYN_LOGGING_JSONL", "1")
+    runtime = make("mem")
+
+    async def last(request: Any, context: Context) -> AsyncIterator[Any]:
+        yield [context.id(), context.trace_id, context.parent_span_id, context.span_id]
+
+    async def middle(request: Any, context: Context) -> AsyncIterator[Any]:
+        yield [context.id(), context.trace_id, context.parent_span_id, context.span_id]
+        client = await connect(runtime, "a.b.last")
+        async for item in await client.round_robin(None, annotated=False, context=context):
+            yield item
+        async for item in await client.round_robin(None, annotated=False):
+            yield item
+
+    serving = [
+        runtime.endpoint(f"a.b.{name}").serve_endpoint(each) for name, each in (("last", last), ("middle", middle))
+    ]
+    client = await connect(runtime, "a.b.middle")
+    first, second, apart = [item.data() async for item in await client.round_robin(None)]
+    assert first[:2] == second[:2]
+    assert first[2] is not None  # the caller's span
+    assert second[2] not in (None, first[2], first[3])  # the span of the call between the two
+    assert apart[0] != first[0]
+    assert apart[1] != first[1]
+    monkeypatch.delenv("DYN_LOGGING_JSONL")
+    assert Context().trace_headers() is None
+    runtime.shutdown()
+    await asyncio.wait_for(asyncio.gather(*serving), LIMIT)
+
+
 async def test_shutdown_may_be_called_from_another_thread() -> None:
     runtime = make("mem")
     serving = runtime.endpoint("a.b.c").serve_endpoint(count)
