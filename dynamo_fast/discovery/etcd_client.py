@@ -75,8 +75,9 @@ class EtcdClient:
 
     async def stream(self, name: str, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """The answers to a call that goes on. Raises Refused, and CannotConnect when the connection is lost."""
+        url = self._urls[0]
         try:
-            async with self._post(name, body, aiohttp.ClientTimeout(sock_connect=_CALL_TIMEOUT)) as response:
+            async with self._post(url, name, body, aiohttp.ClientTimeout(sock_connect=_CALL_TIMEOUT)) as response:
                 line = b""
                 async for chunk in response.content.iter_any():
                     *lines, line = (line + chunk).split(b"\n")
@@ -87,8 +88,8 @@ class EtcdClient:
                 if line:
                     yield _answer(line, response.status)
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise self._lost(error) from error
-        raise self._lost(None)
+            raise self._lost(url, error) from error
+        raise self._lost(url, None)
 
     def forget_token(self) -> None:
         """Authenticate again before the next call."""
@@ -100,23 +101,24 @@ class EtcdClient:
         self._token = (await self._try_all("auth/authenticate", body, timeout))["token"]
 
     async def _try_all(self, name: str, body: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-        for _ in self._urls:
+        for url in tuple(self._urls):  # as they stand now: other calls move them meanwhile
             try:
-                async with self._post(name, body, aiohttp.ClientTimeout(total=timeout)) as response:
+                async with self._post(url, name, body, aiohttp.ClientTimeout(total=timeout)) as response:
                     return _answer(await response.read(), response.status)
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
                 if isinstance(error, Refused):
                     raise
-                lost = self._lost(error)
+                lost = self._lost(url, error)
         raise lost
 
-    def _post(self, name: str, body: Mapping[str, Any], timeout: aiohttp.ClientTimeout) -> Any:
+    def _post(self, url: str, name: str, body: Mapping[str, Any], timeout: aiohttp.ClientTimeout) -> Any:
         headers = {"Authorization": self._token} if self._token else {}
-        return self._session.post(f"{self._urls[0]}/v3/{name}", json=body, headers=headers, timeout=timeout)
+        return self._session.post(f"{url}/v3/{name}", json=body, headers=headers, timeout=timeout)
 
-    def _lost(self, cause: BaseException | None) -> CannotConnect:
-        """The error to raise; the next call goes to the next server."""
-        self._urls.append(self._urls.pop(0))
+    def _lost(self, url: str, cause: BaseException | None) -> CannotConnect:
+        """The error to raise; the next call goes to another server, unless another call has seen to that already."""
+        if self._urls[0] == url:
+            self._urls.append(self._urls.pop(0))
         error = CannotConnect(
             f"Unable to connect to etcd server at {self._config.endpoints}. Check etcd server status"
             + (f" ({type(cause).__name__}: {cause})" if cause is not None else "")
