@@ -103,6 +103,7 @@ class PushRouter:
         self.mode = mode
         self.retries = retries
         self.config = config or PushRouterConfig.from_env()
+        self._owns_table = False
         loop = router.response_server.loop
         self._inhibited: Deadlines[Entry] = Deadlines(loop, self.config.inhibited_duration, self._changed)
         self._overloaded: Deadlines[Entry] = Deadlines(loop, _OVERLOADED_SECONDS, self._changed)
@@ -136,14 +137,17 @@ class PushRouter:
         endpoint = EndpointId.parse(endpoint) if isinstance(endpoint, str) else endpoint
         table = await InstanceTable.watch(endpoint, discovery, router.response_server)
         try:
-            return cls(table, router, mode=mode, retries=retries, config=config)
+            push_router = cls(table, router, mode=mode, retries=retries, config=config)
         except BaseException:
             table.close()
             raise
+        push_router._owns_table = True
+        return push_router
 
     def close(self) -> None:
-        """Follow discovery no longer. Answers under way go on."""
-        self.table.close()
+        """Follow discovery no longer; a table that was given goes on for others. Answers under way go on."""
+        if self._owns_table:
+            self.table.close()
         self._inhibited.close()
         self._overloaded.close()
         self._free = None

@@ -645,6 +645,15 @@ async def test_a_closed_router_hears_of_nobody_new(discovery: MemoryDiscovery, r
     assert router.instance_ids() == []
 
 
+async def test_a_router_that_is_closed_leaves_the_table_to_those_who_share_it(
+    discovery: MemoryDiscovery, routers: Routers
+) -> None:
+    router = await routers()
+    PushRouter(router.table, router.router).close()
+    await discovery.register(record(1))
+    assert router.free_ids() == [1]
+
+
 # What is in flight ----------------------------------------------------------------------------------------------------
 
 
