@@ -170,6 +170,7 @@ class ResponseReceiver:
             self._server.forget(self)
             self.ready()  # a stream that ended before its prologue, and was not refused, is a stream without items
             self.wake()
+            self._connection = None  # they hold each other: without this only the garbage collector would part them
 
     def fail(self, error: BaseException) -> None:
         """The call fails with `error`, unless it has its stream already; the worker is told, if there is one."""

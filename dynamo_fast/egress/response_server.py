@@ -238,6 +238,7 @@ class _ResponseConnection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._server.connections.discard(self)
         self.step(Event.LOST, error)
+        self._receiver = None
 
     def eof_received(self) -> bool:
         if self._decoder.pending:
