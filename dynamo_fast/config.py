@@ -7,6 +7,7 @@ Sizes are in bytes, times in seconds.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -19,6 +20,7 @@ __all__ = [
     "HealthCheckConfig",
     "PushRouterConfig",
     "ResponseServerConfig",
+    "StatusConfig",
     "TcpClientConfig",
     "TcpServerConfig",
     "WorkerConfig",
@@ -95,6 +97,18 @@ def truth(text: str) -> bool:
     if word in ("0", "false", "off", "no"):
         return False
     raise ValueError("one of 1, true, on, yes, 0, false, off, no")
+
+
+def names(text: str) -> str:
+    """A JSON list of texts, as it stands."""
+    accepted = """a JSON list of names, such as ["generate"]"""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        raise ValueError(accepted) from None
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise ValueError(accepted)
+    return text
 
 
 PORT = integer(0, 65535)
@@ -285,3 +299,23 @@ class HealthCheckConfig(_FromEnvironment):
     """Without an item for this long, an endpoint is asked."""
     request_timeout: float = setting("DYN_HEALTH_CHECK_REQUEST_TIMEOUT", 3.0, seconds())
     """Until the first item of its answer."""
+
+
+@dataclass(frozen=True)
+class StatusConfig(_FromEnvironment):
+    """The system status server (runtime.md 5.3 and 7.1)."""
+
+    port: int = setting("DYN_SYSTEM_PORT", -1, integer(-65535, 65535))
+    """Negative: there is none. 0: chosen by the system."""
+    host: str = setting("DYN_SYSTEM_HOST", "0.0.0.0")  # noqa: S104  # Dynamo's default, once it is switched on
+    starting_status: str = setting("DYN_SYSTEM_STARTING_HEALTH_STATUS", "notready", choice("ready", "notready"))
+    """The health of the process until it says otherwise itself."""
+    endpoints: str = setting("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", "", names)
+    """A JSON list of names: if there are any, the process is well if these are ready."""
+    health_path: str = setting("DYN_SYSTEM_HEALTH_PATH", "/health")
+    live_path: str = setting("DYN_SYSTEM_LIVE_PATH", "/live")
+
+    @property
+    def endpoint_names(self) -> list[str]:
+        """What `endpoints` says."""
+        return list(json.loads(self.endpoints or "[]"))

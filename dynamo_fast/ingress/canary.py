@@ -22,29 +22,34 @@ logger = logging.getLogger(__name__)
 
 
 class Canary:
-    """Watches one endpoint until it is closed. `ready` is what it found last; at first, not."""
+    """Watches one endpoint until it is closed. At first it is not ready."""
 
     def __init__(self, handler: PushHandler, payload: dict[str, Any], config: HealthCheckConfig) -> None:
-        self.ready = False
+        self._ready = False
         self._handler = handler
+        self._seen = handler.items_sent
         self._payload = payload
         self._config = config
         self._task = asyncio.get_running_loop().create_task(self._watch())
+
+    @property
+    def ready(self) -> bool:
+        """Whether the last check, or an item for a real request since, was good."""
+        return self._ready or self._handler.items_sent != self._seen
 
     def close(self) -> None:
         """Stop watching."""
         self._task.cancel()
 
     async def _watch(self) -> None:
-        seen = self._handler.items_sent
         while True:
             await asyncio.sleep(self._config.canary_wait_time)
             sent = self._handler.items_sent
-            if sent == seen:
+            if sent == self._seen:
                 self._say(await self._check())
             else:
                 self._say(None)
-            seen = sent
+            self._seen = sent
 
     async def _check(self) -> str | None:
         """What is wrong with the endpoint; None if nothing is."""
@@ -71,8 +76,8 @@ class Canary:
                 await close()
 
     def _say(self, trouble: str | None) -> None:
-        if self.ready != (trouble is None):
-            self.ready = trouble is None
+        if self._ready != (trouble is None):
+            self._ready = trouble is None
             if trouble is None:
                 logger.info("%s is ready", self._handler.endpoint)
             else:

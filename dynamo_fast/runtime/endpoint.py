@@ -94,11 +94,17 @@ class Endpoint:
         if health_check_payload is not None and not isinstance(health_check_payload, dict):
             raise argument_error("health_check_payload", health_check_payload, "PyDict")
         # The service outlives the future: only the wait for its end is cancelled with it.
-        serving = asyncio.ensure_future(self._start(generator, labels, bidirectional))
+        serving = asyncio.ensure_future(self._start(generator, labels, bidirectional, health_check_payload))
         serving.add_done_callback(lambda task: task.cancelled() or task.exception())
         return asyncio.ensure_future(self._until_shutdown(serving))
 
-    async def _start(self, generator: Handler, labels: list[tuple[str, str]], bidirectional: bool) -> None:
+    async def _start(
+        self,
+        generator: Handler,
+        labels: list[tuple[str, str]],
+        bidirectional: bool,
+        health_check_payload: dict[str, Any] | None,
+    ) -> None:
         if self._served:
             raise plainly(
                 InvalidRequest(),
@@ -108,7 +114,15 @@ class Endpoint:
         self._served = True
         try:
             worker = await self._runtime.worker()
-            await worker.serve(_adapted(generator), self._id, metrics_labels=labels, bidirectional=bidirectional)
+            await worker.serve(
+                _adapted(generator),
+                self._id,
+                metrics_labels=labels,
+                bidirectional=bidirectional,
+                health_check_payload=health_check_payload,
+            )
+            if health_check_payload is not None:
+                self._runtime.checked_endpoints.add(self._id)
         except InvalidRequest as error:
             if not str(error).startswith("Label "):
                 raise

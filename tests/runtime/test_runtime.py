@@ -209,7 +209,6 @@ async def test_what_is_not_offered_says_so() -> None:
         lambda: DistributedRuntime(None, "file", "nats"),
         lambda: DistributedRuntime(None, "file", "tcp", response_plane="quic"),
         lambda: client.wait_for_instance_by_runtime_data("a", "b"),
-        lambda: runtime.register_engine_route("a", count),
         lambda: endpoint.metrics,
         runtime.to_capsule,
     ):

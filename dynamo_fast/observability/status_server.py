@@ -1,0 +1,138 @@
+"""`StatusServer`: health, metrics and engine routes of a process over HTTP (runtime.md 5.3, 5.4). On aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from dynamo_fast.config import StatusConfig
+from dynamo_fast.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+__all__ = ["EngineRoute", "Health", "StatusServer"]
+
+logger = logging.getLogger(__name__)
+
+EngineRoute = Callable[[Any], Awaitable[Any]]
+
+
+class Health(NamedTuple):
+    """Whether the process is well, and which of its endpoints are ready."""
+
+    ready: bool
+    endpoints: dict[str, bool]
+
+
+class StatusServer:
+    """Listens from the moment that it is made; answers on the event loop once `start` was called there.
+
+    Raises OSError if the port is taken, InvalidConfig without aiohttp.
+    """
+
+    def __init__(self, config: StatusConfig, health: Callable[[], Health], metrics: Callable[[], bytes]) -> None:
+        try:
+            import aiohttp  # noqa: F401  # said now, not when the first request comes
+        except ImportError as error:
+            raise InvalidConfig("DYN_SYSTEM_PORT needs aiohttp: pip install 'dynamo-fast[status]'") from error
+        self.engine_routes: dict[str, EngineRoute] = {}
+        self._config = config
+        self._health = health
+        self._metrics = metrics
+        self._started = time.monotonic()
+        self._socket = socket.create_server((config.host, config.port))
+        self._runner: web.AppRunner | None = None
+        self._starting: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The IP address and the port where it listens."""
+        ip, port = self._socket.getsockname()[:2]
+        return ip, port
+
+    def start(self) -> None:
+        """Answer from now on."""
+        if self._starting is None:
+            self._starting = asyncio.get_running_loop().create_task(self._start())
+
+    async def close(self) -> None:
+        """Stop listening; may be called twice."""
+        if self._starting is not None:
+            await self._starting
+        if self._runner is not None:
+            await self._runner.cleanup()
+        self._socket.close()
+
+    async def _start(self) -> None:
+        from aiohttp import web
+
+        application = web.Application()
+        for path in dict.fromkeys((self._config.health_path, self._config.live_path)):
+            application.router.add_get(path, self._answer_health)
+        application.router.add_get("/metrics", self._answer_metrics)
+        application.router.add_get("/metadata", self._answer_metadata)
+        application.router.add_route("*", "/engine/{name:.+}", self._answer_engine)
+        application.router.add_route("*", "/{path:.*}", self._answer_nothing)
+        self._runner = web.AppRunner(application, access_log=None)
+        await self._runner.setup()
+        await web.SockSite(self._runner, self._socket).start()
+
+    async def _answer_health(self, request: web.Request) -> web.Response:
+        health = self._health()
+        seconds, nanoseconds = divmod(int((time.monotonic() - self._started) * 1e9), 1_000_000_000)
+        body = {
+            "status": _word(health.ready),
+            "uptime": {"secs": seconds, "nanos": nanoseconds},
+            "endpoints": {name: _word(ready) for name, ready in health.endpoints.items()},
+        }
+        return _text(_compact(body), 200 if health.ready else 503)
+
+    async def _answer_metrics(self, request: web.Request) -> web.Response:
+        return _text(self._metrics().decode(), 200)
+
+    async def _answer_metadata(self, request: web.Request) -> web.Response:
+        return _text("Discovery metadata not available", 404)
+
+    async def _answer_nothing(self, request: web.Request) -> web.Response:
+        known = request.path in (self._config.health_path, self._config.live_path, "/metrics", "/metadata")
+        return _text("", 405) if known else _text("Route not found", 404)
+
+    async def _answer_engine(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        callback = self.engine_routes.get(name)
+        if callback is None:
+            return _error("Route not found", f"Route /engine/{name} not found", 404)
+        body = await request.read()
+        try:
+            value = json.loads(body) if body else {}
+        except ValueError as error:
+            return _error("Invalid JSON", str(error), 400)
+        try:
+            return _text(_compact(await callback(value)), 200)
+        except Exception as error:
+            logger.warning("the engine route %s failed", name, exc_info=error)
+            return _error("Handler error", f"Python callback failed: {type(error).__name__}: {error}", 500)
+
+
+def _word(ready: bool) -> str:
+    return "ready" if ready else "notready"
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _error(error: str, message: str, status: int) -> web.Response:
+    return _text(_compact({"error": error, "message": message}), status)
+
+
+def _text(text: str, status: int) -> web.Response:
+    from aiohttp import web
+
+    return web.Response(body=text.encode(), status=status, headers={"content-type": "text/plain; charset=utf-8"})
