@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from bisect import insort
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Protocol
 
 from dynamo_fast.discovery.base import Added, Discovery, DiscoveryEvent, Watch
@@ -79,13 +79,14 @@ class LoadQueue:
             self._levels[entry.in_flight][entry] = None
             self._lowest = min(self._lowest, entry.in_flight)
 
-    def least(self, usable: Callable[[Entry], bool]) -> Entry | None:
-        """The usable entry with the fewest requests in flight; None if there is none."""
-        while self.size and not self._levels[self._lowest]:
+    def least(self, out: Collection[Entry] = ()) -> Entry | None:
+        """The entry with the fewest requests in flight that is not in `out`; None if there is none."""
+        levels = self._levels
+        while self.size and not levels[self._lowest]:
             self._lowest += 1
-        for level in range(self._lowest, len(self._levels)):
-            for entry in self._levels[level]:
-                if usable(entry):
+        for number in range(self._lowest, len(levels)):
+            for entry in levels[number]:
+                if entry not in out:
                     return entry
         return None
 

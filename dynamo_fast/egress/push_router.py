@@ -24,7 +24,7 @@ from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest, EncodedBody
-from dynamo_fast.egress.instance_table import Entry, InstanceTable
+from dynamo_fast.egress.instance_table import Entry, InstanceTable, LoadQueue
 from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_stream import ResponseStream
 from dynamo_fast.errors import (
@@ -107,7 +107,8 @@ class PushRouter:
         loop = router.response_server.loop
         self._inhibited: Deadlines[Entry] = Deadlines(loop, self.config.inhibited_duration, self._changed)
         self._overloaded: Deadlines[Entry] = Deadlines(loop, _OVERLOADED_SECONDS, self._changed)
-        self._free: list[Entry] | None = None
+        self._free: list[Entry] | None = None  # with `_out`, what is derived from the two and the table when needed
+        self._out: set[Entry] = set()
         self._turn = 0
         self._choosers: dict[RouterMode, Chooser] = {
             RouterMode.RoundRobin: self._next,
@@ -225,11 +226,9 @@ class PushRouter:
 
     def _free_entries(self) -> list[Entry]:
         if self._free is None:
-            self._free = [entry for entry in self.table.entries if self._usable(entry)]
+            self._out = {*self._inhibited.keys(), *self._overloaded.keys()}
+            self._free = [entry for entry in self.table.entries if entry not in self._out]
         return self._free
-
-    def _usable(self, entry: Entry) -> bool:
-        return entry not in self._inhibited and entry not in self._overloaded
 
     def _free_or_error(self) -> list[Entry]:
         free = self._free_entries()
@@ -263,27 +262,37 @@ class PushRouter:
         return other if other.in_flight < one.in_flight else one
 
     def _least_loaded(self) -> Entry:
-        candidates = [self.table.cpu.least(self._usable), self.table.other.least(self._usable)]
-        found = [entry for entry in candidates if entry is not None]
-        if not found:
-            raise self._nobody()
-        return min(found, key=lambda entry: entry.in_flight)
+        cpu, other = self._least_of_each()
+        if cpu is None or other is None:
+            return self._only(cpu, other)
+        return cpu if cpu.in_flight < other.in_flight else other
 
     def _by_device(self) -> Entry:
         """The least loaded of a class; CPUs get their share, so that each has 1/ratio of what an accelerator has."""
-        cpu, other = self.table.cpu.least(self._usable), self.table.other.least(self._usable)
+        cpu, other = self._least_of_each()
         if cpu is None or other is None:
-            return self._least_loaded()
-        out = [*self._inhibited.keys(), *self._overloaded.keys()]
-        (cpus, on_cpus), (others, on_others) = (
-            (
-                queue.size - sum(entry.queue is queue for entry in out),
-                queue.total - sum(entry.in_flight for entry in out if entry.queue is queue),
-            )
-            for queue in (self.table.cpu, self.table.other)
-        )
+            return self._only(cpu, other)
+        cpus, on_cpus = self._load_of(self.table.cpu)
+        others, on_others = self._load_of(self.table.other)
         share = on_others * cpus / (self.config.cuda_to_cpu_ratio * others)
         return cpu if on_cpus < share else other
+
+    def _least_of_each(self) -> tuple[Entry | None, Entry | None]:
+        self._free_or_error()
+        return self.table.cpu.least(self._out), self.table.other.least(self._out)
+
+    @staticmethod
+    def _only(*entries: Entry | None) -> Entry:
+        return next(entry for entry in entries if entry is not None)
+
+    def _load_of(self, queue: LoadQueue) -> tuple[int, int]:
+        """How many of a class can be picked, and their requests in flight."""
+        size, total = queue.size, queue.total
+        for entry in self._out:
+            if entry.queue is queue:
+                size -= 1
+                total -= entry.in_flight
+        return size, total
 
     def _named(self, instance_id: int) -> Entry:
         entry = self.table.find(instance_id)
