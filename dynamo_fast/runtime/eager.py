@@ -36,9 +36,13 @@ def start(coroutine: Coroutine[Any, Any, _T], loop: asyncio.AbstractEventLoop) -
     return future
 
 
-@types.coroutine
-def _go_on(coroutine: Coroutine[Any, Any, _T], awaited: Any) -> Generator[Any, Any, _T]:
+async def _go_on(coroutine: Coroutine[Any, Any, _T], awaited: Any) -> _T:
     """The rest of a coroutine that waits for `awaited`."""
+    return await _rest(coroutine, awaited)  # from Python 3.12 on, a task does not take the generator itself
+
+
+@types.coroutine
+def _rest(coroutine: Coroutine[Any, Any, _T], awaited: Any) -> Generator[Any, Any, _T]:
     try:
         while True:
             try:
