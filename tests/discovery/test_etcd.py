@@ -206,6 +206,21 @@ async def test_a_watch_whose_revision_was_compacted_goes_on(own_server: Etcd) ->
     await discovery.close()
 
 
+async def test_what_was_removed_and_put_again_unseen_is_two_events(server: Etcd, client: EtcdClient) -> None:
+    discovery = EtcdDiscovery.connect(config(server))
+    await discovery.register(instance(1))
+    ear = await Ear.open(discovery)
+    assert await ear.hear() == Added(instance(1))
+    stream = discovery._streams[ENDPOINT]
+    assert stream._task is not None
+    stream._task.cancel()  # as if its connection had been lost, and while it is away:
+    await discovery.unregister(instance(1))
+    await discovery.register(instance(1))
+    stream.restart()
+    assert [await ear.hear(), await ear.hear()] == [Removed(instance(1)), Added(instance(1))]
+    await discovery.close()
+
+
 async def test_another_endpoint_is_tried_when_one_is_dead(server: Etcd, client: EtcdClient) -> None:
     dead = f"http://127.0.0.1:{free_port()}"
     discovery = EtcdDiscovery.connect(EtcdConfig(endpoints=f"{dead}, {server.url}/", lease_ttl=2))
