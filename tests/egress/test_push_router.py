@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dynamo_fast.config import PushRouterConfig, TcpClientConfig
@@ -236,6 +236,7 @@ async def test_where_all_are_of_one_class_the_least_loaded_is_picked(
 STEPS = st.lists(st.tuples(st.sampled_from(["add", "remove", "begin", "end"]), st.integers(0, 2)), max_size=40)
 
 
+@example([("add", 0), ("begin", 0), ("end", 0)])
 @given(STEPS)
 def test_the_queue_finds_what_a_look_at_all_finds(steps: list[tuple[str, int]]) -> None:
     queue = LoadQueue()
