@@ -284,8 +284,8 @@ def plot(table: dict[str, dict[str, dict[str, float | None]]], title: str, path:
         values = [(rows.get(name) or {}).get("cpu_per_item") or 0 for rows in table.values()]
         places = [group + (index - (len(names) - 1) / 2) * width for group in range(len(table))]
         bars = axis.bar(places, [value * 1e6 for value in values], width * 0.94, color=colours[name], label=name)
-        labels = [f"{value * 1e6:.3g}" if value else "" for value in values]
-        axis.bar_label(bars, labels, fontsize=7, padding=1)
+        labels = ["" if not value else f"{value * 1e6:,.{0 if value >= 1e-4 else 2}f}" for value in values]
+        axis.bar_label(bars, labels, fontsize=6, padding=1)
     axis.set(yscale="log", title=title, ylabel="microseconds of CPU per item")
     axis.set_xticks(range(len(table)), list(table))
     axis.grid(True, axis="y", color="#e4e4e4", linewidth=0.7)
