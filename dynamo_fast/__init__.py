@@ -21,6 +21,7 @@ from dynamo_fast.codec import (
 from dynamo_fast.context import Context
 from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
+from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.response_stream import ResponseStream
@@ -45,7 +46,9 @@ __all__ = [
     "Instance",
     "ManyIn",
     "PayloadCodec",
+    "PushRouter",
     "ResponseStream",
+    "RouterMode",
     "TcpRequestClient",
     "TcpRequestCodec",
     "TcpRequestDecoder",

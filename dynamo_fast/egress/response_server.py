@@ -34,6 +34,7 @@ from dynamo_fast.errors import (
     ResourceExhausted,
 )
 from dynamo_fast.listener import advertised_ip, listening_socket, local_ip
+from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.address import EndpointInstanceId, join_host_port
 from dynamo_fast.wire.control import (
     CallHomeHandshake,
@@ -253,6 +254,8 @@ class _ResponseConnection(asyncio.Protocol):
             messages = self._decoder.feed(data)
         except CodecError:  # a bad frame with none before it; what to do is the same, see below
             messages = []
+        if frame_log.ENABLED:
+            frame_log.log_frames(self._transport, messages)
         for message in messages:
             if self._delivers and message.message_type is _DATA_ONLY:
                 receiver.frames.append(message.data)  # type: ignore[union-attr]  # who delivers has a receiver

@@ -27,6 +27,7 @@ from dynamo_fast.errors import (
     ResourceExhausted,
 )
 from dynamo_fast.listener import keep_alive
+from dynamo_fast.observability import frame_log
 from dynamo_fast.observability.metrics import REQUEST_PLANE, RequestPlaneMetrics
 from dynamo_fast.wire.address import TcpAddress, join_host_port
 from dynamo_fast.wire.headers import ENDPOINT_PATH, FRONTEND_SEND_TS_NS, encode_headers
@@ -326,6 +327,8 @@ class _RequestConnection(asyncio.Protocol):
             messages = self._decoder.feed(data)
         except CodecError:  # a bad frame with none before it; what to do is the same, see below
             messages = []
+        if frame_log.ENABLED:
+            frame_log.log_frames(self._transport, messages)
         for message in messages:
             if not self._unacknowledged:
                 self._transport.abort()  # an answer to nothing: whatever it is, it is no Dynamo worker

@@ -17,6 +17,7 @@ from typing import Any, cast
 from dynamo_fast.codec import TwoPartDecoder
 from dynamo_fast.context import Context
 from dynamo_fast.errors import CodecError, PayloadError
+from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.stream import Event, classify
 
@@ -74,6 +75,8 @@ class RequestStream(asyncio.Protocol):
             messages = self._decoder.feed(data)
         except CodecError:  # a bad frame with none before it; what to do is the same, see below
             messages = []
+        if frame_log.ENABLED:
+            frame_log.log_frames(self._transport, messages)
         for message in messages:
             if self._ended:
                 return

@@ -20,6 +20,7 @@ from dynamo_fast.config import WorkerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CannotConnect, CodecError, ConnectionTimeout
+from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.address import split_host_port
 from dynamo_fast.wire.control import (
     MAX_CONTROL_MESSAGE_SIZE,
@@ -217,6 +218,8 @@ class ResponseConnection(asyncio.Protocol):
             messages = self._decoder.feed(data)
         except CodecError:  # a bad frame with none before it; what to do is the same, see below
             messages = []
+        if frame_log.ENABLED:
+            frame_log.log_frames(self._transport, messages)
         for message in messages:
             event = classify(message)
             self._step(event, f"ended by the router ({event.name.lower()})")

@@ -28,6 +28,7 @@ from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CodecError, MessageTooLarge, RequestRefused
 from dynamo_fast.ingress.admission import Admission, Submit
 from dynamo_fast.listener import Listener, advertised_ip, local_ip
+from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.address import join_host_port
 
 __all__ = ["Accept", "SharedTcpServer"]
@@ -141,6 +142,8 @@ class _RequestConnection(asyncio.Protocol):
             messages = self._decoder.feed(data)
         except CodecError:  # a bad frame with none before it; what to do is the same, see below
             messages = []
+        if frame_log.ENABLED:
+            frame_log.log_frames(self._transport, messages)
         acknowledgements = [self._answer(message) for message in messages]
         error = self._decoder.failed
         if error is not None:

@@ -1,0 +1,37 @@
+"""`DYN_LOG=trace`: each frame that comes in, as a line on standard error.
+
+    12:00:00.123 < 127.0.0.1:45921 TwoPartMessage(header=b'"sentinel"', data=b'')
+
+Decided once, when this is imported: a program that does not ask for it pays for one look at a constant in each read.
+`dynamo-fast tap` shows both directions of programs that cannot be started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Iterable
+
+from dynamo_fast.config import env_text
+
+__all__ = ["ENABLED", "log_frames"]
+
+#: Whether DYN_LOG asks for it: the level `trace`, for all targets or for this package.
+ENABLED = bool({"trace", "dynamo_fast=trace"} & {part.strip() for part in env_text("DYN_LOG").split(",")})
+
+_logger = logging.getLogger("dynamo_fast.frames")
+if ENABLED:
+    _handler = logging.StreamHandler(sys.stderr)
+    _handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(message)s", "%H:%M:%S"))
+    _logger.addHandler(_handler)
+    _logger.setLevel(logging.DEBUG)
+    _logger.propagate = False
+
+
+def log_frames(transport: asyncio.BaseTransport | None, messages: Iterable[object]) -> None:
+    """One line for each message that came from the other end of `transport`."""
+    name = transport.get_extra_info("peername") if transport is not None else None
+    peer = f"{name[0]}:{name[1]}" if name else "?"
+    for message in messages:
+        _logger.debug("< %s %s", peer, message)
