@@ -8,7 +8,7 @@ from types import TracebackType
 
 from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.errors import Disconnected, DynamoError, PayloadError, ProtocolError
-from dynamo_fast.wire.payload import Annotated, NetworkStreamWrapper, PayloadCodec
+from dynamo_fast.wire.payload import UNREADABLE, Annotated, NetworkStreamWrapper, PayloadCodec
 
 __all__ = ["ResponseStream"]
 
@@ -31,7 +31,17 @@ class ResponseStream:
     worker to quit.
     """
 
-    __slots__ = ("__weakref__", "_decode_item", "_final_seen", "_frames", "_loop", "_on_close", "_open", "_receiver")
+    __slots__ = (
+        "__weakref__",
+        "_final_seen",
+        "_frames",
+        "_loop",
+        "_on_close",
+        "_open",
+        "_payload_codec",
+        "_read_item",
+        "_receiver",
+    )
 
     def __init__(
         self,
@@ -42,7 +52,8 @@ class ResponseStream:
     ) -> None:
         self._receiver = receiver
         self._frames = receiver.frames
-        self._decode_item = payload_codec.decode_item
+        self._payload_codec = payload_codec
+        self._read_item = payload_codec.read_item
         self._loop = loop
         self._on_close = on_close
         self._final_seen = False
@@ -55,14 +66,14 @@ class ResponseStream:
         receiver, frames = self._receiver, self._frames
         while self._open:
             if frames:
+                frame = frames.popleft()
                 try:
-                    wrapper = self._decode_item(frames.popleft())
-                except PayloadError:
-                    self.close()
-                    raise
+                    wrapper = self._read_item(frame)
+                except UNREADABLE:
+                    wrapper = self._decode_item(frame)
                 item = wrapper.data
                 # Nearly every frame is a plain item; the rest is looked at with more care.
-                if item is None or wrapper.complete_final or self._final_seen or item.is_error():
+                if item is None or item._event == "error" or wrapper.complete_final or self._final_seen:
                     item = self._unusual(wrapper)
                 if item is not None:
                     return item
@@ -71,6 +82,14 @@ class ResponseStream:
             else:
                 await receiver.readable()
         raise StopAsyncIteration
+
+    def _decode_item(self, frame: bytes | memoryview) -> NetworkStreamWrapper:
+        """Another look, which forgives what Dynamo forgives, and says what is wrong otherwise. Raises PayloadError."""
+        try:
+            return self._payload_codec.decode_item(frame)
+        except PayloadError:
+            self.close()
+            raise
 
     def _unusual(self, wrapper: NetworkStreamWrapper) -> Annotated | None:
         """The item of a wrapper; None for the final marker. Raises what the item says, if it is an error."""

@@ -25,7 +25,7 @@ from dynamo_fast.errors import DynamoError, PayloadError, RemoteError, Serializa
 from dynamo_fast.wire._plain import is_plain
 from dynamo_fast.wire.error import decode_error, encode_error
 
-__all__ = ["Annotated", "NetworkStreamWrapper", "PayloadCodec"]
+__all__ = ["UNREADABLE", "Annotated", "NetworkStreamWrapper", "PayloadCodec"]
 
 _ENVELOPE_MARK = "_dynamo_annotated"
 _ENVELOPE_FIELDS = ("data", "id", "event", "comment", "error")
@@ -129,7 +129,7 @@ class PayloadCodec(Enum):
 
     def __init__(self, name: str) -> None:
         format_ = _FORMATS[name]
-        self._write, self._read, self._read_item = format_.write, format_.read, format_.read_item
+        self._write, self._read, self.read_item = format_.write, format_.read, format_.read_item
         self._item_head, self._item_tail = format_.item_head, format_.item_tail
         self._data_head = format_.item_head + format_.data_head
         self._data_tail = format_.data_tail + format_.item_tail
@@ -167,9 +167,9 @@ class PayloadCodec(Enum):
     def decode_item(self, data: bytes | memoryview) -> NetworkStreamWrapper:
         """The wrapper in a data frame. Raises PayloadError."""
         try:
-            return self._read_item(data)
-        except _UNREADABLE:
-            return self._load(self._read_item, data, "item")
+            return self.read_item(data)
+        except UNREADABLE:
+            return self._load(self.read_item, data, "item")
 
     def _dump(self, value: Any, *, big_ints: bool) -> bytes:
         if is_plain(value):
@@ -195,14 +195,15 @@ class PayloadCodec(Enum):
                     raise
                 # Dynamo reads one MessagePack value, and does not look at what follows it.
                 return read(data[: int(end[1])])
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             reason = str(error).replace("Object missing required field", "missing field")
             raise PayloadError(f"{reason} (in the {len(data)} bytes of this {self.value} {what})") from None
 
 
 # A plain value may still have an integer of more than 64 bits, a text that is not Unicode, or (in JSON) bytes.
 _UNWRITABLE = (TypeError, ValueError, OverflowError, RecursionError)
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError)
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError)
+"""What `PayloadCodec.read_item`, which is `decode_item` at full speed, raises in place of PayloadError."""
 _TRAILING = re.compile(r"trailing characters \(byte (\d+)\)")
 
 

@@ -25,6 +25,7 @@ from dynamo_fast.errors import (
     ProtocolError,
     RemoteError,
 )
+from dynamo_fast.wire.payload import PayloadCodec
 from tests.egress.conftest import make_router
 from tests.egress.raw_worker import FINAL, LIMIT, SENTINEL, RawStream, RawWorker, item, two_part
 from tests.egress.test_generate import begin, data_of
@@ -153,6 +154,19 @@ async def test_a_frame_that_is_no_item(router: AddressedPushRouter, worker: RawW
     stream.send(data=data)
     await fails_after(answer, [1], PayloadError)
     assert await stream.received() == [b'"kill"', b""]
+
+
+async def test_bytes_after_an_item_in_messagepack_are_forgiven(router: AddressedPushRouter, worker: RawWorker) -> None:
+    request = AddressedRequest({}, worker.address, payload_codec=PayloadCodec.MSGPACK)
+    call = asyncio.ensure_future(router.generate(request))
+    raw = await worker.request()
+    raw.acknowledge()
+    stream = await raw.dial()
+    stream.send(data=PayloadCodec.MSGPACK.encode_item(1) + b"after")
+    stream.send(data=PayloadCodec.MSGPACK.encode_item(2))
+    stream.send(data=PayloadCodec.MSGPACK.final)
+    stream.send(SENTINEL)
+    assert await data_of(await call) == [1, 2]
 
 
 async def test_an_error_of_the_handler(router: AddressedPushRouter, worker: RawWorker) -> None:

@@ -141,7 +141,7 @@ async def first_frame(
         frames.append(bytes(data))
         return codec.decode_item(data)
 
-    stream._decode_item = recorded
+    stream._read_item = recorded
     try:
         await items_of(stream)
     except RemoteError as error:
