@@ -91,7 +91,9 @@ async def begin(
     sent = await worker.request()
     sent.acknowledge()
     answer = await sent.dial()
-    return await asyncio.wait_for(call, LIMIT), answer
+    stream = await asyncio.wait_for(call, LIMIT)
+    await asyncio.sleep(0)  # until the loop has let go of the finished call, which holds the stream
+    return stream, answer
 
 
 async def items(stream: RoutedStream) -> list[Any]:
