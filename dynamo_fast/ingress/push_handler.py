@@ -99,6 +99,8 @@ class PushHandler:
         self._drained: asyncio.Future[None] | None = None
         self._running: set[_Request] = set()
         self._items_sent = 0
+        self.cancelled = False
+        """Whether `cancel` was called."""
 
     def accept(self, frame: TcpRequestMessage, submit: Submit) -> None:
         """Submit the job that answers this request.
@@ -133,7 +135,8 @@ class PushHandler:
             await self._drained
 
     def cancel(self) -> None:
-        """Cancel the handlers that run: each caller gets an error of the type Cancelled."""
+        """Cancel the handlers that run, and call none for what waits: each caller gets an error of the type Cancelled."""
+        self.cancelled = True
         for request in self._running:
             request.cancel()
 
@@ -212,6 +215,9 @@ class _Request:
 
     def _start(self) -> AsyncIterator[Any] | None:
         """What the handler returned; None if there is nothing, which the router has been told."""
+        if self._handler.cancelled:
+            self._refuse("Generate Error: the worker is shutting down", _cancelled("the worker is shutting down"))
+            return None
         try:
             request = self._decode()
         except ProtocolError as error:
@@ -370,6 +376,11 @@ def _invalid_request(text: str) -> RemoteError:
         error_class=InvalidRequest.error_class,
         reason=InvalidRequest.reason,
     )
+
+
+def _cancelled(text: str) -> RemoteError:
+    like = from_exception(asyncio.CancelledError())
+    return RemoteError(text, error_type=like.error_type, error_class=like.error_class, reason=like.reason)
 
 
 async def _close(iterator: AsyncIterator[Any]) -> None:

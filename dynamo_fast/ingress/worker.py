@@ -53,6 +53,8 @@ class Worker:
         self.metrics = WorkerMetrics(discovery.connection_id, self.server.admission)
         self.dialler = Dialler(self.config)
         self.endpoints: dict[EndpointId, ServedEndpoint] = {}
+        self.replaced: set[ServedEndpoint] = set()
+        """Those that another handler took the place of, while their last requests are being answered."""
 
     @classmethod
     async def start(
@@ -87,10 +89,13 @@ class Worker:
         Raises InvalidAddress for the name, InvalidRequest for a label, and what the discovery backend raises.
         """
         endpoint = EndpointId.parse(endpoint) if isinstance(endpoint, str) else endpoint
+        earlier = self.endpoints.get(endpoint)
         served = ServedEndpoint(self, handler, endpoint, metrics_labels, bidirectional)
         if health_check_payload is not None and self.health_check.enabled:
             served.canary = Canary(served.handler, health_check_payload, self.health_check)
         await served.register()
+        if earlier is not None:
+            earlier.retire()
         return served
 
     def record(self, endpoint: EndpointId) -> Instance:
@@ -106,7 +111,7 @@ class Worker:
 
     async def close(self) -> None:
         """Leave, let every request in flight have its answer, and close. May be called twice."""
-        await asyncio.gather(*(served.close() for served in list(self.endpoints.values())))
+        await asyncio.gather(*(served.close() for served in [*self.endpoints.values(), *self.replaced]))
         await self.dialler.all_closed()
         await self.server.close()
         await self.discovery.close()
@@ -137,6 +142,7 @@ class ServedEndpoint:
         )
         self.canary: Canary | None = None
         self._registered = False
+        self._closing: asyncio.Future[None] | None = None
         self._path = endpoint_path(endpoint, worker.discovery.connection_id)
         self.instance = worker.record(endpoint)
         """The record that discovery has of it."""
@@ -168,25 +174,45 @@ class ServedEndpoint:
     async def close(self) -> None:
         """Leave discovery, refuse what still comes, and let every accepted request have its answer, or its deadline.
 
-        May be called twice.
+        May be called twice, also at once.
         """
-        if self.worker.endpoints.get(self.endpoint) is not self:
-            return
-        config = self.worker.config
-        if self.canary is not None:
-            self.canary.close()
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._leave())
+        await asyncio.shield(self._closing)
+
+    def retire(self) -> None:
+        """Another handler has taken its place, record and path: answer what was accepted."""
+        if self._closing is None:
+            self.worker.replaced.add(self)
+            self._closing = asyncio.ensure_future(self._end())
+
+    async def _leave(self) -> None:
         if self._registered:
             await self.unregister()
-            await asyncio.sleep(config.leave_delay)
+            await asyncio.sleep(self.worker.config.leave_delay)
         self.worker.server.unregister(self._path)
+        await self._end()
+        del self.worker.endpoints[self.endpoint]
+
+    async def _end(self) -> None:
+        if self.canary is not None:
+            self.canary.close()
+        await self._drain()
+        self.worker.metrics.endpoints.remove(self.metrics)
+        self.worker.replaced.discard(self)
+
+    async def _drain(self) -> None:
+        config = self.worker.config
         try:
             await asyncio.wait_for(self.handler.drained(), config.shutdown_timeout)
+            return
         except asyncio.TimeoutError:
             logger.warning("%d requests for %s did not end in time", self.metrics.inflight, self.endpoint)
-            self.handler.cancel()
-            await self.handler.drained()
-        del self.worker.endpoints[self.endpoint]
-        self.worker.metrics.endpoints.remove(self.metrics)
+        self.handler.cancel()
+        try:
+            await asyncio.wait_for(self.handler.drained(), config.cancel_grace + config.connect_timeout)
+        except asyncio.TimeoutError:
+            logger.error("%d requests for %s go on though cancelled", self.metrics.inflight, self.endpoint)
 
 
 async def serve(handler: Handler, endpoint: EndpointId | str, discovery: Discovery | None = None) -> Worker:

@@ -1,0 +1,116 @@
+"""How endpoints leave when several leave at once, or when what they serve does not want to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from dynamo_fast.ingress.worker import Worker
+from tests.ingress.conftest import Start, address_of, echo
+from tests.ingress.requester import PATIENCE, Requester
+
+
+async def test_two_who_close_at_once_both_see_it_closed(start: Start) -> None:
+    gate = asyncio.Event()
+
+    async def slow(request: Any) -> AsyncIterator[Any]:
+        yield 1
+        await gate.wait()
+
+    worker = await start(slow, leave_delay=0.05)
+    (served,) = worker.endpoints.values()
+    async with Requester(address_of(worker)) as requester:
+        answer = await requester.call(None)
+        assert await answer.read() is not None
+        closings = [asyncio.ensure_future(served.close()), asyncio.ensure_future(worker.close())]
+        await asyncio.sleep(0.2)
+        gate.set()
+        await answer.items()
+        await asyncio.wait_for(asyncio.gather(*closings), PATIENCE)
+
+
+async def test_the_deadline_of_a_shutdown_is_that_of_waiting_requests_too(start: Start) -> None:
+    began = 0
+
+    async def endless(request: Any) -> AsyncIterator[Any]:
+        nonlocal began
+        began += 1
+        yield 1
+        await asyncio.Event().wait()
+
+    worker = await start(endless, server={"engine_request_limit": 1, "request_queue_limit": 3}, shutdown_timeout=0.05)
+    async with Requester(address_of(worker)) as requester:
+        first = await requester.call(None)
+        assert await first.read() is not None  # the prologue
+        assert await first.read() is not None  # the item
+        requester.send(requester.control(), b"1")
+        assert await requester.ack() == ""
+        assert worker.server.admission.queued == 1
+        closing = asyncio.ensure_future(worker.close())
+        error, _ = await first.items()
+        assert error["data"]["error"]["class"] == "Cancelled"
+        second = await requester.dialled()
+        prologue = await second.read()
+        assert prologue is not None
+        assert prologue.header["error"].startswith("Generate Error: ")
+        assert prologue.header["typed_error"]["class"] == "Cancelled"
+        second.writer.write_eof()
+        await asyncio.wait_for(closing, PATIENCE)
+        assert began == 1
+
+
+async def test_an_earlier_handlers_requests_are_waited_for(start: Start) -> None:
+    gate = asyncio.Event()
+
+    async def slow(request: Any) -> AsyncIterator[Any]:
+        yield 1
+        await gate.wait()
+        yield 2
+
+    worker = await start(slow)
+    async with Requester(address_of(worker)) as requester:
+        answer = await requester.call(None)
+        assert await answer.read() is not None
+        await worker.serve(echo, "a.b.c")
+        closing = asyncio.ensure_future(worker.close())
+        await asyncio.sleep(0.3)
+        early = closing.done()
+        gate.set()
+        await answer.items()
+        await asyncio.wait_for(closing, PATIENCE)
+        assert not early
+
+
+async def test_an_earlier_endpoint_leaves_no_metrics(worker: Worker) -> None:
+    (earlier,) = worker.endpoints.values()
+    await worker.serve(echo, "a.b.c")
+    await asyncio.wait_for(earlier.close(), PATIENCE)
+    (served,) = worker.endpoints.values()
+    assert served is not earlier
+    assert worker.metrics.endpoints == [served.metrics]
+
+
+async def test_a_handler_that_swallows_its_cancellation(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    release = asyncio.Event()
+
+    async def stubborn(request: Any) -> AsyncIterator[Any]:
+        yield 1
+        while not release.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await release.wait()
+
+    worker = await start(stubborn, shutdown_timeout=0.05, connect_timeout=0.1)
+    (served,) = worker.endpoints.values()
+    async with Requester(address_of(worker)) as requester:
+        answer = await requester.call(None)
+        assert await answer.read() is not None
+        closing = asyncio.ensure_future(served.close())
+        done, _ = await asyncio.wait([closing], timeout=PATIENCE)
+        release.set()
+        await answer.items()
+        assert done
+        assert "1 requests for a/b/c go on though cancelled" in caplog.text
