@@ -12,6 +12,7 @@ import pytest
 from dynamo_fast.ingress.worker import Worker
 from tests.ingress.conftest import Start, address_of, echo
 from tests.ingress.requester import PATIENCE, Requester
+from tests.ingress.test_worker import until
 
 
 async def test_two_who_close_at_once_both_see_it_closed(start: Start) -> None:
@@ -27,7 +28,7 @@ async def test_two_who_close_at_once_both_see_it_closed(start: Start) -> None:
         answer = await requester.call(None)
         assert await answer.read() is not None
         closings = [asyncio.ensure_future(served.close()), asyncio.ensure_future(worker.close())]
-        await asyncio.sleep(0.2)
+        await until(lambda: not worker.server._endpoints)  # both wait for the answer now
         gate.set()
         await answer.items()
         await asyncio.wait_for(asyncio.gather(*closings), PATIENCE)
@@ -77,7 +78,7 @@ async def test_an_earlier_handlers_requests_are_waited_for(start: Start) -> None
         assert await answer.read() is not None
         await worker.serve(echo, "a.b.c")
         closing = asyncio.ensure_future(worker.close())
-        await asyncio.sleep(0.3)
+        await until(lambda: not worker.server._endpoints)
         early = closing.done()
         gate.set()
         await answer.items()
