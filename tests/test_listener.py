@@ -91,3 +91,19 @@ def test_hosts_that_are_none_say_what_is_accepted(host: str) -> None:
         InvalidConfig, match=r"^V='.*' is not valid: expected an IP address or the name of a network inter"
     ):
         local_ip(host, "V")
+
+
+async def test_accepted_connections_are_kept_alive() -> None:
+    accepted: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
+
+    class Look(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            endpoint = transport.get_extra_info("socket")
+            alive = endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            accepted.set_result((alive, endpoint.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)))
+
+    listener = Listener("127.0.0.1", 0, 16, Look)
+    _, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+    assert await asyncio.wait_for(accepted, 10) == (1, 30)
+    writer.transport.abort()
+    listener.close()

@@ -59,12 +59,6 @@ class Admission:
             self.rejected += 1
             raise ResourceExhausted("Server overloaded: worker at capacity")
 
-    def cancel(self) -> None:
-        """Forget the jobs that wait, and cancel those that run."""
-        self._queue.clear()
-        for task in self._tasks:
-            task.cancel()
-
     def _start(self, job: Job) -> None:
         task = asyncio.get_running_loop().create_task(job())
         self._tasks.add(task)

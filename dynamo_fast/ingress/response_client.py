@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import socket
 from collections.abc import Callable, Iterable
 from typing import cast
 
@@ -20,6 +19,7 @@ from dynamo_fast.config import WorkerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CannotConnect, CodecError, ConnectionTimeout
+from dynamo_fast.listener import keep_alive
 from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.address import split_host_port
 from dynamo_fast.wire.control import (
@@ -85,7 +85,7 @@ class Dialler:
         finally:
             self._connecting.discard(task)
         # A router's machine that vanished without a word would hold its requests for ever.
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        keep_alive(transport.get_extra_info("socket"))
         transport.write(encode_two_part(CallHomeHandshake(info.subject, info.stream_type).encode(), b""))
 
     async def all_closed(self) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable
 from typing import cast
 
@@ -70,11 +69,6 @@ class SharedTcpServer:
         if self._listener is None:
             raise RuntimeError("the server has no address before start()")
         return join_host_port(advertised_ip(self._listener.ip), self._listener.port)
-
-    @property
-    def accept_back_offs(self) -> int:
-        """How often accepting connections paused because descriptors or memory ran out."""
-        return self._listener.back_offs if self._listener is not None else 0
 
     def register(self, path: str, accept: Accept, alias: str = "") -> None:
         """Serve `path`, in place of whoever served it. Also under `alias`, as long as no other path has the same one.
@@ -132,8 +126,6 @@ class _RequestConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        # A router's machine that vanished without a word would leave its connections here for ever.
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._server._opened(self)
 
     def data_received(self, data: bytes) -> None:

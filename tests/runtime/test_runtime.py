@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dynamo_fast import errors
+from dynamo_fast import AddressedPushRouter, AddressedRequest, ManyIn, errors
 from dynamo_fast.runtime import (
     Client,
     Context,
@@ -283,3 +283,22 @@ async def test_a_worker_and_a_caller_meet_in_etcd(server: Etcd, monkeypatch: pyt
 
     await asyncio.wait_for(worker(), 3 * LIMIT)
     assert answers == [0, 1, 2]
+
+
+async def test_a_bidirectional_endpoint_is_served() -> None:
+    async def converse(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield {"got": request}
+
+    async def requests() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+
+    runtime = make()
+    serving = runtime.endpoint("a.b.c").serve_bidirectional_endpoint(converse)
+    (instance,) = (await connect(runtime, "a.b.c")).instances()
+    async with await AddressedPushRouter.create() as router:
+        stream = await router.generate(AddressedRequest.new(ManyIn(requests()), instance.transport.address))
+        assert [item.data() async for item in stream] == [{"got": 1}, {"got": 2}]
+    runtime.shutdown()
+    assert await asyncio.wait_for(serving, LIMIT) == ()
