@@ -54,13 +54,15 @@ class Canary:
     async def _check(self) -> str | None:
         """What is wrong with the endpoint; None if nothing is."""
         context = Context()
+        task = asyncio.get_running_loop().create_task(self._first_item(context))
         try:
-            return await asyncio.wait_for(self._first_item(context), self._config.request_timeout)
-        except asyncio.TimeoutError:
-            return f"no answer within {self._config.request_timeout:g} s"
+            # Not `wait_for`, which would wait on for a handler that swallows its cancellation.
+            await asyncio.wait([task], timeout=self._config.request_timeout)
+            return task.result() if task.done() else f"no answer within {self._config.request_timeout:g} s"
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         finally:
+            task.cancel()
             context.kill()
 
     async def _first_item(self, context: Context) -> str | None:

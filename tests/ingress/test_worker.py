@@ -125,6 +125,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("checked")
 async def test_the_canary_finds_out(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
     asked: list[Any] = []
+    release = asyncio.Event()
     mode = "good"
 
     async def engine(request: Any) -> AsyncIterator[Any]:
@@ -133,6 +134,11 @@ async def test_the_canary_finds_out(worker: Worker, caplog: pytest.LogCaptureFix
             raise RuntimeError("ill")
         if mode == "hangs":
             await asyncio.Event().wait()
+        if mode == "swallows":
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                await release.wait()
         if mode == "error":
             yield {"_dynamo_annotated": True, "event": "error"}
         if mode != "empty":
@@ -142,11 +148,12 @@ async def test_the_canary_finds_out(worker: Worker, caplog: pytest.LogCaptureFix
     assert not served.ready
     await until(lambda: served.ready)
     assert asked == [{"canary": True}] * len(asked)
-    for trouble in ("raises", "hangs", "error", "empty"):
+    for trouble in ("raises", "hangs", "swallows", "error", "empty"):
         mode = trouble
         await until(lambda: not served.ready)
         mode = "good"
         await until(lambda: served.ready)
+    release.set()
     assert "the health check found RuntimeError: ill" in caplog.text
     assert "the health check found no answer within 0.05 s" in caplog.text
 
