@@ -1,9 +1,9 @@
-/* The floor: receives an answer of the replay worker, looks at nothing but its end, and says what that cost.
+/* The floor: receives answers of the replay worker, looks at nothing but their end, and says what that cost.
  *
- *     receive HOST PORT < request frames      one per line: its length in bytes, a newline, the bytes
+ *     receive HOST PORT < work      the length of a request frame, how many requests, how many at once; a newline; the frame
  *
- * Prints the port on which it listens first; then, for each request, the bytes received, the seconds, and the CPU
- * seconds (user and system) from sending the request to the end of the answer.
+ * Prints the port on which it listens first; then, for each work, the bytes received, the seconds, and the CPU seconds
+ * (user and system) from the first request to the end of the last answer.
  */
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
@@ -42,34 +42,43 @@ static struct sockaddr_in address(const char *host, int port) {
     return address;
 }
 
+/* The bytes of the next answer. Those of several at once are taken one after the other: they wait in the kernel. */
+static long receive(int listener) {
+    int answer = accept(listener, NULL, NULL);
+    check(answer < 0, "accept");
+    long received = 0, got;
+    while ((got = recv(answer, buffer, sizeof buffer, 0)) > 0) {
+        received += got;
+        if (got >= 10 && !memcmp(buffer + got - 10, "\"sentinel\"", 10)) break;
+    }
+    close(answer);
+    return received;
+}
+
 int main(int count, char **arguments) {
     if (count != 3) return 2;
     struct sockaddr_in worker = address(arguments[1], atoi(arguments[2])), own = address("127.0.0.1", 0);
     socklen_t size = sizeof own;
     int listener = socket(AF_INET, SOCK_STREAM, 0), requests = socket(AF_INET, SOCK_STREAM, 0), one = 1;
-    check(bind(listener, (struct sockaddr *)&own, size) || listen(listener, 16), "listen");
+    check(bind(listener, (struct sockaddr *)&own, size) || listen(listener, 1024), "listen");
     getsockname(listener, (struct sockaddr *)&own, &size);
     check(connect(requests, (struct sockaddr *)&worker, sizeof worker), "connect");
     setsockopt(requests, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     printf("%d\n", ntohs(own.sin_port));
     fflush(stdout);
 
-    int length;
-    while (scanf("%d\n", &length) == 1) {
-        char *frame = malloc(length);
+    int length, todo, concurrent;
+    while (scanf("%d %d %d\n", &length, &todo, &concurrent) == 3) {
+        char *frame = malloc(length), acknowledgement[4];
         check(fread(frame, 1, length, stdin) != (size_t)length, "request");
         double began = now(), used = cpu();
-        check(write(requests, frame, length) != length, "write");
-        int answer = accept(listener, NULL, NULL);
-        check(answer < 0, "accept");
-        long received = 0, got;
-        while ((got = recv(answer, buffer, sizeof buffer, 0)) > 0) {
-            received += got;
-            if (got >= 10 && !memcmp(buffer + got - 10, "\"sentinel\"", 10)) break;
+        long received = 0;
+        for (int sent = 0; sent < todo && sent < concurrent; sent++) check(write(requests, frame, length) != length, "write");
+        for (int answered = 1; answered <= todo; answered++) {
+            received += receive(listener);
+            if (answered + concurrent <= todo) check(write(requests, frame, length) != length, "write");
+            check(read(requests, acknowledgement, 4) != 4, "acknowledgement");
         }
-        close(answer);
-        char acknowledgement[4];
-        check(read(requests, acknowledgement, 4) != 4, "acknowledgement");
         printf("%ld %.9f %.9f\n", received, now() - began, cpu() - used);
         fflush(stdout);
         free(frame);

@@ -26,13 +26,13 @@ from typing import Any
 
 from benchmarks import worker_side
 from benchmarks.caller import WORKS
-from benchmarks.replay_worker import request_frame
+from benchmarks.replay_worker import compiled, request_frame
 from benchmarks.timing import machine
 
 HERE = Path(__file__).parent
 PEERS = {version: Path(".peers") / version / "bin" / "python" for version in ("1.3.1", "1.6.1")}
 STREAMS = ("burst", "packet", "4 KiB", "1 MiB")
-"""Works of one stream, for which there are floors."""
+"""Works of one stream, for which there is a loop that decodes."""
 CALLER_WORKS = ("burst", "packet", "32x100", "sequential", "concurrent", "4 KiB", "1 MiB")
 BOTH_WORKS = ("burst", "32x100", "concurrent")
 GROWTH = (1, 100, 1_000, 10_000)
@@ -46,7 +46,7 @@ def environment(folder: str) -> dict[str, str]:
         "DYN_TCP_RPC_HOST": "127.0.0.1",
         "DYN_TCP_RESPONSE_STREAM_HOST": "lo",
         "DYN_EVENT_PLANE": "zmq",
-        "DYN_LOG": "off",
+        "DYN_LOG": "error",  # without it Dynamo 1.6.1 writes a line for each request
         "PYTHONPATH": str(HERE.parent),
     }
 
@@ -103,7 +103,7 @@ def measure_callers(rounds: int) -> dict[str, dict[str, Rounds]]:
         if "grpc.aio" in callers:
             port = stack.enter_context(process([sys.executable, "-m", "benchmarks.grpc_worker"], settings))
             settings["GRPC_TARGET"] = f"127.0.0.1:{port}"
-        receiver = compiled_receiver(folder)
+        receiver = compiled("receive", folder)
         for work in CALLER_WORKS:
             for _ in range(rounds):
                 for name, (python, kind) in callers.items():
@@ -111,20 +111,9 @@ def measure_callers(rounds: int) -> dict[str, dict[str, Rounds]]:
                 if work in STREAMS:
                     loop = call(sys.executable, "floor", work, settings)
                     results[work].setdefault("floor: decode in a loop", []).extend(loop)
-                    if receiver is not None:
-                        results[work].setdefault("floor: receive in C", []).append(receive(receiver, work, folder))
+                results[work].setdefault("floor: receive in C", []).append(receive(receiver, work, folder))
             print(f"{work} done", file=sys.stderr)
     return results
-
-
-def compiled_receiver(folder: str) -> str | None:
-    program = str(Path(folder) / "receive")
-    try:
-        subprocess.run(["cc", "-O2", "-o", program, str(HERE / "receive.c")], check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        print(f"without the floor in C: {error}")
-        return None
-    return program
 
 
 def receive(program: str, work: str, folder: str) -> dict[str, Any]:
@@ -137,13 +126,13 @@ def receive(program: str, work: str, folder: str) -> dict[str, Any]:
         assert receiver.stdout is not None
         own_port = int(receiver.stdout.readline())
         frame = request_frame({"items": todo.items, "size": todo.size, "pace": todo.pace}, own_port)
-        receiver.stdin.write(b"%d\n" % len(frame) + frame)
+        receiver.stdin.write(b"%d %d %d\n" % (len(frame), todo.requests, todo.concurrent) + frame)
         receiver.stdin.flush()
         _, seconds, cpu = map(float, receiver.stdout.readline().split())
         receiver.stdin.close()
     return {
-        "items": todo.items,
-        "requests": 1,
+        "items": todo.items * todo.requests,
+        "requests": todo.requests,
         "seconds": seconds,
         "cpu": cpu,
         "first_item": [],

@@ -124,7 +124,7 @@ class Worker:
             "DYN_FILE_KV": folder,
             "DYN_TCP_RPC_HOST": "127.0.0.1",
             "DYN_EVENT_PLANE": "zmq",
-            "DYN_LOG": "off",
+            "DYN_LOG": "error",
         }
         self.process = subprocess.Popen(
             [python, __file__, "--serve", who],
