@@ -130,7 +130,7 @@ class Floor:
         self._requests.sendall(frame)
         stream, _ = self._listener.accept()
         first_item = 0.0
-        while data := stream.recv(1 << 18):
+        while data := stream.recv(1 << 17):
             messages = feed(data)
             for message in messages:
                 if message.data and decode_item(message.data).data is not None:

@@ -212,8 +212,8 @@ class ResponseServerConfig(_FromEnvironment):
     """One frame of an answer (Dynamo has no limit here)."""
     max_buffered_frames: int = setting("DYNAMO_FAST_RESPONSE_BUFFER_FRAMES", 1024, POSITIVE)
     """Frames that wait for a slow consumer before its connection is no longer read. One read may overshoot it."""
-    max_buffered_bytes: int = setting("DYNAMO_FAST_RESPONSE_BUFFER_BYTES", MIB, POSITIVE)
-    """The same in bytes; always room for one frame."""
+    max_buffered_bytes: int = setting("DYNAMO_FAST_RESPONSE_BUFFER_BYTES", MIB // 4, POSITIVE)
+    """The same in bytes; always room for one frame. More than this falls out of the processor's cache before it is read."""
     handshake_timeout: float = setting("DYNAMO_FAST_HANDSHAKE_TIMEOUT", 10.0, seconds())
     """From a worker's connection to its handshake (10 s in Dynamo 1.6)."""
     call_home_timeout: float = setting("DYNAMO_FAST_CALL_HOME_TIMEOUT", 120.0, seconds())
