@@ -1,6 +1,7 @@
 """One caller under test, in a process of its own: `python caller.py KIND WORK ROUNDS`, settings from the environment.
 
-    ours     the router of this project
+    ours     the router of this project, on uvloop
+    asyncio  the same on asyncio's own loop
     peer     run by a peer's interpreter: imports `dynamo.runtime`, and nothing of this project
     grpc     grpc.aio, server streaming, against `grpc_worker.py` (GRPC_TARGET)
     floor    blocking sockets and a tight loop: receive, take the frames apart, decode every item, nothing else
@@ -192,7 +193,7 @@ def cpu_seconds() -> float:
 
 async def main() -> None:
     kind, name, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    call = await {"ours": ours, "peer": peer, "grpc": grpc}[kind]()
+    call = await {"ours": ours, "asyncio": ours, "peer": peer, "grpc": grpc}[kind]()
     work = WORKS[name]
     await do(call, Work(min(work.requests, 32), min(work.concurrent, 32), min(work.items, 100), work.size))  # warm up
     for _ in range(rounds):

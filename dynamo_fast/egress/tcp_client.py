@@ -250,7 +250,7 @@ class _Pool:
 class _RequestConnection(asyncio.Protocol):
     """One connection to a worker: frames out, acknowledgements in."""
 
-    __slots__ = ("_client", "_decoder", "_on_lost", "_outgoing", "_paused", "_pool", "_transport", "_unacknowledged")
+    __slots__ = ("_client", "_decoder", "_on_lost", "_paused", "_pool", "_transport", "_unacknowledged")
 
     _transport: asyncio.Transport
 
@@ -259,7 +259,6 @@ class _RequestConnection(asyncio.Protocol):
         self._pool = pool
         self._decoder = TcpResponseDecoder(client.config.max_message_size)
         self._unacknowledged: deque[_Request] = deque()
-        self._outgoing: list[bytes] = []
         self._paused = False
         self._on_lost: set[Callable[[], None]] = set()
 
@@ -287,18 +286,11 @@ class _RequestConnection(asyncio.Protocol):
         self._on_lost.discard(callback)
 
     def send(self, request: _Request) -> None:
-        """Write a request, together with the others of this turn of the loop."""
+        """Write a request."""
         self._unacknowledged.append(request)
-        if not self._outgoing:
-            self._client.loop.call_soon(self._flush)
-        self._outgoing.append(request.frame)
+        self._transport.write(request.frame)
         self._client.metrics.tcp_bytes_sent += len(request.frame)
         request.frame = b""  # the transport has it; a large one is not to be held until the acknowledgement
-
-    def _flush(self) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(self._outgoing[0] if len(self._outgoing) == 1 else b"".join(self._outgoing))
-        self._outgoing = []
 
     def close(self) -> None:
         self._transport.abort()
