@@ -44,7 +44,7 @@ class Context:
         if id is not None and not isinstance(id, str):
             raise TypeError(f"id must be str, not {type(id).__name__}")
         self._id = random_uuid() if id is None else id
-        self._metadata = _checked_metadata(metadata)
+        self._metadata = {} if metadata is None else _checked_metadata(metadata)
         self._trace_headers = None if trace_headers is None else dict(trace_headers)
         self.parent_span_id: str | None = None
         """The span that the request came from, at a worker that follows traces."""
@@ -148,8 +148,8 @@ class Context:
             callback()
 
 
-def _checked_metadata(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    contents = dict(metadata) if metadata is not None else {}
+def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    contents = dict(metadata)
     for key, value in contents.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(f"metadata maps str to str, not {type(key).__name__} to {type(value).__name__} ({key!r})")

@@ -15,7 +15,9 @@ import struct
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from dynamo_fast.cli.decode import add_look, look_of
 from dynamo_fast.cli.frames import MAX_FRAME_SIZE, Conversation, Frame, Plane, complete_messages

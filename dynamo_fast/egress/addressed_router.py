@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import msgspec
+
 from dynamo_fast.codec import encode_two_part
 from dynamo_fast.context import Context
-from dynamo_fast.egress.request_client import RequestPlaneClient
+from dynamo_fast.egress.request_client import Ack, RequestPlaneClient
 from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.egress.response_server import TcpStreamServer
@@ -36,8 +38,7 @@ class EncodedBody(NamedTuple):
     body: bytes
 
 
-@dataclass(frozen=True)
-class AddressedRequest:
+class AddressedRequest(msgspec.Struct, frozen=True):
     """A request, and where it is to go.
 
     `data` is any value that `payload_codec` can express, or `ManyIn` for a bidirectional endpoint. `address` is
@@ -50,7 +51,7 @@ class AddressedRequest:
     address: str
     instance: EndpointInstanceId | None = None
     payload_codec: PayloadCodec = PayloadCodec.JSON
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}  # msgspec copies the default for each object
 
     @classmethod
     def new(cls, data: Any, address: str) -> AddressedRequest:
@@ -130,9 +131,13 @@ class AddressedPushRouter:
         timing = RequestTiming(self.metrics)
         receiver = self.response_server.register(context)
         self.metrics.inflight += 1
+        ack = None
         try:
-            await self._establish(request, receiver, timing)
+            ack = self._send(request, receiver, timing)
+            await receiver.established
         except BaseException:
+            if ack is not None:
+                ack.cancel()  # no effect on one that has come
             receiver.drop()
             self._leave()
             raise
@@ -141,22 +146,18 @@ class AddressedPushRouter:
     def _leave(self) -> None:
         self.metrics.inflight -= 1
 
-    async def _establish(self, request: AddressedRequest, receiver: ResponseReceiver, timing: RequestTiming) -> None:
-        if request.instance is not None and not self.response_server.associate_instance(
-            receiver.subject, request.instance
-        ):
+    def _send(
+        self, request: AddressedRequest, receiver: ResponseReceiver, timing: RequestTiming
+    ) -> asyncio.Future[Ack]:
+        server, context = self.response_server, receiver.context
+        if request.instance is not None and not server.associate_instance(receiver.subject, request.instance):
             raise Disconnected("Worker removed before request could be sent (tombstoned instance)")
-        payload = _payload(request, receiver, self.response_server)
-        headers = {**request.headers, **(receiver.context.trace_headers() or {}), REQUEST_ID: receiver.context.id()}
+        payload = _payload(request, receiver, server)
+        headers = {**request.headers, **(context.trace_headers() or {}), REQUEST_ID: context.id()}
         timing.sending()
         ack = self.client.send_request(request.address, payload, headers)
-        ack.add_done_callback(timing.acknowledged)
-        receiver.on_first_frame = timing.first_item
-        receiver.follow(ack)
-        try:
-            await receiver.established
-        finally:
-            ack.cancel()  # no effect on one that has come
+        receiver.follow(ack, timing)
+        return ack
 
 
 def _payload(request: AddressedRequest, receiver: ResponseReceiver, server: TcpStreamServer) -> bytes:
@@ -170,7 +171,7 @@ def _payload(request: AddressedRequest, receiver: ResponseReceiver, server: TcpS
     body = b""
     if isinstance(request.data, ManyIn):
         sender = server.register_input(request.data, request.payload_codec, receiver)
-        control_message = replace(
+        control_message = msgspec.structs.replace(
             control_message,
             request_type=RequestType.MANY_IN,
             request_stream_connection_info=sender.connection_info(server.address).to_connection_info(),

@@ -24,6 +24,7 @@ from dynamo_fast.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from dynamo_fast.observability.metrics import RequestTiming
 from dynamo_fast.wire.address import EndpointInstanceId
 from dynamo_fast.wire.control import StreamType, TcpStreamConnectionInfo
 from dynamo_fast.wire.stream import Event
@@ -52,6 +53,7 @@ class ResponseReceiver:
         "_ready",
         "_request_connection",
         "_server",
+        "_timing",
         "_waiters",
         "context",
         "ended",
@@ -65,6 +67,8 @@ class ResponseReceiver:
         "subject",
         "unread",
     )
+
+    _timing: RequestTiming
 
     def __init__(self, server: TcpStreamServer, subject: str, context: Context) -> None:
         self._server = server
@@ -100,11 +104,14 @@ class ResponseReceiver:
 
     # The request connection -------------------------------------------------------------------------------------
 
-    def follow(self, ack: asyncio.Future[Ack]) -> None:
-        """Take the acknowledgement of the request from `ack`, whenever it comes."""
+    def follow(self, ack: asyncio.Future[Ack], timing: RequestTiming) -> None:
+        """Take the acknowledgement of the request from `ack`, whenever it comes; `timing` is told how it goes."""
+        self.on_first_frame = timing.first_item
+        self._timing = timing
         ack.add_done_callback(self._on_ack)
 
     def _on_ack(self, ack: asyncio.Future[Ack]) -> None:
+        self._timing.acknowledged()
         if self.established.done():
             ack.cancelled() or ack.exception()  # nobody waits any more: the error was seen
         elif ack.cancelled():

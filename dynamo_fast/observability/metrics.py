@@ -122,7 +122,7 @@ class RequestTiming:
         self._sent = perf_counter()
         self._metrics.queue.observe(self._sent - self._called)
 
-    def acknowledged(self, _: object = None) -> None:
+    def acknowledged(self) -> None:
         """The worker has answered the request, or the wait for that has ended."""
         self._metrics.send.observe(perf_counter() - self._sent)
 

@@ -11,7 +11,6 @@ Always JSON, whatever the payload codec, with the keys in Dynamo's order. Each `
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, TypeVar
 
@@ -70,8 +69,7 @@ class ConnectionInfo(msgspec.Struct, frozen=True, gc=False):
     info: str
 
 
-@dataclass(frozen=True, slots=True)
-class TcpStreamConnectionInfo:
+class TcpStreamConnectionInfo(msgspec.Struct, frozen=True, gc=False):
     """Where a worker dials: `address` is `host:port`, `subject` names the stream, `context` is the request's id."""
 
     address: str
@@ -91,8 +89,7 @@ class TcpStreamConnectionInfo:
         return _decode(_tcp_stream_info, connection_info.info.encode("utf-8", "surrogatepass"), "connection info")
 
 
-@dataclass(frozen=True, slots=True)
-class RequestControlMessage:
+class RequestControlMessage(msgspec.Struct, frozen=True, gc=False):
     """The header part of a request's two-part message."""
 
     id: str
@@ -100,7 +97,7 @@ class RequestControlMessage:
     request_type: RequestType = RequestType.SINGLE_IN
     response_type: ResponseType = ResponseType.MANY_OUT
     payload_codec: PayloadCodec = PayloadCodec.JSON
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = {}  # msgspec copies the default for each object
     frontend_send_ts_ns: int | None = None
     request_stream_connection_info: ConnectionInfo | None = None
 
@@ -135,8 +132,7 @@ class RequestControlMessage:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class CallHomeHandshake:
+class CallHomeHandshake(msgspec.Struct, frozen=True, gc=False):
     """The first frame on a connection that a worker has dialled."""
 
     subject: str
@@ -152,8 +148,7 @@ class CallHomeHandshake:
         return _decode(_handshake, data, "handshake")
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseStreamPrologue:
+class ResponseStreamPrologue(msgspec.Struct, frozen=True):
     """The second frame of a response stream. `error` is None if the handler was started, else the reason as a text.
 
     `typed_error` says the same in a form that a program can read; Dynamo writes it since 1.6.
@@ -206,7 +201,7 @@ class _RawRequestControl(msgspec.Struct, kw_only=True, omit_defaults=True, gc=Fa
     response_type: ResponseType
     payload_codec: Literal["json", "msgpack"] | msgspec.UnsetType = msgspec.UNSET
     connection_info: ConnectionInfo
-    metadata: dict[str, str] = {}  # msgspec copies the default for each object
+    metadata: dict[str, str] = {}  # as above
     frontend_send_ts_ns: int | None = None
     request_stream_connection_info: ConnectionInfo | None = None
 

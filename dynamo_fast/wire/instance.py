@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import msgspec
@@ -25,7 +26,7 @@ class TransportType:
     address: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Instance:
     """One record. `request_plane_codec` is None for workers older than Dynamo 1.6, which read JSON."""
 
@@ -35,7 +36,7 @@ class Instance:
     device_type: DeviceType | None = None
     request_plane_codec: PayloadCodec | None = None
 
-    @property
+    @cached_property
     def endpoint_instance_id(self) -> EndpointInstanceId:
         """Which process's instance of which endpoint this is."""
         return EndpointInstanceId(*self.endpoint_id, self.instance_id)
