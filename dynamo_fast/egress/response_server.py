@@ -238,7 +238,8 @@ class _ResponseConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.connections.discard(self)
-        self.step(Event.LOST, error)
+        if self._machine.state is not State.CLOSED:
+            self.step(Event.LOST, error)
         self._receiver = None
 
     def eof_received(self) -> bool:
@@ -289,16 +290,16 @@ class _ResponseConnection(asyncio.Protocol):
             self.step(event, error)
 
     def _receive_handshake(self, message: TwoPartMessage) -> None:
-        receiver = None
-        with contextlib.suppress(ControlError):  # whoever dialled is not told why: it is reset, and the caller waits on
+        try:
             handshake = CallHomeHandshake.decode(message.header)
-            if handshake.stream_type is StreamType.RESPONSE:
-                receiver = self._server.take(handshake.subject)
-            elif (sender := self._server.take_input(handshake.subject)) is not None:
-                self._become_input(sender)
-                return
-        self._receiver = receiver
-        self.step(Event.VIOLATION if receiver is None else Event.HANDSHAKE)
+        except ControlError:
+            self.step(Event.VIOLATION)  # whoever dialled is not told why: it is reset, and the caller waits on
+            return
+        if handshake.stream_type is StreamType.REQUEST and (sender := self._server.take_input(handshake.subject)):
+            self._become_input(sender)
+            return
+        self._receiver = self._server.take(handshake.subject) if handshake.stream_type is StreamType.RESPONSE else None
+        self.step(Event.VIOLATION if self._receiver is None else Event.HANDSHAKE)
 
     def _become_input(self, sender: RequestSender) -> None:
         """It is no response stream: another protocol has this connection from now on."""

@@ -167,6 +167,8 @@ class ResponseStreamPrologue(msgspec.Struct, frozen=True):
     @classmethod
     def decode(cls, data: bytes | memoryview) -> ResponseStreamPrologue:
         """Read it; without `error` there is none. Raises ControlError."""
+        if data == _STARTED_TEXT:
+            return _STARTED
         raw = _decode(_prologue, data, "prologue")
         if raw.error is None or raw.typed_error is None:
             return cls(raw.error)
@@ -187,10 +189,14 @@ class ControlMessage(Enum):
     @classmethod
     def decode(cls, data: bytes | memoryview) -> ControlMessage:
         """Read it. Raises ControlError."""
-        return cls(_decode(_control, data, "control message"))
+        return _CONTROL_MESSAGES.get(data) or cls(_decode(_control, data, "control message"))
 
 
+# What nearly every stream has is known by its usual text, and needs no parser.
 _CONTROL_TEXTS = {message: orjson.dumps(message.value) for message in ControlMessage}
+_CONTROL_MESSAGES: dict[bytes | memoryview, ControlMessage] = {text: each for each, text in _CONTROL_TEXTS.items()}
+_STARTED = ResponseStreamPrologue()
+_STARTED_TEXT = _STARTED.encode()
 
 
 # The fields stand in the order in which Dynamo writes them, and what is at its default is left out, as it does. The codec
