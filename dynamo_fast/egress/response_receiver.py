@@ -144,11 +144,13 @@ class ResponseReceiver:
     def dialled(self, connection: ResponseConnection) -> None:
         """The worker has dialled back: `connection` is this stream's from now on."""
         self._connection = connection
-        self._forget_request_connection()
-        self._server.orphans.discard(self)
-        self._server.call_home.discard(self)
+        if self._acknowledged:
+            self._forget_request_connection()
+            self._server.orphans.discard(self)
+            self._server.call_home.discard(self)
         self._server.call_home.add(self)  # the same time again, for the prologue
-        self._context_changed()
+        if self.context.is_stopped():
+            self._context_changed()
 
     def ready(self) -> None:
         """The prologue has come, and it was good."""
@@ -174,8 +176,11 @@ class ResponseReceiver:
             self.ended = True
             self.error = error
             self.context.off_cancel(self._context_changed)
-            self._server.forget(self)
-            self.ready()  # a stream that ended before its prologue, and was not refused, is a stream without items
+            if not self._ready:
+                self._server.forget(self)
+                self.ready()  # a stream that ended before its prologue, and was not refused, is a stream without items
+            if self.sender is not None:
+                self._server.forget_input(self.sender)
             self.wake()
             self._connection = None  # they hold each other: without this only the garbage collector would part them
 
@@ -199,6 +204,8 @@ class ResponseReceiver:
     def drop(self) -> None:
         """Nobody wants the answer any more: the worker is told to quit."""
         self.frames.clear()
+        if self.ended:
+            return
         if self._connection is not None:
             self._connection.step(Event.DROPPED)
         self._forget_request_connection()

@@ -153,14 +153,16 @@ class TcpStreamServer:
         return receiver
 
     def forget(self, receiver: ResponseReceiver) -> None:
-        """Let go of a stream that has ended, whatever it was waiting for."""
+        """Let go of a stream that has ended before its worker began to answer."""
         self._waiting.pop(receiver.subject, None)
-        if receiver.sender is not None:
-            self._inputs.pop(receiver.sender.subject, None)
-            receiver.sender.close()
         self._disassociate(receiver)
         self.call_home.discard(receiver)
         self.orphans.discard(receiver)
+
+    def forget_input(self, sender: RequestSender) -> None:
+        """Let go of the input of a stream that has ended."""
+        self._inputs.pop(sender.subject, None)
+        sender.close()
 
     def cancel_recv_stream(self, subject: str) -> bool:
         """Fail the call that waits for `subject` with Disconnected; false if none does."""

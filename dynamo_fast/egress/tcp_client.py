@@ -55,9 +55,11 @@ class TcpRequestClient(RequestPlaneClient):
     def send_request(self, address: str, payload: bytes, headers: Mapping[str, str]) -> asyncio.Future[Ack]:
         """See RequestPlaneClient. `address` is `[tcp://]IP:PORT/PATH`; the two headers of the transport are added."""
         target = _parse_address(address)
-        request = _Request(self, join_host_port(target.host, target.port), self._frame(target.path, payload, headers))
+        frame = self._frame(target.path, payload, headers)
+        pool = self._pools.get((target.host, target.port)) or self._new_pool(target.host, target.port)
+        request = _Request(self, pool.peer, frame)
         self._deadlines.add(request)
-        self._pool(target.host, target.port).submit(request)
+        pool.submit(request)
         return request.future
 
     async def close(self) -> None:
@@ -88,14 +90,12 @@ class TcpRequestClient(RequestPlaneClient):
                 limit=error.limit,
             ) from None
 
-    def _pool(self, host: str, port: int) -> _Pool:
-        pool = self._pools.get((host, port))
-        if pool is None:
-            if self._closed:
-                raise CannotConnect(f"TCP connection to {join_host_port(host, port)} failed: the client was closed")
-            pool = self._pools[host, port] = _Pool(self, host, port)
-            if self._idle_timer is None:
-                self._sweep_later()
+    def _new_pool(self, host: str, port: int) -> _Pool:
+        if self._closed:
+            raise CannotConnect(f"TCP connection to {join_host_port(host, port)} failed: the client was closed")
+        pool = self._pools[host, port] = _Pool(self, host, port)
+        if self._idle_timer is None:
+            self._sweep_later()
         return pool
 
     def _sweep_later(self) -> None:
@@ -153,12 +153,23 @@ class _Request:
 class _Pool:
     """The connections to one worker process, and the requests that wait for room on one."""
 
-    __slots__ = ("_client", "_connect_task", "_connections", "_host", "_last_used", "_next", "_port", "_waiting")
+    __slots__ = (
+        "_client",
+        "_connect_task",
+        "_connections",
+        "_host",
+        "_last_used",
+        "_next",
+        "_port",
+        "_waiting",
+        "peer",
+    )
 
     def __init__(self, client: TcpRequestClient, host: str, port: int) -> None:
         self._client = client
         self._host = host
         self._port = port
+        self.peer = join_host_port(host, port)
         self._connections: list[_RequestConnection] = []
         self._next = 0
         self._waiting: deque[_Request] = deque()
