@@ -94,8 +94,8 @@ cdef class TwoPartMessage:
     def from_parts(cls, header, data):
         """A message of both parts; anything but bytes is copied. Raises TypeError if a part is not bytes-like."""
         cdef TwoPartMessage message = cls.__new__(cls)
-        message.header = owned("header", header)
-        message.data = owned("data", data)
+        message.header = header if type(header) is bytes else owned("header", header)
+        message.data = data if type(data) is bytes else owned("data", data)
         return message
 
     @classmethod
@@ -148,9 +148,9 @@ cdef class TcpRequestMessage:
     def from_parts(cls, endpoint_path, headers, payload):
         """A request of these three parts; anything but bytes is copied. Raises TypeError if a part is not bytes-like."""
         cdef TcpRequestMessage message = cls.__new__(cls)
-        message.endpoint_path = owned("endpoint_path", endpoint_path)
-        message.headers = owned("headers", headers)
-        message.payload = owned("payload", payload)
+        message.endpoint_path = endpoint_path if type(endpoint_path) is bytes else owned("endpoint_path", endpoint_path)
+        message.headers = headers if type(headers) is bytes else owned("headers", headers)
+        message.payload = payload if type(payload) is bytes else owned("payload", payload)
         return message
 
     def __eq__(self, other):
@@ -187,7 +187,7 @@ cdef class TcpResponseMessage:
     def from_parts(cls, data):
         """An acknowledgement with this text; anything but bytes is copied. Raises TypeError if it is not bytes-like."""
         cdef TcpResponseMessage message = cls.__new__(cls)
-        message.data = owned("data", data)
+        message.data = data if type(data) is bytes else owned("data", data)
         return message
 
     def __eq__(self, other):

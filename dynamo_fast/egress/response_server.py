@@ -11,6 +11,7 @@ import contextlib
 import socket
 import struct
 import sys
+from functools import partial
 from typing import cast
 
 from dynamo_fast.codec import (
@@ -92,7 +93,7 @@ class TcpStreamServer:
         """Listen as `config` says, by default as the environment does. Raises InvalidConfig, OSError."""
         server = cls(ResponseServerConfig.from_env() if config is None else config)
         server._server = await server.loop.create_server(
-            lambda: _ResponseConnection(server), sock=server._socket, backlog=server.config.backlog
+            partial(_ResponseConnection, server), sock=server._socket, backlog=server.config.backlog
         )
         return server
 
