@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from typing import Generic, NoReturn, TypeVar
 
 from typing_extensions import disjoint_base
@@ -17,6 +18,7 @@ __all__ = [
     "TwoPartDecoder",
     "TwoPartMessage",
     "TwoPartMessageType",
+    "encode_data_frames",
     "encode_two_part",
 ]
 
@@ -85,6 +87,7 @@ class TcpResponseCodec(_Codec[TcpResponseMessage]):
     def __init__(self, max_message_size: int | None = None) -> None: ...
     def encode_message(self, message: TcpResponseMessage) -> bytes: ...
 
+def encode_data_frames(bodies: Iterable[_BytesLike]) -> bytes: ...
 def encode_two_part(header: _BytesLike, data: _BytesLike) -> bytes: ...
 
 @disjoint_base

@@ -57,6 +57,7 @@ __all__ = [
     "TwoPartDecoder",
     "TwoPartMessage",
     "TwoPartMessageType",
+    "encode_data_frames",
     "encode_two_part",
 ]
 
@@ -486,6 +487,34 @@ def encode_two_part(header, data):
     if type(data) is not bytes:
         data = borrowed("data", data)
     return encode_parts(header, data, PY_SSIZE_T_MAX, None)
+
+
+def encode_data_frames(bodies):
+    """The frames of messages without a header, one after the other, as a response stream carries its items.
+
+    No limit, checksum 0. Raises TypeError if one of the bodies is not bytes-like.
+    """
+    cdef tuple parts = tuple(bodies)  # nobody can change it while its sizes are relied upon
+    cdef Py_ssize_t size = 0
+    cdef Span span
+    for part in parts:
+        if type(part) is not bytes:
+            parts = tuple([borrowed("data", each) for each in parts])
+            break
+    for part in parts:
+        span_of(part, &span)
+        size += TWO_PART_PREFIX + span.size
+    cdef bytes frames = PyBytes_FromStringAndSize(NULL, size)
+    cdef unsigned char *to = <unsigned char *>PyBytes_AS_STRING(frames)
+    for part in parts:
+        span_of(part, &span)
+        store_u64(to, 0)
+        store_u64(to + 8, <uint64_t>span.size)
+        store_u64(to + 16, 0)
+        memcpy(to + TWO_PART_PREFIX, span.start, span.size)
+        to += TWO_PART_PREFIX + span.size
+    assert to == <unsigned char *>PyBytes_AS_STRING(frames) + size
+    return frames
 
 
 cdef bytes encode_parts(object header_part, object data_part, Py_ssize_t limit, object digest):

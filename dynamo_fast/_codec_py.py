@@ -16,7 +16,7 @@ goes by the bytes that came, never by the bytes that were announced.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from io import BytesIO
 from struct import Struct
@@ -43,6 +43,7 @@ __all__ = [
     "TwoPartDecoder",
     "TwoPartMessage",
     "TwoPartMessageType",
+    "encode_data_frames",
     "encode_two_part",
 ]
 
@@ -501,6 +502,19 @@ def encode_two_part(header: BytesLike, data: BytesLike) -> bytes:
     header = borrowed("header", header)
     data = borrowed("data", data)
     return b"".join((_TWO_PART_PREFIX.pack(len(header), len(data), 0), header, data))
+
+
+def encode_data_frames(bodies: Iterable[BytesLike]) -> bytes:
+    """The frames of messages without a header, one after the other, as a response stream carries its items.
+
+    No limit, checksum 0. Raises TypeError if one of the bodies is not bytes-like.
+    """
+    pack = _TWO_PART_PREFIX.pack
+    pieces: list[Body] = []
+    for body in bodies:
+        part = body if type(body) is bytes else borrowed("data", body)
+        pieces += (pack(0, len(part), 0), part)
+    return b"".join(pieces)
 
 
 def _cut(source: Body, start: int, stop: int) -> Body:

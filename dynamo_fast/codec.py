@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         TwoPartDecoder,
         TwoPartMessage,
         TwoPartMessageType,
+        encode_data_frames,
         encode_two_part,
     )
 
@@ -47,6 +48,7 @@ __all__ = [
     "TwoPartDecoder",
     "TwoPartMessage",
     "TwoPartMessageType",
+    "encode_data_frames",
     "encode_two_part",
 ]
 
@@ -89,4 +91,5 @@ if not TYPE_CHECKING:
     TwoPartDecoder = _backend.TwoPartDecoder
     TwoPartMessage = _backend.TwoPartMessage
     TwoPartMessageType = _backend.TwoPartMessageType
+    encode_data_frames = _backend.encode_data_frames
     encode_two_part = _backend.encode_two_part

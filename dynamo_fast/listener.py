@@ -23,6 +23,14 @@ logger = logging.getLogger(__name__)
 
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _FIRST_BACK_OFF, _LONGEST_BACK_OFF = 0.005, 1.0
+_KEEP_ALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, option), value)
+        for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+        if hasattr(socket, option)
+    ),
+]
 # After a burst of this many connections those that were accepted get a turn of the loop.
 _ACCEPTS_PER_TURN = 64
 
@@ -94,10 +102,13 @@ def keep_alive(endpoint: socket.socket) -> None:
 
     Connections that are accepted inherit it from the listening socket.
     """
-    endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, option):
-            endpoint.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+    # An event loop's stand-in for a socket would make a real one for each of these calls, and so costs as much as they.
+    real = socket.socket(endpoint.family, endpoint.type, endpoint.proto, fileno=endpoint.fileno())
+    try:
+        for level, option, value in _KEEP_ALIVE:
+            real.setsockopt(level, option, value)
+    finally:
+        real.detach()
 
 
 def listening_socket(ip: str, port: int, backlog: int) -> socket.socket:

@@ -272,6 +272,7 @@ class _Request:
 
     async def _send_items(self, iterator: AsyncIterator[Any]) -> None:
         stream, encode = self._stream, self._control.payload_codec.encode_item
+        encode_plain = self._control.payload_codec.encode_plain_item
         said_goodbye = False
         async for item in iterator:
             if not stream.open:
@@ -281,7 +282,9 @@ class _Request:
                 said_goodbye = True
                 continue
             try:
-                if item.__class__ is Batch:
+                if (body := encode_plain(item)) is not None:
+                    must_wait = stream.send(body)
+                elif item.__class__ is Batch:
                     must_wait = stream.send_all(map(encode, item.items))
                 else:
                     must_wait = stream.send(encode(item))

@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable, Iterable
+from functools import cache, lru_cache
 from typing import cast
 
-from dynamo_fast.codec import TwoPartDecoder, encode_two_part
+from dynamo_fast.codec import TwoPartDecoder, encode_data_frames, encode_two_part
 from dynamo_fast.config import WorkerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
@@ -31,7 +32,7 @@ from dynamo_fast.wire.control import (
 )
 from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classify
 
-__all__ = ["Dialler", "ResponseConnection"]
+__all__ = ["Dialled", "Dialler", "ResponseConnection"]
 
 _CORK_FRAMES = 128
 _CORK_BYTES = 64 * 1024
@@ -52,6 +53,22 @@ _PROLOGUE_OK = encode_two_part(ResponseStreamPrologue().encode(), b"")
 _SENTINEL = encode_two_part(ControlMessage.SENTINEL.encode(), b"")
 
 
+_host_port = lru_cache(maxsize=4096)(split_host_port)
+
+
+@cache
+def _final_frames(final: bytes) -> bytes:
+    return encode_two_part(b"", final) + _SENTINEL
+
+
+class Dialled(asyncio.Protocol):
+    """The worker's end of a connection to a router."""
+
+    def dialled(self, handshake: bytes) -> None:
+        """The connection stands: `handshake` is what is to be written first."""
+        raise NotImplementedError
+
+
 class Dialler:
     """Connects to routers, and keeps the deadlines of all response connections of a worker."""
 
@@ -66,15 +83,15 @@ class Dialler:
         )
         self._all_closed: asyncio.Future[None] | None = None
 
-    async def dial(self, info: TcpStreamConnectionInfo, protocol: asyncio.Protocol) -> None:
-        """Connect `protocol` to the router at `info.address`, and write the handshake.
+    async def dial(self, info: TcpStreamConnectionInfo, protocol: Dialled) -> None:
+        """Connect `protocol` to the router at `info.address`, and have it write the handshake.
 
         Raises CannotConnect or ConnectionTimeout, both naming the address.
         """
         task = cast("asyncio.Task[object]", asyncio.current_task())
         self._connecting.add(task)
         try:
-            transport = await _connect(*split_host_port(info.address), protocol)
+            transport = await _connect(*_host_port(info.address), protocol)
         except asyncio.CancelledError:
             if task in self._connecting:
                 raise
@@ -86,7 +103,7 @@ class Dialler:
             self._connecting.discard(task)
         # A router's machine that vanished without a word would hold its requests for ever.
         keep_alive(transport.get_extra_info("socket"))
-        transport.write(encode_two_part(CallHomeHandshake(info.subject, info.stream_type).encode(), b""))
+        protocol.dialled(encode_two_part(CallHomeHandshake(info.subject, info.stream_type).encode(), b""))
 
     async def all_closed(self) -> None:
         """Wait until every finished connection is closed, which takes no longer than the close timeout."""
@@ -104,7 +121,7 @@ def _cancel(task: asyncio.Task[object]) -> None:
     task.cancel()
 
 
-async def _connect(host: str, port: int, protocol: asyncio.Protocol) -> asyncio.Transport:
+async def _connect(host: str, port: int, protocol: Dialled) -> asyncio.Transport:
     loop = asyncio.get_running_loop()
     while True:
         try:
@@ -116,7 +133,7 @@ async def _connect(host: str, port: int, protocol: asyncio.Protocol) -> asyncio.
             await asyncio.sleep(_ADDRESS_RETRY)  # every local port towards the router is in use: one may become free
 
 
-class ResponseConnection(asyncio.Protocol):
+class ResponseConnection(Dialled):
     """One response stream. `cut_short` is called once if the stream ends before the push handler has ended it."""
 
     def __init__(self, dialler: Dialler, context: Context, cut_short: Callable[[], None]) -> None:
@@ -127,7 +144,8 @@ class ResponseConnection(asyncio.Protocol):
         self._decoder = TwoPartDecoder(MAX_CONTROL_MESSAGE_SIZE)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._corked: list[bytes] = []
+        self._head = b""  # handshake and prologue, until they are written
+        self._corked: list[bytes] = []  # the bodies of data frames
         self._corked_bytes = 0
         self._flush_scheduled = False
         self._paused = False
@@ -150,41 +168,36 @@ class ResponseConnection(asyncio.Protocol):
     def start(self) -> None:
         """The handler was started: write the prologue."""
         if self._step(Event.PROLOGUE_OK, "") is Action.WRITE:
-            self._cork(_PROLOGUE_OK)
+            self._head += _PROLOGUE_OK
+            self._flush_later()
 
     def refuse(self, prologue: ResponseStreamPrologue) -> None:
         """The handler was not started: write the reason, and end the stream."""
         if self._step(Event.PROLOGUE_ERROR, "refused by the worker") is Action.WRITE_END:
-            self._cork(encode_two_part(prologue.encode(), b""))
-            self._write_end()
+            self._write_end(encode_two_part(prologue.encode(), b"") + _SENTINEL)
 
     def send(self, body: bytes) -> bool:
         """Write a data frame. Returns whether `room()` must be awaited before the next one."""
         # The hot path of a worker: one item, in as few steps as there can be.
         if not self.open:
             return False
-        self.items += 1
-        self.bytes += (size := len(body))
-        self._corked_bytes += size
         corked = self._corked
-        corked.append(encode_two_part(b"", body))
-        if self.items == 1:
+        corked.append(body)
+        self._corked_bytes += len(body)
+        if not self.items:
             self._flush()
         elif not self._flush_scheduled:
-            self._flush_scheduled = True
-            self._loop.call_soon(self._end_turn)
+            self._flush_later()
         return self._paused or len(corked) >= _CORK_FRAMES or self._corked_bytes >= _CORK_BYTES
 
     def send_all(self, bodies: Iterable[bytes]) -> bool:
         """Write several data frames, all in one write; else as `send`."""
-        for body in bodies:
-            self.items += 1
-            self._cork_body(body)
-        self._flush()
-        return self._is_full()
-
-    def _is_full(self) -> bool:
-        return self._paused or len(self._corked) >= _CORK_FRAMES or self._corked_bytes >= _CORK_BYTES
+        if self.open:
+            for body in bodies:
+                self._corked.append(body)
+                self._corked_bytes += len(body)
+            self._flush()
+        return self._paused
 
     async def room(self) -> None:
         """Write what is corked, give the others a turn, and wait for as long as the router reads more slowly."""
@@ -203,8 +216,8 @@ class ResponseConnection(asyncio.Protocol):
     def finish(self, final: bytes) -> None:
         """The handler has no more items: write the final data frame, and end the stream."""
         if self._step(Event.FINISHED, "finished by the handler") is Action.WRITE_END:
-            self._cork_body(final)
-            self._write_end()
+            self.bytes += len(final)
+            self._write_end(_final_frames(final))
 
     # What the event loop does
 
@@ -212,6 +225,12 @@ class ResponseConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         if not self.open:  # stopped while it was being dialled
             self._abort()
+
+    def dialled(self, handshake: bytes) -> None:
+        """See Dialled. It leaves with the prologue, or whatever else the handler's first turn brings."""
+        if self.open:
+            self._head = handshake
+            self._flush_later()
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -278,13 +297,7 @@ class ResponseConnection(asyncio.Protocol):
             self._cut_short()
         return action
 
-    def _cork_body(self, body: bytes) -> None:
-        self.bytes += len(body)
-        self._corked_bytes += len(body)
-        self._cork(encode_two_part(b"", body))
-
-    def _cork(self, frame: bytes) -> None:
-        self._corked.append(frame)
+    def _flush_later(self) -> None:
         if not self._flush_scheduled:
             self._flush_scheduled = True
             self._loop.call_soon(self._end_turn)
@@ -293,15 +306,21 @@ class ResponseConnection(asyncio.Protocol):
         self._flush_scheduled = False
         self._flush()
 
-    def _flush(self) -> None:
-        if self._corked and self._transport is not None:
-            self._transport.write(self._corked[0] if len(self._corked) == 1 else b"".join(self._corked))
+    def _flush(self, end: bytes = b"") -> None:
+        """Write what is corked, and `end`."""
+        frames = encode_data_frames(self._corked) if self._corked else b""
+        if self._head or end:
+            frames = b"".join((self._head, frames, end))
+            self._head = b""
+        if frames and self._transport is not None:
+            self._transport.write(frames)
+        self.items += len(self._corked)
+        self.bytes += self._corked_bytes
         self._corked.clear()
         self._corked_bytes = 0
 
-    def _write_end(self) -> None:
-        self._cork(_SENTINEL)
-        self._flush()
+    def _write_end(self, end: bytes) -> None:
+        self._flush(end)
         self._dialler._closing.add(self)
         if self._peer_finished:
             self._close()
@@ -318,7 +337,9 @@ class ResponseConnection(asyncio.Protocol):
 
     def _abort(self) -> None:
         """Close now; what the kernel has not taken yet is dropped."""
+        self._head = b""
         self._corked.clear()
+        self._corked_bytes = 0
         self._wake()
         if self._transport is not None:
             self._transport.abort()

@@ -1,11 +1,19 @@
 # cython: freethreading_compatible=True
-"""`is_plain`: whether a value may go straight to the fast writers.
+"""`is_plain`: whether a value may go straight to the fast writers; `encode_plain` sends it there.
 
 A module of its own because it looks at every part of every item: where there is a compiler, Cython translates this very
 file (see setup.py), and the look costs a tenth.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+
+ENVELOPE_MARK = "_dynamo_annotated"
+"""The key of a dict that is an annotated item itself."""
+UNWRITABLE = (TypeError, ValueError, OverflowError, RecursionError)
+"""What a fast writer raises at a plain value with an integer of more than 64 bits, a text that is not Unicode, or (in
+JSON) bytes."""
 
 _SCALARS = frozenset({str, int, float, bool, type(None), bytes})
 _MAX_DEPTH = 100
@@ -31,3 +39,13 @@ def is_plain(value: object, depth: int = _MAX_DEPTH) -> bool:
                 return False
         return True
     return kind in _SCALARS
+
+
+def encode_plain(write: Callable[[object], bytes], head: bytes, tail: bytes, value: object) -> bytes | None:
+    """What `write` makes of a plain `value`, between `head` and `tail`; None if somebody slower must have a look at it."""
+    if not is_plain(value) or (type(value) is dict and ENVELOPE_MARK in value):
+        return None
+    try:
+        return head + write(value) + tail
+    except UNWRITABLE:
+        return None

@@ -16,18 +16,18 @@ import math
 import re
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import orjson
 
 from dynamo_fast.errors import DynamoError, PayloadError, RemoteError, SerializationError
-from dynamo_fast.wire._plain import is_plain
+from dynamo_fast.wire._plain import ENVELOPE_MARK, UNWRITABLE, encode_plain, is_plain
 from dynamo_fast.wire.error import decode_error, encode_error
 
 __all__ = ["UNREADABLE", "Annotated", "NetworkStreamWrapper", "PayloadCodec"]
 
-_ENVELOPE_MARK = "_dynamo_annotated"
 _ENVELOPE_FIELDS = ("data", "id", "event", "comment", "error")
 _T = TypeVar("_T")
 
@@ -133,6 +133,8 @@ class PayloadCodec(Enum):
         self._item_head, self._item_tail = format_.item_head, format_.item_tail
         self._data_head = format_.item_head + format_.data_head
         self._data_tail = format_.data_tail + format_.item_tail
+        self.encode_plain_item = partial(encode_plain, format_.write, self._data_head, self._data_tail)
+        """`encode_item` at full speed, for nearly every item; None for one that takes a closer look."""
         self.final = format_.write({"complete_final": True})
         """The wrapper that says that the answer is complete."""
 
@@ -149,13 +151,10 @@ class PayloadCodec(Enum):
 
         A dict with a truthy `_dynamo_annotated`, or an `Annotated`, is the inner envelope itself; anything else is data.
         """
-        kind = type(value)
-        if is_plain(value) and (kind is not dict or _ENVELOPE_MARK not in value):
-            try:
-                return self._data_head + self._write(value) + self._data_tail
-            except _UNWRITABLE:
-                pass
-        if kind is Annotated or (isinstance(value, dict) and value.get(_ENVELOPE_MARK)):
+        item = self.encode_plain_item(value)
+        if item is not None:
+            return item
+        if type(value) is Annotated or (isinstance(value, dict) and value.get(ENVELOPE_MARK)):
             return self._item_head + self._dump(_envelope(value), big_ints=True) + self._item_tail
         return self._data_head + self._dump(value, big_ints=True) + self._data_tail
 
@@ -175,14 +174,14 @@ class PayloadCodec(Enum):
         if is_plain(value):
             try:
                 return self._write(value)
-            except _UNWRITABLE:
+            except UNWRITABLE:
                 pass
         # Whatever the fast writers do not take is looked at piece by piece: it may have another form, and if it has
         # none, the error says where it stands.
         plain = _Plain(self, big_ints).convert(value)
         try:
             return self._write(plain)
-        except _UNWRITABLE as error:
+        except UNWRITABLE as error:
             raise SerializationError(f"cannot be written as {self.value}: {error}") from None
 
     def _load(self, read: Callable[[bytes | memoryview], _T], data: bytes | memoryview, what: str) -> _T:
@@ -200,8 +199,6 @@ class PayloadCodec(Enum):
             raise PayloadError(f"{reason} (in the {len(data)} bytes of this {self.value} {what})") from None
 
 
-# A plain value may still have an integer of more than 64 bits, a text that is not Unicode, or (in JSON) bytes.
-_UNWRITABLE = (TypeError, ValueError, OverflowError, RecursionError)
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError)
 """What `PayloadCodec.read_item`, which is `decode_item` at full speed, raises in place of PayloadError."""
 _TRAILING = re.compile(r"trailing characters \(byte (\d+)\)")
