@@ -102,8 +102,9 @@ def keep_alive(endpoint: socket.socket) -> None:
 
     Connections that are accepted inherit it from the listening socket.
     """
-    # An event loop's stand-in for a socket would make a real one for each of these calls, and so costs as much as they.
-    real = socket.socket(endpoint.family, endpoint.type, endpoint.proto, fileno=endpoint.fileno())
+    # An event loop's stand-in for a socket would make a real one for each of these calls, and so cost as much as they.
+    # (Of which family is of no matter here, and takes a while to ask.)
+    real = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=endpoint.fileno())
     try:
         for level, option, value in _KEEP_ALIVE:
             real.setsockopt(level, option, value)

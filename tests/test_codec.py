@@ -144,6 +144,14 @@ def test_the_lengths_decide_the_type(backend: Any, header: bytes, data: bytes, k
     assert backend.TwoPartCodec().encode_message(message) == frame
 
 
+@pytest.mark.parametrize("bodies", [[], [b""], [b"one", b"", b"three"], [b"x" * 100_000] * 3])
+def test_data_frames_are_messages_without_a_header(backend: Any, bodies: list[bytes]) -> None:
+    frames = backend.encode_data_frames(iter(bodies))
+    assert frames == b"".join(backend.encode_two_part(b"", body) for body in bodies)
+    messages = backend.TwoPartDecoder().feed(frames)
+    assert [message.parts() for message in messages] == [(b"", body) for body in bodies]
+
+
 # Limits
 
 
@@ -283,6 +291,7 @@ def test_what_is_not_bytes_is_refused(backend: Any, bad: object) -> None:
         lambda: backend.TwoPartDecoder().feed(bad),
         lambda: backend.TcpRequestMessage.from_parts(b"", b"", bad),
         lambda: backend.encode_two_part(b"", bad),
+        lambda: backend.encode_data_frames([b"", bad]),
         lambda: backend.TwoPartCodec().decode_message(bad),
     ):
         with pytest.raises(TypeError, match=f"must be bytes-like, not {type(bad).__name__}"):

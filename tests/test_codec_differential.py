@@ -138,6 +138,7 @@ def test_encoders_agree(first: bytes, second: bytes, third: bytes, limit: int | 
         return [
             outcome(lambda: two_part_codec.encode_message(backend.TwoPartMessage.from_parts(first, second))),
             outcome(lambda: backend.encode_two_part(first, memoryview(second))),
+            outcome(lambda: backend.encode_data_frames([first, memoryview(second), third])),
             outcome(
                 lambda: backend.TcpRequestCodec(limit).encode_message(
                     backend.TcpRequestMessage.from_parts(first, bytearray(second), third)

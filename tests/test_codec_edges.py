@@ -361,6 +361,7 @@ def test_any_buffer_will_do(backend: ModuleType, form: Format, size: int) -> Non
         assert form.codec(backend).encode_message(form.message(backend, (*parts[:-1], last))) == frame
         if form is TWO_PART:
             assert backend.encode_two_part(parts[0], last) == frame
+            assert backend.encode_data_frames([last]) == backend.encode_two_part(b"", parts[-1])
 
 
 @each_format

@@ -193,6 +193,7 @@ class _Request:
                 self._input.close()
             self._account()
             self._handler.ended(self)
+            self._task = None  # as in `ResponseConnection`: who holds whom
 
     @property
     def items(self) -> int:

@@ -56,6 +56,10 @@ _SENTINEL = encode_two_part(ControlMessage.SENTINEL.encode(), b"")
 _host_port = lru_cache(maxsize=4096)(split_host_port)
 
 
+def _nothing() -> None:
+    pass
+
+
 @cache
 def _final_frames(final: bytes) -> bytes:
     return encode_two_part(b"", final) + _SENTINEL
@@ -295,6 +299,8 @@ class ResponseConnection(Dialled):
             self._context.kill()
         if state is State.CLOSED and before in (State.PROLOGUE, State.STREAMING):
             self._cut_short()
+        if not self.open:
+            self._cut_short = _nothing  # they hold each other: without this only the garbage collector would part them
         return action
 
     def _flush_later(self) -> None:

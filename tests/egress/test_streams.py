@@ -29,6 +29,7 @@ from dynamo_fast.wire.payload import PayloadCodec
 from tests.egress.conftest import make_router
 from tests.egress.raw_worker import FINAL, LIMIT, SENTINEL, RawStream, RawWorker, item, two_part
 from tests.egress.test_generate import begin, data_of
+from tests.garbage import no_garbage
 
 
 async def establish(
@@ -51,6 +52,18 @@ async def fails_after(answer: ResponseStream, expected: list[object], kind: type
         with pytest.raises(StopAsyncIteration):
             await answer.__anext__()
     return caught.value
+
+
+async def test_an_answer_leaves_nothing_for_the_garbage_collector(
+    router: AddressedPushRouter, worker: RawWorker
+) -> None:
+    with no_garbage():
+        answer, stream = await establish(router, worker)
+        stream.items(1)
+        stream.end()
+        assert await data_of(answer) == [1]
+        assert await stream.received() == [b""]
+        del answer, stream
 
 
 # The connection

@@ -13,6 +13,7 @@ import pytest
 from dynamo_fast.context import Context
 from dynamo_fast.ingress.push_handler import Batch
 from dynamo_fast.ingress.worker import Worker
+from tests.garbage import no_garbage
 from tests.ingress.conftest import Start, address_of
 from tests.ingress.requester import PATIENCE, Answer, Requester, control_frame, two_part
 
@@ -53,6 +54,15 @@ async def test_an_answer(worker: Worker) -> None:
         assert answer.handshake.header == {"subject": requester.subject, "stream_type": "response"}
         assert await data_of(answer) == [1, None, {"a": "ö"}]
         assert await answer.rest() == b""
+
+
+async def test_an_answer_leaves_nothing_for_the_garbage_collector(worker: Worker) -> None:
+    async with Requester(address_of(worker)) as requester:
+        with no_garbage():
+            answer = await begun(requester, [1])
+            assert await data_of(answer) == [1]
+            assert await answer.rest() == b""
+            del answer
 
 
 async def test_items_of_one_turn_leave_in_one_piece_and_the_first_is_not_held_back(start: Start) -> None:
