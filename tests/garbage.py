@@ -1,4 +1,4 @@
-"""What is left for the garbage collector: on the path of a request that should be nothing, or it stops everyone's streams."""
+"""What is left for the garbage collector: on the path of a request nothing should be, for it stops everyone's streams."""
 
 from __future__ import annotations
 

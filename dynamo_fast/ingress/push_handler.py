@@ -113,7 +113,7 @@ class PushHandler:
             self.metrics.error("deserialization")
             logger.warning("refusing a request for %s that cannot be read: %s", self.endpoint, error)
             raise Unavailable(f"Server unavailable: unreadable request: {error}") from error
-        submit(request.answer)
+        submit(request.run)
         self.metrics.requests += 1
         self.metrics.inflight += 1
         self.metrics.request_bytes += len(frame.payload)
@@ -174,8 +174,11 @@ class _Request:
         self._task: asyncio.Task[Any] | None = None
         self._was_cut_short = False
 
-    async def answer(self) -> None:
+    async def run(self) -> None:
         """Dial, call the handler, and stream its items. Raises nothing."""
+        await self._stream.uncorking(self._answer())
+
+    async def _answer(self) -> None:
         self._task = asyncio.current_task()
         self._handler.began(self)
         try:

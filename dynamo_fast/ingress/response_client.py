@@ -2,18 +2,21 @@
 
 What may be received when, and what follows from it, is the table of `wire.stream`; here are only the bytes.
 
-Frames are *corked*: those of one turn of the event loop leave in one write. The first item is not held back for others:
-it is written at once, with the prologue in front of it. A generator that never pauses gets its frames written, and the
-other requests a turn, after every `_CORK_FRAMES` frames or `_CORK_BYTES` bytes.
+Frames are *corked*: those that a handler yields without a pause leave in one write, with the handshake and the prologue
+in front or the end behind. They are written before the request's task gives the event loop a turn (see `uncorking`). One
+that runs on and on gets its frames written after `_CORK_SECONDS`, and with `_CORK_FRAMES` frames or `_CORK_BYTES` bytes the
+others get a turn, too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Iterable
+import types
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from functools import cache, lru_cache
-from typing import cast
+from time import monotonic
+from typing import Any, cast
 
 from dynamo_fast.codec import TwoPartDecoder, encode_data_frames, encode_two_part
 from dynamo_fast.config import WorkerConfig
@@ -34,6 +37,7 @@ from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classif
 
 __all__ = ["Dialled", "Dialler", "ResponseConnection"]
 
+_CORK_SECONDS = 0.001
 _CORK_FRAMES = 128
 _CORK_BYTES = 64 * 1024
 _ADDRESS_RETRY = 0.2
@@ -151,7 +155,7 @@ class ResponseConnection(Dialled):
         self._head = b""  # handshake and prologue, until they are written
         self._corked: list[bytes] = []  # the bodies of data frames
         self._corked_bytes = 0
-        self._flush_scheduled = False
+        self._cork_until = 0.0
         self._paused = False
         self._room: asyncio.Future[None] | None = None
         self._peer_finished = False
@@ -173,7 +177,6 @@ class ResponseConnection(Dialled):
         """The handler was started: write the prologue."""
         if self._step(Event.PROLOGUE_OK, "") is Action.WRITE:
             self._head += _PROLOGUE_OK
-            self._flush_later()
 
     def refuse(self, prologue: ResponseStreamPrologue) -> None:
         """The handler was not started: write the reason, and end the stream."""
@@ -188,10 +191,9 @@ class ResponseConnection(Dialled):
         corked = self._corked
         corked.append(body)
         self._corked_bytes += len(body)
-        if not self.items:
+        if (now := monotonic()) > self._cork_until:
             self._flush()
-        elif not self._flush_scheduled:
-            self._flush_later()
+            self._cork_until = now + _CORK_SECONDS
         return self._paused or len(corked) >= _CORK_FRAMES or self._corked_bytes >= _CORK_BYTES
 
     def send_all(self, bodies: Iterable[bytes]) -> bool:
@@ -217,6 +219,25 @@ class ResponseConnection(Dialled):
                 self._room = None
                 self._dialler._stalled.discard(self)
 
+    @types.coroutine
+    def uncorking(self, coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
+        """Await `coroutine`, which sends here; what is corked is written before it gives the event loop a turn."""
+        resume: Callable[[Any], Any] = (send := coroutine.send)
+        value: Any = None
+        while True:
+            try:
+                waits_for = resume(value)
+            except StopIteration:
+                return
+            if self._corked or self._head:
+                self._flush()
+            try:
+                value = yield waits_for
+                resume = send
+            except BaseException as error:  # a cancellation, which is the coroutine's to deal with
+                resume, value = coroutine.throw, error
+            self._cork_until = monotonic() + _CORK_SECONDS
+
     def finish(self, final: bytes) -> None:
         """The handler has no more items: write the final data frame, and end the stream."""
         if self._step(Event.FINISHED, "finished by the handler") is Action.WRITE_END:
@@ -234,7 +255,6 @@ class ResponseConnection(Dialled):
         """See Dialled. It leaves with the prologue, or whatever else the handler's first turn brings."""
         if self.open:
             self._head = handshake
-            self._flush_later()
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -302,15 +322,6 @@ class ResponseConnection(Dialled):
         if not self.open:
             self._cut_short = _nothing  # they hold each other: without this only the garbage collector would part them
         return action
-
-    def _flush_later(self) -> None:
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self._loop.call_soon(self._end_turn)
-
-    def _end_turn(self) -> None:
-        self._flush_scheduled = False
-        self._flush()
 
     def _flush(self, end: bytes = b"") -> None:
         """Write what is corked, and `end`."""

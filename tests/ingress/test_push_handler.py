@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
@@ -82,6 +84,35 @@ async def test_items_of_one_turn_leave_in_one_piece_and_the_first_is_not_held_ba
         assert first.item["data"] == {"data": 0}
         gate.set()
         assert await data_of(answer) == list(range(1, 11))
+
+
+async def test_an_item_of_a_handler_that_blocks_the_loop_is_not_held_back(start: Start) -> None:
+    received = threading.Event()
+
+    async def handler(request: Any) -> AsyncIterator[Any]:
+        time.sleep(0.005)  # noqa: ASYNC251  # an engine that computes on the event loop's own thread
+        yield "first"
+        yield received.wait(PATIENCE)
+
+    def receive() -> bytes:
+        connection, _ = listener.accept()
+        data = b""
+        with connection:
+            while not data.endswith(b'"sentinel"'):
+                data += connection.recv(65536)
+                if b"first" in data:
+                    received.set()
+        return data
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    with listener:
+        answer = asyncio.get_running_loop().run_in_executor(None, receive)
+        async with Requester(address_of(await start(handler))) as requester:
+            address = f"127.0.0.1:{listener.getsockname()[1]}"
+            info = requester.connection_info("a request", address=address)
+            requester.send(requester.control("a request", connection_info=info), b"null")
+            assert await requester.ack() == ""
+            assert b'{"data":{"data":true}' in await asyncio.wait_for(answer, 2 * PATIENCE)
 
 
 async def test_a_handler_gets_the_context_only_if_it_names_it(start: Start) -> None:
