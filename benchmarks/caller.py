@@ -5,6 +5,7 @@
     peer     run by a peer's interpreter: imports `dynamo.runtime`, and nothing of this project
     grpc     grpc.aio, server streaming, against `grpc_worker.py` (GRPC_TARGET)
     floor    blocking sockets and a tight loop: receive, take the frames apart, decode every item, nothing else
+    wake     uvloop, and a task that is woken for each read, nothing else
 
 Prints one JSON object per round: items, requests, seconds, CPU seconds of this process (all threads, user and system),
 the times to the first item, and the 99th percentile of the time between items where they come one by one.
@@ -13,9 +14,12 @@ the times to the first item, and the 99th percentile of the time between items w
 from __future__ import annotations
 
 import asyncio
+import gc
+import glob
 import json
 import os
 import resource
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -45,8 +49,10 @@ WORKS = {
     "concurrent": Work(1_500, 32, 1),
     "4 KiB": Work(1, 1, 5_000, size=4096),
     "1 MiB": Work(1, 1, 64, size=1 << 20),
-    **{f"{streams} streams": Work(streams, streams, 20_000 // streams) for streams in (1, 100, 1_000, 10_000)},
+    **{f"{streams:,} at once": Work(max(200, streams), streams, 100) for streams in (1, 100, 1_000, 10_000)},
 }
+IDLE = Work(2_000, 2_000, 1)
+"""Streams that have had their first item, and wait for the next."""
 
 
 async def ours() -> Call:
@@ -108,9 +114,6 @@ class Floor:
     """One stream at a time, and nothing that is not needed for it."""
 
     def __init__(self) -> None:
-        import glob
-        import socket
-
         (name,) = glob.glob(f"{os.environ['DYN_FILE_KV']}/v1/instances/b*")
         with open(name, encoding="utf-8") as file:
             record = json.load(file)
@@ -118,20 +121,27 @@ class Floor:
         self._requests = socket.create_connection((host, int(port)))
         self._listener = socket.create_server(("127.0.0.1", 0))
 
-    def do(self, work: Work) -> dict[str, Any]:
+    def ask(self, work: Work) -> socket.socket:
+        """The connection on which the answer comes."""
         from benchmarks.replay_worker import request_frame
+
+        request = {"items": work.items, "size": work.size, "pace": work.pace}
+        self._requests.sendall(request_frame(request, self._listener.getsockname()[1]))
+        stream, _ = self._listener.accept()
+        self._requests.recv(4)
+        return stream
+
+    def do(self, work: Work) -> dict[str, Any]:
+        """The work, once: every item is decoded."""
         from dynamo_fast.codec import TwoPartDecoder
         from dynamo_fast.wire.payload import PayloadCodec
 
         feed, decode_item = TwoPartDecoder().feed, PayloadCodec.MSGPACK.decode_item
-        request = {"items": work.items, "size": work.size, "pace": work.pace}
-        frame = request_frame(request, self._listener.getsockname()[1])
         count = 0
         cpu, began = cpu_seconds(), time.perf_counter()
-        self._requests.sendall(frame)
-        stream, _ = self._listener.accept()
+        stream = self.ask(work)
         first_item = 0.0
-        while data := stream.recv(1 << 17):
+        while data := stream.recv(1 << 17):  # more would be fetched from the kernel, and given back, each time
             messages = feed(data)
             for message in messages:
                 if message.data and decode_item(message.data).data is not None:
@@ -140,11 +150,41 @@ class Floor:
             if messages and messages[-1].header == b'"sentinel"':
                 break
         stream.close()
-        seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
-        self._requests.recv(4)
         assert count == work.items, (count, work.items)
-        result = {"items": count, "requests": 1, "seconds": seconds, "cpu": cpu, "first_item": [first_item]}
-        return {**result, "gap_p99": None, "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+        return self._result(work, began, cpu, [first_item])
+
+    async def wake(self, work: Work) -> dict[str, Any]:
+        """The work, once: no item is looked at, but a task is woken for each read."""
+        loop = asyncio.get_running_loop()
+        woken = loop.create_future()
+        ended = False
+
+        class Reads(asyncio.Protocol):
+            def data_received(self, data: bytes) -> None:
+                nonlocal ended
+                ended = data.endswith(b'"sentinel"')
+                if not woken.done():
+                    woken.set_result(None)
+
+        cpu, began = cpu_seconds(), time.perf_counter()
+        transport, _ = await loop.connect_accepted_socket(Reads, self.ask(work))
+        while not ended:
+            await woken
+            woken = loop.create_future()
+        transport.close()
+        return self._result(work, began, cpu, [])
+
+    @staticmethod
+    def _result(work: Work, began: float, cpu: float, first_item: list[float]) -> dict[str, Any]:
+        return {
+            "items": work.items,
+            "requests": 1,
+            "seconds": time.perf_counter() - began,
+            "cpu": cpu_seconds() - cpu,
+            "first_item": first_item,
+            "gap_p99": None,
+            "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        }
 
 
 async def do(call: Call, work: Work) -> dict[str, Any]:
@@ -186,6 +226,26 @@ async def do(call: Call, work: Work) -> dict[str, Any]:
     }
 
 
+async def idle(call: Call) -> dict[str, float]:
+    """What an open stream takes of this process's memory."""
+
+    async def opened() -> AsyncIterator[Any]:
+        stream = await call({"items": IDLE.items, "size": IDLE.size, "hold": 1})
+        await anext(aiter(stream))
+        return stream
+
+    await asyncio.gather(*(opened() for _ in range(100)))  # warm up
+    before = resident_kib()
+    streams = await asyncio.gather(*(opened() for _ in range(IDLE.concurrent)))
+    return {"kib_per_stream": (resident_kib() - before) / len(streams)}
+
+
+def resident_kib() -> float:
+    gc.collect()
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 1024
+
+
 def cpu_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
@@ -194,10 +254,21 @@ def cpu_seconds() -> float:
 async def main() -> None:
     kind, name, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
     call = await {"ours": ours, "asyncio": ours, "peer": peer, "grpc": grpc}[kind]()
+    if name == "idle":
+        print(json.dumps(await idle(call)), flush=True)
+        return
     work = WORKS[name]
     await do(call, Work(min(work.requests, 32), min(work.concurrent, 32), min(work.items, 100), work.size))  # warm up
     for _ in range(rounds):
         print(json.dumps(await do(call, work)), flush=True)
+
+
+async def wake(work: Work, rounds: int) -> None:
+    """The floor of `Floor.wake`, as `main`."""
+    floor = Floor()
+    await floor.wake(Work(1, 1, 100, pace=100))  # warm up
+    for _ in range(rounds):
+        print(json.dumps(await floor.wake(work)), flush=True)
 
 
 if __name__ == "__main__":
@@ -206,9 +277,9 @@ if __name__ == "__main__":
         floor.do(Work(1, 1, 100))  # warm up
         for _ in range(int(sys.argv[3])):
             print(json.dumps(floor.do(WORKS[sys.argv[2]])), flush=True)
-    elif sys.argv[1] == "ours":
+    elif sys.argv[1] in ("ours", "wake"):
         import uvloop
 
-        uvloop.run(main())
+        uvloop.run(main() if sys.argv[1] == "ours" else wake(WORKS[sys.argv[2]], int(sys.argv[3])))
     else:
         asyncio.run(main())

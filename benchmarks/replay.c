@@ -2,9 +2,9 @@
  *
  *     replay        prints the port on which it takes requests, then serves until its standard input ends
  *
- * A request's body says what to answer: {"items": 100, "size": 100, "pace": 0}, in JSON or in MessagePack, and the answer
- * is in the format that the request names. Items go out in bursts of 64 or of 256 KiB, or, with a pace, one by one with
- * that many microseconds between them, each in a packet of its own.
+ * A request's body says what to answer: {"items": 100, "size": 100, "pace": 0, "hold": 0}, in JSON or in MessagePack, and
+ * the answer is in the format that the request names. Items go out in bursts of 64 or of 256 KiB, or, with a pace, one by
+ * one with that many microseconds between them, each in a packet of its own. With `hold` the answer does not end.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -214,6 +214,7 @@ static void answer(const char *control, size_t control_length, const char *body,
     Connection *made = calloc(1, sizeof *made);
     made->kind = ANSWER, made->fd = socket(family, SOCK_STREAM, 0);
     made->items = number_after(body, body_length, "items", 0), made->pace = number_after(body, body_length, "pace", 0);
+    int hold = number_after(body, body_length, "hold", 0);
     made->frames = frames_of(json, number_after(body, body_length, "size", 100));
     if (family == AF_INET ? connect(made->fd, (struct sockaddr *)&v4, sizeof v4)
                           : connect(made->fd, (struct sockaddr *)&v6, sizeof v6)) { /* the caller is gone */
@@ -234,9 +235,9 @@ static void answer(const char *control, size_t control_length, const char *body,
         pthread_detach(thread);
         return;
     }
-    if (made->items <= made->frames->burst && made->items * made->frames->item <= ONE_WRITE) { /* all of it in one write */
+    if (hold || (made->items <= made->frames->burst && made->items * made->frames->item <= ONE_WRITE)) { /* all of it in one write */
         append(&made->held, made->frames->bytes, made->items * made->frames->item);
-        append_end(&made->held, json);
+        if (!hold) append_end(&made->held, json);
         made->items = 0, made->ended = 1;
     }
     made->next = made->held;

@@ -1,9 +1,13 @@
 """What a request and a token cost: ours beside Dynamo's own binding, grpc.aio and the floor, in one run.
 
-    python -m benchmarks.router [--rounds 3]            the caller, against a worker that costs almost nothing
-    python -m benchmarks.router --worker                the worker, against a caller that costs almost nothing
-    python -m benchmarks.router --both                  both ends, each implementation with its own
-    python -m benchmarks.router --growth                the caller, with 1 to 10,000 streams at once
+    python -m benchmarks.router [--rounds 3] [caller] [worker] [both] [growth] [picks] [loops]
+
+    caller   against a worker that costs almost nothing
+    worker   against a caller that costs almost nothing
+    both     both ends, each implementation with its own
+    growth   the caller, with 1 to 10,000 streams at once, and what an idle stream takes of its memory
+    picks    choosing among 1 to 1,000 workers
+    loops    our caller on other event loops and Pythons, each a wheel in an environment of its own (not unless it is named)
 
 The implementations take turns in every round, each caller is a process of its own, and the figures are medians of the
 rounds. CPU is user and system time of the process under test, all its threads. Real Dynamo is found in `.peers` (`make
@@ -24,7 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import worker_side
+from benchmarks import loops, picks, worker_side
 from benchmarks.caller import WORKS
 from benchmarks.replay_worker import compiled, request_frame
 from benchmarks.timing import machine
@@ -35,8 +39,11 @@ STREAMS = ("burst", "packet", "4 KiB", "1 MiB")
 """Works of one stream, for which there is a loop that decodes."""
 CALLER_WORKS = ("burst", "packet", "32x100", "sequential", "concurrent", "4 KiB", "1 MiB")
 BOTH_WORKS = ("burst", "32x100", "concurrent")
-GROWTH = (1, 100, 1_000, 10_000)
+GROWTH = {1: True, 100: True, 1_000: True, 10_000: False}
+"""Streams at once, and whether Dynamo is given that much work, too: it would take minutes of the last one."""
+PARTS = ("caller", "worker", "both", "growth", "picks", "loops")
 Rounds = list[dict[str, Any]]
+Table = dict[str, dict[str, dict[str, float | None]]]
 
 
 def environment(folder: str) -> dict[str, str]:
@@ -111,6 +118,9 @@ def measure_callers(rounds: int) -> dict[str, dict[str, Rounds]]:
                 if work in STREAMS:
                     loop = call(sys.executable, "floor", work, settings)
                     results[work].setdefault("floor: decode in a loop", []).extend(loop)
+                if work == "packet":
+                    woken = call(sys.executable, "wake", work, settings)
+                    results[work].setdefault("floor: wake a task", []).extend(woken)
                 results[work].setdefault("floor: receive in C", []).append(receive(receiver, work, folder))
             print(f"{work} done", file=sys.stderr)
     return results
@@ -158,23 +168,37 @@ def measure_both(rounds: int) -> dict[str, dict[str, Rounds]]:
 
 
 def measure_growth(rounds: int) -> dict[str, dict[str, Rounds]]:
-    """Our caller with more and more streams at once, 20,000 items in all."""
+    """Callers with more and more streams of 100 items at once; 20,000 items at least."""
+    callers = {name: each for name, each in available().items() if each[1] != "grpc"}
     results: dict[str, dict[str, Rounds]] = {}
     with tempfile.TemporaryDirectory() as folder:
         settings = environment(folder)
         with process([sys.executable, "-m", "benchmarks.replay_worker"], settings):
-            for streams in GROWTH:
-                work = f"{streams} streams"
+            for streams, with_peers in GROWTH.items():
+                work = f"{streams:,} at once"
                 for _ in range(rounds):
-                    results.setdefault(work, {}).setdefault("dynamo_fast", []).extend(
-                        call(sys.executable, "ours", work, settings)
-                    )
+                    for name, (python, kind) in callers.items():
+                        if kind == "ours" or with_peers:
+                            results.setdefault(work, {}).setdefault(name, []).extend(call(python, kind, work, settings))
     return results
 
 
-def measure_workers(rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+def measure_idle(rounds: int) -> dict[str, float]:
+    """KiB of a caller's memory for each stream that waits for an item; medians."""
+    callers = {name: each for name, each in available().items() if each[1] != "grpc"}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = environment(folder)
+        with process([sys.executable, "-m", "benchmarks.replay_worker"], settings):
+            samples = {
+                name: [call(python, kind, "idle", settings)[0]["kib_per_stream"] for _ in range(rounds)]
+                for name, (python, kind) in callers.items()
+            }
+    return {name: statistics.median(each) for name, each in samples.items()}
+
+
+def measure_workers(rounds: int) -> Table:
     """By handler and worker: CPU seconds an item, and items a second."""
-    results: dict[str, dict[str, dict[str, float]]] = {}
+    results: Table = {}
     with contextlib.ExitStack() as stack:
         workers = {}
         for name, (python, kind) in available().items():
@@ -222,7 +246,7 @@ def figures(rounds: Rounds) -> dict[str, float | None]:
     }
 
 
-def show(table: dict[str, dict[str, dict[str, float | None]]]) -> None:
+def show(table: Table) -> None:
     columns = ("items/s", "requests/s", "us CPU/item", "us CPU/request", "first p50 us", "p99 us", "gap p99 us", "MiB")
     keys = (
         ("items_per_second", 1.0),
@@ -239,15 +263,15 @@ def show(table: dict[str, dict[str, dict[str, float | None]]]) -> None:
         for name, row in rows.items():
             cells = ((row.get(key), factor) for key, factor in keys)
             print(f"{name:26}" + "".join(f"{'':>16}" if c is None else f"{c * f:16,.1f}" for c, f in cells))
+        ours = rows.get("dynamo_fast", {})
         for name, row in rows.items():
-            ours = rows["dynamo_fast"]
             if name != "dynamo_fast" and row.get("cpu_per_item") and ours.get("cpu_per_item"):
                 cpu = (row["cpu_per_item"] or 0) / (ours["cpu_per_item"] or 1)
                 speed = (ours["items_per_second"] or 0) / (row["items_per_second"] or 1)
                 print(f"    against {name}: CPU an item {cpu:.2f}x, items/s {speed:.2f}x")
 
 
-def plot(table: dict[str, dict[str, dict[str, float | None]]], title: str, path: Path) -> None:
+def plot(table: Table, title: str, path: Path) -> None:
     """CPU of an item as bars, one group a work, logarithmic."""
     try:
         import matplotlib
@@ -263,16 +287,18 @@ def plot(table: dict[str, dict[str, dict[str, float | None]]], title: str, path:
         "Dynamo 1.3.1": "#9bb8dd",
         "Dynamo 1.6.1": "#3568b0",
         "grpc.aio": "#b0772a",
+        "floor: wake a task": "#dcdcdc",
         "floor: decode in a loop": "#c9c9c9",
         "floor: receive in C": "#8a8a8a",
     }
-    names = [name for name in colours if any(name in rows for rows in table.values())]
+    known = [name for name in colours if any(name in rows for rows in table.values())]
+    names = known or list(next(iter(table.values())))
     figure, axis = pyplot.subplots(figsize=(11, 4.6))
     width = 0.84 / len(names)
     for index, name in enumerate(names):
         values = [(rows.get(name) or {}).get("cpu_per_item") or 0 for rows in table.values()]
         places = [group + (index - (len(names) - 1) / 2) * width for group in range(len(table))]
-        bars = axis.bar(places, [value * 1e6 for value in values], width * 0.94, color=colours[name], label=name)
+        bars = axis.bar(places, [value * 1e6 for value in values], width * 0.94, color=colours.get(name), label=name)
         labels = ["" if not value else f"{value * 1e6:,.{0 if value >= 1e-4 else 2}f}" for value in values]
         axis.bar_label(bars, labels, fontsize=6, padding=1)
     axis.set(yscale="log", title=title, ylabel="microseconds of CPU per item")
@@ -287,37 +313,68 @@ def plot(table: dict[str, dict[str, dict[str, float | None]]], title: str, path:
     pyplot.close(figure)
 
 
+def tabulate(rounds: dict[str, dict[str, Rounds]]) -> Table:
+    return {work: {who: figures(each) for who, each in rows.items()} for work, rows in rounds.items()}
+
+
+def write(name: str, facts: dict[str, str], data: object, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(
+        json.dumps({"machine": facts, "figures": data}, indent=1) + "\n", encoding="utf-8"
+    )
+
+
+def run_picks(rounds: int, facts: dict[str, str], folder: Path) -> None:
+    """Measure, print and write the picks."""
+    seconds = picks.measure_all(rounds)
+    picks.show(seconds)
+    write("picks", facts, seconds, folder)
+
+
+def run_idle(rounds: int, facts: dict[str, str], folder: Path) -> None:
+    """Measure, print and write what idle streams take."""
+    kib = measure_idle(rounds)
+    print("\n" + "\n".join(f"{name:26}{each:10.1f} KiB an idle stream" for name, each in kib.items()))
+    write("idle", facts, {name: {"kib_per_stream": each} for name, each in kib.items()}, folder)
+
+
+def run(part: str, rounds: int, facts: dict[str, str], folder: Path) -> None:
+    """Measure, print, write and plot one part."""
+    if part == "picks":
+        run_picks(rounds, facts, folder)
+        return
+    title, measure = TABLES[part]
+    table = measure(rounds)
+    show(table)
+    write(part, facts, table, folder)
+    plot(table, title, folder / part)
+    if part == "growth":
+        run_idle(rounds, facts, folder)
+
+
+TABLES: dict[str, tuple[str, Callable[[int], Table]]] = {
+    "caller": ("The caller: CPU of an item", lambda rounds: tabulate(measure_callers(rounds))),
+    "worker": ("The worker: CPU of an item, 32 answers of 1,024 items at once", measure_workers),
+    "both": ("Both ends: CPU of the caller for an item", lambda rounds: tabulate(measure_both(rounds))),
+    "growth": ("The caller, with more and more streams of 100 items", lambda rounds: tabulate(measure_growth(rounds))),
+    "loops": ("Our caller on other loops and Pythons", lambda rounds: tabulate(loops.measure_all(rounds))),
+}
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(prog="benchmarks.router", description="What a request and a token cost.")
+    parser.add_argument(
+        "parts", nargs="*", choices=PARTS, default=PARTS[:-1], metavar="PART", help="by default all but loops"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="the implementations take turns in each (default: 3)")
     parser.add_argument("--figures", type=Path, default=Path("docs/figures"), help="where the JSON and the plots go")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--worker", action="store_true", help="time the worker")
-    what.add_argument("--both", action="store_true", help="time both ends together")
-    what.add_argument("--growth", action="store_true", help="time the caller with more and more streams")
     options = parser.parse_args()
     facts = machine("dynamo-fast", "uvloop", "orjson", "msgspec", "grpcio")
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
-    table: dict[str, dict[str, dict[str, float | None]]]
-    if options.worker:
-        name, title = "worker", "The worker: CPU of an item, 32 answers of 1,024 items at once"
-        table = {
-            work: {who: {**row} for who, row in rows.items()} for work, rows in measure_workers(options.rounds).items()
-        }
-    else:
-        if options.both:
-            name, title, rounds = "both", "Both ends: CPU of the caller for an item", measure_both(options.rounds)
-        elif options.growth:
-            name, title, rounds = "growth", "The caller, with more and more streams", measure_growth(options.rounds)
-        else:
-            name, title, rounds = "caller", "The caller: CPU of an item", measure_callers(options.rounds)
-        table = {work: {who: figures(each) for who, each in rows.items()} for work, rows in rounds.items()}
-    show(table)
-    options.figures.mkdir(parents=True, exist_ok=True)
-    data = {"machine": facts, "figures": table}
-    (options.figures / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    plot(table, title, options.figures / name)
+    for part in options.parts:
+        print(f"\n--- {part}", flush=True)
+        run(part, options.rounds, facts, options.figures)
 
 
 if __name__ == "__main__":

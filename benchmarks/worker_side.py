@@ -130,6 +130,7 @@ class Worker:
             [python, __file__, "--serve", who],
             env={**environment, "PYTHONPATH": str(Path(__file__).parents[1])} if who == "ours" else environment,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # a peer complains of each connection that the replay has closed
         )
         assert self.process.stdout is not None
         if self.process.stdout.readline() != b"READY\n":
