@@ -26,7 +26,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-ENDPOINT = "bench.replay.generate"
+ENDPOINT = "bench.worker.run"
 Call = Callable[[dict[str, Any]], Awaitable[AsyncIterator[Any]]]
 
 
@@ -39,6 +39,10 @@ class Work:
     items: int
     size: int = 100
     pace: int = 0
+
+    def request(self) -> dict[str, int]:
+        """What a worker is asked for: the replay worker goes by the size of an item, the others by that of its text."""
+        return {"items": self.items, "size": self.size, "pace": self.pace, "text": max(0, self.size - 60)}
 
 
 WORKS = {
@@ -125,8 +129,7 @@ class Floor:
         """The connection on which the answer comes."""
         from benchmarks.replay_worker import request_frame
 
-        request = {"items": work.items, "size": work.size, "pace": work.pace}
-        self._requests.sendall(request_frame(request, self._listener.getsockname()[1]))
+        self._requests.sendall(request_frame(work.request(), self._listener.getsockname()[1]))
         stream, _ = self._listener.accept()
         self._requests.recv(4)
         return stream
@@ -183,13 +186,13 @@ class Floor:
             "cpu": cpu_seconds() - cpu,
             "first_item": first_item,
             "gap_p99": None,
-            "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            "peak_kib": peak_kib("self"),
         }
 
 
 async def do(call: Call, work: Work) -> dict[str, Any]:
     """The work, once."""
-    request = {"items": work.items, "size": work.size, "pace": work.pace}
+    request = work.request()
     left = iter(range(work.requests))
     first_items: list[float] = []
     gaps: list[float] = []
@@ -222,7 +225,7 @@ async def do(call: Call, work: Work) -> dict[str, Any]:
         "cpu": cpu,
         "first_item": sorted(first_items),
         "gap_p99": sorted(gaps)[int(len(gaps) * 0.99)] if gaps else None,
-        "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "peak_kib": peak_kib("self"),
     }
 
 
@@ -230,7 +233,7 @@ async def idle(call: Call) -> dict[str, float]:
     """What an open stream takes of this process's memory."""
 
     async def opened() -> AsyncIterator[Any]:
-        stream = await call({"items": IDLE.items, "size": IDLE.size, "hold": 1})
+        stream = await call({**IDLE.request(), "hold": 1})
         await anext(aiter(stream))
         return stream
 
@@ -244,6 +247,12 @@ def resident_kib() -> float:
     gc.collect()
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / 1024
+
+
+def peak_kib(process: int | str) -> int:
+    """The most memory that a process has had. (What getrusage says is inherited from the process that started it.)"""
+    with open(f"/proc/{process}/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
 
 
 def cpu_seconds() -> float:

@@ -1,4 +1,7 @@
-"""The same answers over grpc.aio, from bytes made beforehand: `python -m benchmarks.grpc_worker` prints its port."""
+"""The same answers over grpc.aio: `python -m benchmarks.grpc_worker` prints its port.
+
+A request is what `caller.py` sends, or what `worker_side.py` does, with the name of a handler of `worker.py`.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,19 @@ from typing import Any
 import grpc
 import msgspec
 
+from benchmarks.worker import HANDLERS, peer_batch
 
-async def generate(request: bytes, _: Any) -> AsyncIterator[bytes]:
-    work = msgspec.msgpack.decode(request)
-    text = "x" * max(0, work["size"] - 20)
-    item = msgspec.msgpack.encode({"token": 12345, "text": text})
-    for _number in range(work["items"]):
-        yield item
-        if work["pace"]:
-            await asyncio.sleep(work["pace"] / 1e6)
+encode = msgspec.msgpack.Encoder().encode
+handlers = {**HANDLERS, "batch": peer_batch}
+
+
+async def generate(body: bytes, _: Any) -> AsyncIterator[bytes]:
+    request = msgspec.msgpack.decode(body)
+    pace = request.get("pace", 0)
+    async for item in handlers[request.get("handler", "run")](request):
+        yield encode(item)
+        if pace:
+            await asyncio.sleep(pace / 1e6)
 
 
 class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc comes without types

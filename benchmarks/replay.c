@@ -2,9 +2,10 @@
  *
  *     replay        prints the port on which it takes requests, then serves until its standard input ends
  *
- * A request's body says what to answer: {"items": 100, "size": 100, "pace": 0, "hold": 0}, in JSON or in MessagePack, and
- * the answer is in the format that the request names. Items go out in bursts of 64 or of 256 KiB, or, with a pace, one by
- * one with that many microseconds between them, each in a packet of its own. With `hold` the answer does not end.
+ * A request's body says what to answer: {"items": 100, "size": 100, "burst": 64, "pace": 0, "hold": 0}, in JSON or in
+ * MessagePack, and the answer is in the format that the request names. Items go out in bursts, each with one system call
+ * (of 256 KiB at most); or, with a pace, one by one with that many microseconds between them. With `hold` the answer does
+ * not end.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -29,10 +30,10 @@ typedef struct {
     size_t length;
 } Text;
 
-/* The frames of one answer format and one size of item. */
+/* The frames of one answer format, one size of item, and one length of burst. */
 typedef struct Frames {
     int json;
-    long size, burst; /* bytes of an item, items in a burst */
+    long size, wanted, burst; /* bytes of an item, items in a burst as asked for and as it is */
     size_t item;      /* bytes of an item's frame */
     char *bytes;      /* a burst of items */
     struct Frames *next;
@@ -97,14 +98,14 @@ static Text wrapper(int json, long size) {
     return text;
 }
 
-static const Frames *frames_of(int json, long size) {
+static const Frames *frames_of(int json, long size, long wanted) {
     static Frames *all;
     for (Frames *each = all; each; each = each->next)
-        if (each->json == json && each->size == size) return each;
+        if (each->json == json && each->size == size && each->wanted == wanted) return each;
     Text body = wrapper(json, size), burst = {0};
     Frames *made = calloc(1, sizeof *made);
-    made->json = json, made->size = size, made->next = all;
-    made->burst = BURST_BYTES / size < 1 ? 1 : BURST_BYTES / size > BURST ? BURST : BURST_BYTES / size;
+    made->json = json, made->size = size, made->wanted = wanted, made->next = all;
+    made->burst = BURST_BYTES / size < 1 ? 1 : BURST_BYTES / size > wanted ? wanted : BURST_BYTES / size;
     for (long i = 0; i < made->burst; i++) append_frame(&burst, "", 0, body.bytes, body.length);
     made->item = burst.length / made->burst, made->bytes = burst.bytes;
     free(body.bytes);
@@ -215,7 +216,7 @@ static void answer(const char *control, size_t control_length, const char *body,
     made->kind = ANSWER, made->fd = socket(family, SOCK_STREAM, 0);
     made->items = number_after(body, body_length, "items", 0), made->pace = number_after(body, body_length, "pace", 0);
     int hold = number_after(body, body_length, "hold", 0);
-    made->frames = frames_of(json, number_after(body, body_length, "size", 100));
+    made->frames = frames_of(json, number_after(body, body_length, "size", 100), number_after(body, body_length, "burst", BURST));
     if (family == AF_INET ? connect(made->fd, (struct sockaddr *)&v4, sizeof v4)
                           : connect(made->fd, (struct sockaddr *)&v6, sizeof v6)) { /* the caller is gone */
         close(made->fd), free(made);

@@ -1,6 +1,6 @@
 """A worker that costs almost nothing, for timing callers: `replay.c`, put into discovery.
 
-    python -m benchmarks.replay_worker [msgpack|json]    registers `bench.replay.generate` in the file store, and serves
+    python -m benchmarks.replay_worker [msgpack|json]    registers `bench.worker.run` in the file store, and serves
 
 The codec is the one that its record asks for; it answers in the one that a request names.
 """
@@ -18,9 +18,9 @@ from pathlib import Path
 
 import msgspec
 
-ENDPOINT = ("bench", "replay", "generate")
+ENDPOINT = ("bench", "worker", "run")
 INSTANCE = 0xBE7C4
-RECORD_NAME = "bench%2Freplay%2Fgenerate%2Fbe7c4"
+RECORD_NAME = "bench%2Fworker%2Frun%2Fbe7c4"
 _HEARTBEAT_SECONDS = 2
 
 

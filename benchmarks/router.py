@@ -3,7 +3,7 @@
     python -m benchmarks.router [--rounds 3] [caller] [worker] [both] [growth] [picks] [loops]
 
     caller   against a worker that costs almost nothing
-    worker   against a caller that costs almost nothing
+    worker   against a caller that costs almost nothing, and what an idle stream takes of its memory
     both     both ends, each implementation with its own
     growth   the caller, with 1 to 10,000 streams at once, and what an idle stream takes of its memory
     picks    choosing among 1 to 1,000 workers
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import loops, picks, worker_side
-from benchmarks.caller import WORKS
+from benchmarks.caller import WORKS, peak_kib
 from benchmarks.replay_worker import compiled, request_frame
 from benchmarks.timing import machine
 
@@ -38,7 +38,7 @@ PEERS = {version: Path(".peers") / version / "bin" / "python" for version in ("1
 STREAMS = ("burst", "packet", "4 KiB", "1 MiB")
 """Works of one stream, for which there is a loop that decodes."""
 CALLER_WORKS = ("burst", "packet", "32x100", "sequential", "concurrent", "4 KiB", "1 MiB")
-BOTH_WORKS = ("burst", "32x100", "concurrent")
+BOTH_WORKS = ("burst", "32x100", "sequential", "concurrent", "4 KiB", "1 MiB")
 GROWTH = {1: True, 100: True, 1_000: True, 10_000: False}
 """Streams at once, and whether Dynamo is given that much work, too: it would take minutes of the last one."""
 PARTS = ("caller", "worker", "both", "growth", "picks", "loops")
@@ -139,31 +139,33 @@ def receive(program: str, work: str, folder: str) -> dict[str, Any]:
         receiver.stdin.write(b"%d %d %d\n" % (len(frame), todo.requests, todo.concurrent) + frame)
         receiver.stdin.flush()
         _, seconds, cpu = map(float, receiver.stdout.readline().split())
+        peak = peak_kib(receiver.pid)
         receiver.stdin.close()
     return {
         "items": todo.items * todo.requests,
         "requests": todo.requests,
         "seconds": seconds,
         "cpu": cpu,
-        "first_item": [],
-        "gap_p99": None,
-        "peak_kib": 0,
+        "peak_kib": peak,
     }
 
 
 def measure_both(rounds: int) -> dict[str, dict[str, Rounds]]:
     """Each implementation's caller against its own worker."""
-    ends = {name: each for name, each in available().items() if each[1] != "grpc"}
+    callers = available()
     results: dict[str, dict[str, Rounds]] = {work: {} for work in BOTH_WORKS}
     with contextlib.ExitStack() as stack:
         settings = {}
-        for name, (python, kind) in ends.items():
+        for name, (python, kind) in callers.items():
             settings[name] = environment(stack.enter_context(tempfile.TemporaryDirectory()))
-            stack.enter_context(process([python, str(HERE / "engine_worker.py"), kind], settings[name]))
+            script = ["-m", "benchmarks.grpc_worker"] if kind == "grpc" else [str(HERE / "worker.py"), kind]
+            line = stack.enter_context(process([python, *script], settings[name]))
+            settings[name]["GRPC_TARGET"] = f"127.0.0.1:{line}"
         for work in BOTH_WORKS:
             for _ in range(rounds):
-                for name, (python, kind) in ends.items():
+                for name, (python, kind) in callers.items():
                     results[work].setdefault(name, []).extend(call(python, kind, work, settings[name]))
+            print(f"{work} done", file=sys.stderr)
     return results
 
 
@@ -196,30 +198,44 @@ def measure_idle(rounds: int) -> dict[str, float]:
     return {name: statistics.median(each) for name, each in samples.items()}
 
 
-def measure_workers(rounds: int) -> Table:
-    """By handler and worker: CPU seconds an item, and items a second."""
-    results: Table = {}
+@contextlib.contextmanager
+def all_workers() -> Iterator[dict[str, worker_side.Worker]]:
+    """The workers that can be timed here, by name."""
+    kinds = {**available(), "floor: write in C": ("", "floor")}
     with contextlib.ExitStack() as stack:
-        workers = {}
-        for name, (python, kind) in available().items():
-            if kind != "grpc":
-                folder = stack.enter_context(tempfile.TemporaryDirectory())
-                workers[name] = worker_side.Worker(kind, python, folder)
-                stack.callback(workers[name].stop)
-        for handler in worker_side.HANDLERS:
-            load = worker_side.Load(handler, 1024, 32, 128, "msgpack")
-            samples: dict[str, list[tuple[float, float]]] = {name: [] for name in workers}
-            for _ in range(rounds + 1):
-                for name, worker in workers.items():
-                    samples[name].append(worker_side.measure(worker, load))
-            results[handler] = {
-                name: {
-                    "cpu_per_item": statistics.median(cpu for cpu, _ in each[1:]),  # the first one warms up
-                    "items_per_second": 1 / statistics.median(seconds for _, seconds in each[1:]),
-                }
-                for name, each in samples.items()
+        yield {
+            name: stack.enter_context(worker_side.started(kind, python, environment("")))
+            for name, (python, kind) in kinds.items()
+        }
+
+
+def measure_workers(rounds: int) -> dict[str, dict[str, Rounds]]:
+    """By work and worker."""
+    results: dict[str, dict[str, Rounds]] = {}
+    with all_workers() as workers:
+        for name, work in worker_side.WORKS.items():
+            able = {
+                who: each for who, each in workers.items() if each.kind != "floor" or name in worker_side.FLOOR_WORKS
             }
+            results[name] = {who: [] for who in able}
+            for number in range(rounds + 1):
+                for who, worker in able.items():
+                    measured = worker_side.measure(worker, work)
+                    if number:  # the first one warms up
+                        results[name][who].append(measured)
+            print(f"{name} done", file=sys.stderr)
     return results
+
+
+def measure_idle_workers(rounds: int) -> dict[str, float]:
+    """KiB of a worker's memory for each answer that waits for its next item; medians."""
+    samples: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        with all_workers() as workers:  # anew each time: memory that was given back by one round is there for the next
+            for name, worker in workers.items():
+                if worker.kind in ("ours", "peer"):
+                    samples.setdefault(name, []).append(worker_side.idle_kib(worker))
+    return {name: statistics.median(each) for name, each in samples.items()}
 
 
 def figures(rounds: Rounds) -> dict[str, float | None]:
@@ -228,40 +244,49 @@ def figures(rounds: Rounds) -> dict[str, float | None]:
     def median(value: Callable[[dict[str, Any]], float]) -> float:
         return statistics.median(map(value, rounds))
 
-    def percentile(share: float) -> float | None:
-        times = [each["first_item"][int(len(each["first_item"]) * share)] for each in rounds if each["first_item"]]
+    def percentile(key: str, share: float) -> float | None:
+        times = [each[key][int(len(each[key]) * share)] for each in rounds if each.get(key)]
         return statistics.median(times) if times else None
 
-    gaps = [each["gap_p99"] for each in rounds if each["gap_p99"] is not None]
+    gaps = [each["gap_p99"] for each in rounds if each.get("gap_p99") is not None]
     return {
         "items_per_second": median(lambda each: each["items"] / each["seconds"]),
         "requests_per_second": median(lambda each: each["requests"] / each["seconds"]),
         "cpu_per_item": median(lambda each: each["cpu"] / each["items"]),
         "cpu_per_request": median(lambda each: each["cpu"] / each["requests"]),
-        "first_item_p50": percentile(0.5),
-        "first_item_p99": percentile(0.99),
+        "first_item_p50": percentile("first_item", 0.5),
+        "first_item_p99": percentile("first_item", 0.99),
+        "answer_p50": percentile("answer", 0.5),
+        "answer_p99": percentile("answer", 0.99),
         "gap_p99": statistics.median(gaps) if gaps else None,
         "peak_mib": max(each["peak_kib"] for each in rounds) / 1024,
         "spread": (max(e["cpu"] for e in rounds) - min(e["cpu"] for e in rounds)) / median(lambda each: each["cpu"]),
     }
 
 
+COLUMNS = {
+    "items_per_second": ("items/s", 1.0),
+    "requests_per_second": ("requests/s", 1.0),
+    "cpu_per_item": ("us CPU/item", 1e6),
+    "cpu_per_request": ("us CPU/request", 1e6),
+    "first_item_p50": ("first p50 us", 1e6),
+    "first_item_p99": ("p99 us", 1e6),
+    "answer_p50": ("answer p50 us", 1e6),
+    "answer_p99": ("p99 us", 1e6),
+    "gap_p99": ("gap p99 us", 1e6),
+    "peak_mib": ("peak MiB", 1.0),
+}
+
+
 def show(table: Table) -> None:
-    columns = ("items/s", "requests/s", "us CPU/item", "us CPU/request", "first p50 us", "p99 us", "gap p99 us", "MiB")
-    keys = (
-        ("items_per_second", 1.0),
-        ("requests_per_second", 1.0),
-        ("cpu_per_item", 1e6),
-        ("cpu_per_request", 1e6),
-        ("first_item_p50", 1e6),
-        ("first_item_p99", 1e6),
-        ("gap_p99", 1e6),
-        ("peak_mib", 1.0),
-    )
+    filled = {
+        key for rows in table.values() for row in rows.values() for key, value in row.items() if value is not None
+    }
+    columns = {key: column for key, column in COLUMNS.items() if key in filled}
     for work, rows in table.items():
-        print(f"\n{work:26}" + "".join(f"{column:>16}" for column in columns))
+        print(f"\n{work:26}" + "".join(f"{title:>16}" for title, _ in columns.values()))
         for name, row in rows.items():
-            cells = ((row.get(key), factor) for key, factor in keys)
+            cells = ((row.get(key), factor) for key, (_, factor) in columns.items())
             print(f"{name:26}" + "".join(f"{'':>16}" if c is None else f"{c * f:16,.1f}" for c, f in cells))
         ours = rows.get("dynamo_fast", {})
         for name, row in rows.items():
@@ -290,6 +315,7 @@ def plot(table: Table, title: str, path: Path) -> None:
         "floor: wake a task": "#dcdcdc",
         "floor: decode in a loop": "#c9c9c9",
         "floor: receive in C": "#8a8a8a",
+        "floor: write in C": "#8a8a8a",
     }
     known = [name for name in colours if any(name in rows for rows in table.values())]
     names = known or list(next(iter(table.values())))
@@ -331,11 +357,11 @@ def run_picks(rounds: int, facts: dict[str, str], folder: Path) -> None:
     write("picks", facts, seconds, folder)
 
 
-def run_idle(rounds: int, facts: dict[str, str], folder: Path) -> None:
+def run_idle(part: str, rounds: int, facts: dict[str, str], folder: Path) -> None:
     """Measure, print and write what idle streams take."""
-    kib = measure_idle(rounds)
+    kib = IDLE[part](rounds)
     print("\n" + "\n".join(f"{name:26}{each:10.1f} KiB an idle stream" for name, each in kib.items()))
-    write("idle", facts, {name: {"kib_per_stream": each} for name, each in kib.items()}, folder)
+    write(f"{part}-idle", facts, {name: {"kib_per_stream": each} for name, each in kib.items()}, folder)
 
 
 def run(part: str, rounds: int, facts: dict[str, str], folder: Path) -> None:
@@ -348,17 +374,18 @@ def run(part: str, rounds: int, facts: dict[str, str], folder: Path) -> None:
     show(table)
     write(part, facts, table, folder)
     plot(table, title, folder / part)
-    if part == "growth":
-        run_idle(rounds, facts, folder)
+    if part in IDLE:
+        run_idle(part, rounds, facts, folder)
 
 
 TABLES: dict[str, tuple[str, Callable[[int], Table]]] = {
     "caller": ("The caller: CPU of an item", lambda rounds: tabulate(measure_callers(rounds))),
-    "worker": ("The worker: CPU of an item, 32 answers of 1,024 items at once", measure_workers),
+    "worker": ("The worker: CPU of an item", lambda rounds: tabulate(measure_workers(rounds))),
     "both": ("Both ends: CPU of the caller for an item", lambda rounds: tabulate(measure_both(rounds))),
     "growth": ("The caller, with more and more streams of 100 items", lambda rounds: tabulate(measure_growth(rounds))),
     "loops": ("Our caller on other loops and Pythons", lambda rounds: tabulate(loops.measure_all(rounds))),
 }
+IDLE = {"growth": measure_idle, "worker": measure_idle_workers}
 
 
 def part(name: str) -> str:

@@ -1,298 +1,304 @@
-"""What a worker spends on each item of an answer: ours beside Dynamo's own, the same handler, in one run.
+"""What a worker spends on each item and request: ours, Dynamo's own and grpc.aio's with the same handlers, and the floor.
 
-    python -m benchmarks.worker_side [--peer .peers/1.6.1/bin/python] [--items 1000] [--streams 32] [--rounds 5]
-
-Each worker is a process of its own. The caller is a replay: request frames that were built before the clock starts, and
-sockets that are read and thrown away until the sentinel, so that it costs almost nothing and stays in nobody's way.
-What is compared is the CPU time of the worker process, all its threads, user and system, from /proc.
-
-Three handlers. `run` yields without pause; `step` pauses after each item, as a handler does that gets its tokens one by
-one; `batch` yields its items 32 at a time with our `Batch` (the peer, which has none, yields them one by one).
+Each worker is a process of its own. Its caller is a replay: request frames that were built before the clock starts, and
+sockets that are read and thrown away until the sentinel, so that it costs almost nothing and stays in nobody's way. (For
+grpc.aio it is grpc's own client, in other threads of this process.) The floor is `replay.c`, whose answers are made
+beforehand.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import contextlib
 import json
 import os
+import re
 import selectors
-import signal
 import socket
-import statistics
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HANDLERS = ("run", "step", "batch")
-ENDPOINT = "bench.worker.{}"
-BATCH = 32
+import msgspec
+
+from benchmarks.caller import peak_kib
+from benchmarks.replay_worker import compiled
+from benchmarks.worker import HANDLERS
+
+__all__ = ["FLOOR_WORKS", "WORKS", "Worker", "idle_kib", "measure", "started"]
+
+HERE = Path(__file__).parent
 SENTINEL = b'"sentinel"'
-
-
-# The worker process: `worker_side.py --serve ours|peer`
-
-
-async def run(request: Any) -> AsyncIterator[Any]:
-    """Items as fast as they are taken."""
-    for number in range(request["items"]):
-        yield {"token": number, "text": "hello"}
-
-
-async def step(request: Any) -> AsyncIterator[Any]:
-    """One item in each turn of the event loop."""
-    for number in range(request["items"]):
-        yield {"token": number, "text": "hello"}
-        await asyncio.sleep(0)
-
-
-async def batch(request: Any) -> AsyncIterator[Any]:
-    """`BATCH` items in each turn of the event loop, handed over together."""
-    from dynamo_fast.ingress.push_handler import Batch
-
-    for first in range(0, request["items"], BATCH):
-        yield Batch([{"token": first + number, "text": "hello"} for number in range(BATCH)])
-        await asyncio.sleep(0)
-
-
-async def peer_batch(request: Any) -> AsyncIterator[Any]:
-    """What the peer can do instead: the items one by one, a pause after each batch."""
-    for first in range(0, request["items"], BATCH):
-        for number in range(BATCH):
-            yield {"token": first + number, "text": "hello"}
-        await asyncio.sleep(0)
-
-
-async def serve_ours() -> None:
-    from dynamo_fast.discovery.file import FileDiscovery
-    from dynamo_fast.ingress.worker import Worker
-
-    worker = await Worker.start(FileDiscovery())
-    for name in HANDLERS:
-        await worker.serve(globals()[name], ENDPOINT.format(name))
-    print("READY", flush=True)
-    await asyncio.Event().wait()
-
-
-async def serve_peer() -> None:
-    from dynamo.runtime import DistributedRuntime  # only there in the peer's environment
-
-    runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
-    handlers = {"run": run, "step": step, "batch": peer_batch}
-    served = [runtime.endpoint(ENDPOINT.format(name)).serve_endpoint(handlers[name]) for name in HANDLERS]
-    print("READY", flush=True)
-    await asyncio.gather(*served)
-
-
-def serve(who: str) -> None:
-    """Serve every handler until the process is killed."""
-    import uvloop
-
-    uvloop.install()
-    asyncio.run(serve_ours() if who == "ours" else serve_peer())
-
-
-# The caller
+SUBJECT = re.compile(rb'"subject":"([^"]+)"')
+IDLE = 1_000
+"""Answers that have their first item, and wait for the next."""
 
 
 @dataclass(frozen=True)
-class Load:
-    """One measurement: `requests` answers of `items` items, `streams` at once."""
+class Work:
+    """`requests` answers of `items` items with `text` bytes in each, `streams` at once, from a handler of `worker.py`."""
 
     handler: str
     items: int
     streams: int
     requests: int
-    codec: str
+    text: int = 5
+
+    def body(self) -> bytes:
+        burst = 1 if self.handler == "step" else 64
+        size = self.text + 46  # of an item on the wire, for the floor
+        return msgspec.msgpack.encode(
+            {"items": self.items, "text": self.text, "size": size, "burst": burst, "handler": self.handler}
+        )
+
+
+WORKS = {
+    "run": Work("run", 1024, 32, 128),
+    "step": Work("step", 1024, 32, 64),
+    "batch": Work("batch", 1024, 32, 128),
+    "one stream": Work("run", 20_000, 1, 1),
+    "sequential": Work("run", 1, 1, 300),
+    "concurrent": Work("run", 1, 32, 1_500),
+    "4 KiB": Work("run", 5_000, 1, 1, 4_000),
+    "1 MiB": Work("run", 64, 1, 1, 1 << 20),
+}
+FLOOR_WORKS = ("run", "step", "sequential", "concurrent", "4 KiB", "1 MiB")
+"""Works for which `replay.c` does the same."""
 
 
 class Worker:
-    """A worker process and the addresses of its endpoints."""
+    """A worker process and where its endpoints are."""
 
-    def __init__(self, who: str, python: str, folder: str) -> None:
-        self.who = who
-        environment = {
-            **os.environ,
-            "DYN_FILE_KV": folder,
-            "DYN_TCP_RPC_HOST": "127.0.0.1",
-            "DYN_EVENT_PLANE": "zmq",
-            "DYN_LOG": "error",
-        }
+    def __init__(self, kind: str, command: list[str], settings: dict[str, str]) -> None:
+        self.kind = kind
         self.process = subprocess.Popen(
-            [python, __file__, "--serve", who],
-            env={**environment, "PYTHONPATH": str(Path(__file__).parents[1])} if who == "ours" else environment,
+            command,
+            env=settings,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # a peer complains of each connection that the replay has closed
+            text=True,
         )
         assert self.process.stdout is not None
-        if self.process.stdout.readline() != b"READY\n":
-            raise SystemExit(f"the worker of {who} did not start: {python}")
-        self.addresses = self._wait_for_records(folder)
+        line = self.process.stdout.readline().strip()
+        if not line:
+            raise SystemExit(f"{' '.join(command)} did not start")
+        if kind in ("ours", "peer"):
+            self._addresses = _registered(settings["DYN_FILE_KV"])
+        else:
+            self._addresses = dict.fromkeys(HANDLERS, f"127.0.0.1:{line}/any")
+
+    def address(self, handler: str) -> tuple[str, int, str]:
+        """Host, port and path of an endpoint."""
+        host_port, _, path = self._addresses[handler].partition("/")
+        host, _, port = host_port.rpartition(":")
+        return host, int(port), path
 
     def cpu_seconds(self) -> float:
-        """User and system time of all threads, so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """User and system time of all its threads, so far: the process's clock, as clock_getcpuclockid(3) names it."""
+        return time.clock_gettime((~self.process.pid << 3) | 2)
+
+    def resident_kib(self) -> float:
+        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1024
 
     def stop(self) -> None:
-        """End the process."""
-        self.process.send_signal(signal.SIGKILL)
+        self.process.kill()
         self.process.wait()
 
-    def _wait_for_records(self, folder: str) -> dict[str, str]:
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            records = [json.loads(file.read_bytes()) for file in Path(folder, "v1", "instances").glob("bench*")]
-            if len(records) == len(HANDLERS):
-                return {record["endpoint"]: record["transport"]["tcp"] for record in records}
-            time.sleep(0.02)
-        raise SystemExit(f"the worker of {self.who} did not register")
+
+def _registered(folder: str) -> dict[str, str]:
+    """The addresses of the endpoints, by handler, once all are in the file store."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        records = [json.loads(file.read_bytes()) for file in Path(folder, "v1", "instances").glob("bench*")]
+        if len(records) == len(HANDLERS):
+            return {record["endpoint"]: record["transport"]["tcp"] for record in records}
+        time.sleep(0.02)
+    raise SystemExit("a worker did not register")
+
+
+@contextlib.contextmanager
+def started(kind: str, python: str, settings: dict[str, str]) -> Iterator[Worker]:
+    """A worker of that kind (`ours`, `peer`, `grpc` or `floor`), with a store of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = {
+            "ours": [python, str(HERE / "worker.py"), "ours"],
+            "peer": [python, str(HERE / "worker.py"), "peer"],
+            "grpc": [python, "-m", "benchmarks.grpc_worker"],
+            "floor": [] if kind != "floor" else [compiled("replay", folder)],
+        }[kind]
+        worker = Worker(kind, command, {**settings, "DYN_FILE_KV": folder})
+        try:
+            yield worker
+        finally:
+            worker.stop()
 
 
 class Replay:
-    """Sends one request after the other, `load.streams` at once, and reads every answer to its end."""
+    """Sends one request after the other, `work.streams` at once, and reads every answer to its end."""
 
-    def __init__(self, address: str, load: Load) -> None:
-        self._load = load
+    def __init__(self, worker: Worker, work: Work) -> None:
+        self._work = work
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self._listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
-        host_port, _, path = address.partition("/")
-        host, _, port = host_port.rpartition(":")
-        self._requests = socket.create_connection((host, int(port)))
-        self._frames = [self._frame(path) for _ in range(load.requests)]
+        host, port, path = worker.address(work.handler)
+        self._requests = socket.create_connection((host, port))
+        self._requests.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._frames = [self._frame(path, str(uuid.uuid4())) for _ in range(work.requests)]
+        self._sent: dict[bytes, float] = {}
+        self._began: dict[socket.socket, float] = {}
+        self._last: dict[socket.socket, bytes] = {}
         self._buffer = bytearray(1 << 18)
-        self.bytes = 0
+        self._text = memoryview(self._buffer)
 
-    def run(self) -> float:
-        """Seconds until every answer has ended."""
-        started = time.perf_counter()
-        for _ in range(self._load.streams):
+    def run(self) -> list[float]:
+        """Seconds from sending each request to the end of its answer."""
+        seconds: list[float] = []
+        for _ in range(self._work.streams):
             self._send()
-        unanswered = self._load.requests
-        while unanswered:
-            ready = self._selector.select(30)
-            if not ready:
-                raise SystemExit(f"{unanswered} answers did not end: {self._load}")
-            for key, _ in ready:
-                if key.fileobj is self._listener:
-                    self._accept()
-                elif self._read(key.fileobj):  # type: ignore[arg-type]  # a socket
-                    unanswered -= 1
+        while len(seconds) < self._work.requests:
+            for connection in self._ready():
+                if self._read(connection).endswith(SENTINEL):
+                    seconds.append(time.perf_counter() - self._began.pop(connection))
+                    self._close(connection)
                     self._send()
-        seconds = time.perf_counter() - started
-        self._requests.close()
-        self._listener.close()
-        self._selector.close()
         return seconds
+
+    def first_items(self) -> None:
+        """Return when every answer has its first item; the answers stay open."""
+        for _ in range(self._work.requests):
+            self._send()
+        waiting = self._work.requests
+        while waiting:
+            waiting -= sum(b"token" in self._read(connection, keep=1024) for connection in self._ready())
+
+    def close(self) -> None:
+        for connection in list(self._last):
+            self._close(connection)
+        for each in (self._requests, self._listener, self._selector):
+            each.close()
 
     def _send(self) -> None:
         if self._frames:
-            self._requests.sendall(self._frames.pop())
+            subject, frame = self._frames.pop()
+            self._sent[subject] = time.perf_counter()
+            self._requests.sendall(frame)
+
+    def _ready(self) -> list[socket.socket]:
+        ready = self._selector.select(30)
+        if not ready:
+            raise SystemExit(f"an answer did not come: {self._work}")
+        connections = [key.fileobj for key, _ in ready]
+        if self._listener in connections:
+            connections.remove(self._listener)
+            self._accept()
+        return connections  # type: ignore[return-value]  # they are sockets
 
     def _accept(self) -> None:
         with contextlib.suppress(BlockingIOError):
             while True:
                 connection, _ = self._listener.accept()
-                connection.setblocking(False)
                 self._selector.register(connection, selectors.EVENT_READ)
+                self._last[connection] = b""
 
-    def _read(self, connection: socket.socket) -> bool:
-        """Whether the answer has ended."""
+    def _read(self, connection: socket.socket, keep: int = len(SENTINEL)) -> bytes:
+        """The last bytes so far."""
         size = connection.recv_into(self._buffer)
-        self.bytes += size
         if size == 0:
-            raise SystemExit(f"an answer ended without a sentinel: {self._load}")
-        if not self._buffer.endswith(SENTINEL, 0, size):
-            return False
+            raise SystemExit(f"an answer ended without a sentinel: {self._work}")
+        if connection not in self._began and (subject := SUBJECT.search(self._text[:size])):
+            self._began[connection] = self._sent.pop(subject[1])
+        self._last[connection] = (self._last[connection] + self._text[max(0, size - keep) : size])[-keep:]
+        return self._last[connection]
+
+    def _close(self, connection: socket.socket) -> None:
+        del self._last[connection]
         self._selector.unregister(connection)
         connection.close()
-        return True
 
-    def _frame(self, path: str) -> bytes:
-        request_id = str(uuid.uuid4())
+    def _frame(self, path: str, request_id: str) -> tuple[bytes, bytes]:
+        """Its subject, and the request."""
         address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         info = {"address": address, "subject": request_id, "context": request_id, "stream_type": "response"}
         control = {
             "id": request_id,
             "request_type": "single_in",
             "response_type": "many_out",
-            "payload_codec": self._load.codec,
-            "connection_info": {"transport": "tcp_server", "info": json.dumps(info)},
+            "payload_codec": "msgpack",
+            "connection_info": {"transport": "tcp_server", "info": json.dumps(info, separators=(",", ":"))},
         }
-        header, body = json.dumps(control).encode(), self._body()
+        header, body = json.dumps(control).encode(), self._work.body()
         payload = struct.pack(">QQQ", len(header), len(body), 0) + header + body
-        return struct.pack(">H", len(path)) + path.encode() + b"\0\0" + struct.pack(">I", len(payload)) + payload
-
-    def _body(self) -> bytes:
-        if self._load.codec == "json":
-            return json.dumps({"items": self._load.items}).encode()
-        return b"\x81\xa5items\xcd" + struct.pack(">H", self._load.items)
-
-
-def measure(worker: Worker, load: Load) -> tuple[float, float]:
-    """CPU seconds of the worker, and seconds on the clock, per item."""
-    replay = Replay(worker.addresses[load.handler], load)
-    before = worker.cpu_seconds()
-    seconds = replay.run()
-    count = load.requests * load.items
-    return (worker.cpu_seconds() - before) / count, seconds / count
+        frame = struct.pack(">H", len(path)) + path.encode() + b"\0\0" + struct.pack(">I", len(payload)) + payload
+        return request_id.encode(), frame
 
 
 @contextlib.contextmanager
-def workers(peer: str) -> Iterator[tuple[Worker, Worker]]:
-    """Our worker and the peer's, side by side."""
-    with tempfile.TemporaryDirectory() as ours_folder, tempfile.TemporaryDirectory() as peer_folder:
-        ours = Worker("ours", sys.executable, ours_folder)
-        try:
-            theirs = Worker("peer", peer, peer_folder)
-            try:
-                yield ours, theirs
-            finally:
-                theirs.stop()
-        finally:
-            ours.stop()
+def _replay(worker: Worker, work: Work) -> Iterator[Callable[[], list[float]]]:
+    replay = Replay(worker, work)
+    try:
+        yield replay.run
+    finally:
+        replay.close()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, alternately, and print one table."""
-    parser = argparse.ArgumentParser(description="CPU time of a worker for each item, ours beside Dynamo's own")
-    parser.add_argument("--peer", default=".peers/1.6.1/bin/python", help="a Python that has ai-dynamo-runtime")
-    parser.add_argument("--items", type=int, default=1024, help="items of each answer, 256 to 65535")
-    parser.add_argument("--streams", type=int, default=32, help="answers at once")
-    parser.add_argument("--requests", type=int, default=128, help="answers in each measurement")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--codec", choices=("msgpack", "json"), default="msgpack")
-    parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.serve:
-        serve(options.serve)
-        return 0
-    print(f"{options.requests} answers of {options.items} items, {options.streams} at once, {options.codec}")
-    print(f"{'handler':8} {'ours':>12} {'peer':>12} {'ratio':>7}   {'ours':>12} {'peer':>12}")
-    print(f"{'':8} {'us CPU/item':>12} {'us CPU/item':>12} {'':7}   {'items/s':>12} {'items/s':>12}")
-    with workers(options.peer) as (ours, theirs):
-        for handler in HANDLERS:
-            load = Load(handler, options.items, options.streams, options.requests, options.codec)
-            measure(ours, load), measure(theirs, load)  # warm up
-            results = [(measure(ours, load), measure(theirs, load)) for _ in range(options.rounds)]
-            cpu = [statistics.median(result[who][0] for result in results) for who in (0, 1)]
-            clock = [statistics.median(result[who][1] for result in results) for who in (0, 1)]
-            print(
-                f"{handler:8} {cpu[0] * 1e6:12.2f} {cpu[1] * 1e6:12.2f} {cpu[1] / cpu[0]:6.1f}x   "
-                f"{1 / clock[0]:12,.0f} {1 / clock[1]:12,.0f}"
-            )
-    return 0
+@contextlib.contextmanager
+def _grpc_client(worker: Worker, work: Work) -> Iterator[Callable[[], list[float]]]:
+    import grpc
+
+    host, port, _ = worker.address(work.handler)
+    options = [("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(f"{host}:{port}", options) as channel, ThreadPoolExecutor(work.streams) as pool:
+        method = channel.unary_stream("/bench/generate")
+
+        def call(body: bytes) -> float:
+            began = time.perf_counter()
+            for _ in method(body):
+                pass
+            return time.perf_counter() - began
+
+        yield lambda: list(pool.map(call, [work.body()] * work.requests))
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def measure(worker: Worker, work: Work) -> dict[str, Any]:
+    """The work, once; a round as `caller.py` prints it, with the seconds of each answer."""
+    caller = _grpc_client if worker.kind == "grpc" else _replay
+    with caller(worker, work) as call:
+        Path(f"/proc/{worker.process.pid}/clear_refs").write_text("5")  # the peak begins anew
+        cpu, began = worker.cpu_seconds(), time.perf_counter()
+        answers = call()
+        seconds, cpu = time.perf_counter() - began, worker.cpu_seconds() - cpu
+    return {
+        "items": work.items * work.requests,
+        "requests": work.requests,
+        "seconds": seconds,
+        "cpu": cpu,
+        "answer": sorted(answers),
+        "peak_kib": peak_kib(worker.process.pid),
+    }
+
+
+def idle_kib(worker: Worker) -> float:
+    """What an answer that waits for its next item takes of the worker's memory."""
+    _hold(worker, 100)  # warm up
+    before = worker.resident_kib()
+    return (_hold(worker, IDLE) - before) / IDLE
+
+
+def _hold(worker: Worker, answers: int) -> float:
+    """The worker's memory with that many answers open."""
+    replay = Replay(worker, Work("idle", 1, answers, answers))
+    try:
+        replay.first_items()
+        return worker.resident_kib()
+    finally:
+        replay.close()

@@ -1,0 +1,85 @@
+"""One worker under test, in a process of its own: `python worker.py ours|peer`, settings from the environment.
+
+`ours` runs on uvloop; `peer` is run by a peer's interpreter, imports `dynamo.runtime`, and nothing of this project. A
+request says how many items it wants and how long the text in each is: {"items": 100, "text": 5}. The endpoints:
+
+    run     yields without pause
+    step    pauses after each item, as a handler does that gets its tokens one by one
+    batch   yields 32 items at a time with our `Batch`; the peer, which has none, yields them one by one
+    idle    yields one item and then waits
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+ENDPOINT = "bench.worker.{}"
+BATCH = 32
+
+
+async def run(request: dict[str, int]) -> AsyncIterator[Any]:
+    text = "x" * request["text"]
+    for number in range(request["items"]):
+        yield {"token": number, "text": text}
+
+
+async def step(request: dict[str, int]) -> AsyncIterator[Any]:
+    text = "x" * request["text"]
+    for number in range(request["items"]):
+        yield {"token": number, "text": text}
+        await asyncio.sleep(0)
+
+
+async def batch(request: dict[str, int]) -> AsyncIterator[Any]:
+    from dynamo_fast.ingress.push_handler import Batch
+
+    text = "x" * request["text"]
+    for first in range(0, request["items"], BATCH):
+        yield Batch([{"token": first + number, "text": text} for number in range(BATCH)])
+        await asyncio.sleep(0)
+
+
+async def peer_batch(request: dict[str, int]) -> AsyncIterator[Any]:
+    text = "x" * request["text"]
+    for first in range(0, request["items"], BATCH):
+        for number in range(BATCH):
+            yield {"token": first + number, "text": text}
+        await asyncio.sleep(0)
+
+
+async def idle(request: dict[str, int]) -> AsyncIterator[Any]:
+    yield {"token": 0, "text": "x" * request["text"]}
+    await asyncio.Event().wait()
+
+
+HANDLERS = {"run": run, "step": step, "batch": batch, "idle": idle}
+
+
+async def ours() -> None:
+    from dynamo_fast.discovery.file import FileDiscovery
+    from dynamo_fast.ingress.worker import Worker
+
+    worker = await Worker.start(FileDiscovery())
+    for name, handler in HANDLERS.items():
+        await worker.serve(handler, ENDPOINT.format(name))
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+
+
+async def peer() -> None:
+    from dynamo.runtime import DistributedRuntime
+
+    runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
+    handlers = {**HANDLERS, "batch": peer_batch}
+    served = [runtime.endpoint(ENDPOINT.format(name)).serve_endpoint(handler) for name, handler in handlers.items()]
+    print("ready", flush=True)
+    await asyncio.gather(*served)
+
+
+if __name__ == "__main__":
+    import uvloop
+
+    uvloop.run({"ours": ours, "peer": peer}[sys.argv[1]]())
