@@ -11,7 +11,8 @@
 
 The implementations take turns in every round, each caller is a process of its own, and the figures are medians of the
 rounds. CPU is user and system time of the process under test, all its threads. Real Dynamo is found in `.peers` (`make
-peers`); whatever is missing is left out, and said. Prints tables; writes JSON, and plots if matplotlib is there.
+peers`); whatever is missing is left out, and said. Prints tables; writes JSON, and plots if matplotlib is there. At the end
+of all parts, what was aimed at stands beside what was reached (`targets.py`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import loops, picks, worker_side
+from benchmarks import loops, picks, targets, worker_side
 from benchmarks.caller import WORKS, peak_kib
 from benchmarks.replay_worker import compiled, request_frame
 from benchmarks.timing import machine
@@ -406,6 +407,8 @@ def main() -> None:
     for each in options.parts or PARTS[:-1]:
         print(f"\n--- {each}", flush=True)
         run(each, options.rounds, facts, options.figures)
+    if not options.parts:
+        print(f"\n--- what was aimed at\n\n{targets.tables([options.figures])}")
 
 
 if __name__ == "__main__":

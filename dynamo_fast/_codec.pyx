@@ -658,11 +658,73 @@ cdef class _Decoder:
         return frame
 
 
+cdef int move_data(list messages, list data) except -1:
+    """Move the data of the first messages, as far as they have nothing else, from `messages` to `data`."""
+    cdef Py_ssize_t count = 0
+    cdef TwoPartMessage message
+    for message in messages:
+        if len(message.header) or not len(message.data):
+            break
+        data.append(message.data)
+        count += 1
+    del messages[:count]
+    return 0
+
+
 cdef class TwoPartDecoder(_Decoder):
     """A stream of two-part messages; the arguments are those of TwoPartCodec."""
 
     def __init__(self, max_message_size=None, *, bint checksum=False):
         self.codec = TwoPartCodec(max_message_size, checksum=checksum)
+
+    @cython.critical_section
+    def feed_data(self, chunk):
+        """As `feed`, for a stream of items: `(data, messages)`.
+
+        `data` is that of the messages up to the first one that has a header, or nothing; `messages` are that one and those
+        after it. The error is raised by this call if both are empty.
+        """
+        self.check()
+        cdef Py_ssize_t at = 0, stop = 0
+        cdef bytes base = base_of("chunk", chunk, &at, &stop)
+        cdef list data = [], messages = []
+        try:
+            if self.pending:
+                at = self.resume(base, at, stop, messages)
+                move_data(messages, data)
+            if not messages:
+                at = self.run_data(base, at, stop, data)
+            self.run(base, at, stop, messages)
+        except CodecError as error:
+            self.fail(error)
+            if not messages and not data:
+                raise
+        except BaseException:
+            self.fail(interrupted(self.offset))
+            raise
+        if messages:
+            move_data(messages, data)
+        return data, messages
+
+    cdef Py_ssize_t run_data(self, bytes base, Py_ssize_t at, Py_ssize_t stop, list data) except -1:
+        """Take the data of the frames from `at` on that `run` would look at once, and that have nothing else; the end."""
+        cdef const unsigned char *prefix
+        cdef uint64_t data_len
+        cdef Py_ssize_t largest, end
+        if self.codec.digest is not None:
+            return at
+        while True:
+            largest = min(stop - at, self.codec.limit)
+            if largest < TWO_PART_PREFIX:
+                return at
+            prefix = <const unsigned char *>PyBytes_AS_STRING(base) + at
+            data_len = load_u64(prefix + 8)
+            if load_u64(prefix) or not data_len or data_len > <uint64_t>(largest - TWO_PART_PREFIX):
+                return at
+            end = at + TWO_PART_PREFIX + <Py_ssize_t>data_len
+            data.append(cut(base, at + TWO_PART_PREFIX, end))
+            self.offset += <uint64_t>(end - at)
+            at = end
 
     cdef int run(self, bytes base, Py_ssize_t at, Py_ssize_t stop, list messages) except -1:
         """As it is for all formats, after the frames that need nothing of it: complete, good, and not to be verified."""

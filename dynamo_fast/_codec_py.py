@@ -639,6 +639,20 @@ class TwoPartDecoder(_Decoder["TwoPartMessage"]):
         self._two_part = TwoPartCodec(max_message_size, checksum=checksum)
         super().__init__(self._two_part)
 
+    def feed_data(self, chunk: BytesLike) -> tuple[list[Body], list[TwoPartMessage]]:
+        """As `feed`, for a stream of items: `(data, messages)`.
+
+        `data` is that of the messages up to the first one that has a header, or nothing; `messages` are that one and those
+        after it. The error is raised by this call if both are empty.
+        """
+        messages = self.feed(chunk)
+        count = 0
+        for message in messages:
+            if message._header or not message._data:
+                break
+            count += 1
+        return [message._data for message in messages[:count]], messages[count:]
+
     def _run(self, source: Body, at: int, messages: list[TwoPartMessage]) -> int:
         # The loop that a fallback spends its life in: small frames out of bytes are taken apart here and now. Whatever
         # is not that simple (a large frame, a bad one, a checksum, the end) is left to the general loop.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import array
+import itertools
 import struct
 import sys
 import threading
@@ -131,6 +132,35 @@ def test_a_vector_is_read_in_two_chunks_cut_anywhere(backend: ModuleType, vector
         messages += decoder.feed(stream[at:])
         assert list(map(form.parts_of, messages)) == expected
         assert decoder.pending == 0
+
+
+@each_vector
+def test_the_data_of_a_stream_of_items_comes_apart_from_what_follows_it(backend: ModuleType, vector: Vector) -> None:
+    form, stream = stream_of(vector)
+    if form is not TWO_PART:
+        return
+    stream = TWO_PART.frame((b"", b"item")) * 2 + stream
+    for at in range(len(stream) + 1):
+        by_message, by_item = form.decoder(backend), form.decoder(backend)
+        for chunk in (stream[:at], stream[at:]):
+            expected = list(map(form.parts_of, by_message.feed(chunk)))
+            items = list(itertools.takewhile(lambda parts: not parts[0] and parts[1], expected))
+            data, messages = by_item.feed_data(chunk)
+            assert [(b"", bytes(each)) for each in data] == items
+            assert list(map(form.parts_of, messages)) == expected[len(items) :]
+            assert by_item.pending == by_message.pending
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+def test_the_items_before_a_bad_frame_are_not_lost(backend: ModuleType, checksum: bool) -> None:
+    good, bad = TWO_PART.frame((b"", b"item")), b"\xff" * 24
+    decoder = backend.TwoPartDecoder(1024, checksum=checksum)
+    decoder.feed_data(good[:-1])
+    assert decoder.feed_data(good[-1:] + good + bad) == ([b"item"] * 2, [])
+    with pytest.raises(MessageTooLarge, match=f"at byte {2 * len(good)} is too large"):
+        decoder.feed_data(good)
+    with pytest.raises(MessageTooLarge):
+        backend.TwoPartDecoder(1024).feed_data(bad)
 
 
 @each_vector

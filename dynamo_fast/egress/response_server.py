@@ -255,14 +255,18 @@ class _ResponseConnection(asyncio.Protocol):
         # The hot path: all the frames of one read are queued, then the consumer is woken once.
         receiver = self._receiver
         try:
-            messages = self._decoder.feed(data)
+            if self._delivers and not frame_log.ENABLED:
+                items, messages = self._decoder.feed_data(data)
+                receiver.frames.extend(items)  # type: ignore[union-attr]  # who delivers has a receiver
+            else:
+                messages = self._decoder.feed(data)
         except CodecError:  # a bad frame with none before it; what to do is the same, see below
             messages = []
         if frame_log.ENABLED:
             frame_log.log_frames(self._transport, messages)
         for message in messages:
             if self._delivers and message.message_type is _DATA_ONLY:
-                receiver.frames.append(message.data)  # type: ignore[union-attr]  # who delivers has a receiver
+                receiver.frames.append(message.data)  # type: ignore[union-attr]  # the same
             else:
                 self._receive(message)
                 receiver = self._receiver

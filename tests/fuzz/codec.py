@@ -86,8 +86,26 @@ def outcome(backend: ModuleType, given: Input, chunk: int) -> Outcome:
         if error is not decoder.failed:
             raise AssertionError("the error is not the one that the decoder keeps") from error
     failed = decoder.failed
+    check_items(backend, given, chunk, messages)
     written = b"".join(map(codec.encode_message, messages))
     return Outcome(list(map(parts_of, messages)), decoder.pending, f"{type(failed).__name__}: {failed}", written)
+
+
+def check_items(backend: ModuleType, given: Input, chunk: int, messages: list[Any]) -> None:
+    """Fed as a stream of items, it must come to the same messages."""
+    if given.kind != "TwoPart":
+        return
+    decoder = backend.TwoPartDecoder(**given.options)
+    parts: list[tuple[bytes, ...]] = []
+    try:
+        for at in range(0, len(given.stream), chunk):
+            data, others = decoder.feed_data(given.stream[at : at + chunk])
+            parts += [(b"", bytes(each)) for each in data]
+            parts += map(parts_of, others)
+    except CodecError as error:
+        if error is not decoder.failed:
+            raise AssertionError("the error is not the one that the decoder keeps") from error
+    assert parts == list(map(parts_of, messages)), "other messages as a stream of items"
 
 
 def check_writing(given: Input, seen: Outcome) -> None:
