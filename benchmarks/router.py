@@ -326,10 +326,11 @@ def plot(table: Table, title: str, path: Path) -> None:
         values = [(rows.get(name) or {}).get("cpu_per_item") or 0 for rows in table.values()]
         places = [group + (index - (len(names) - 1) / 2) * width for group in range(len(table))]
         bars = axis.bar(places, [value * 1e6 for value in values], width * 0.94, color=colours.get(name), label=name)
-        labels = ["" if not value else f"{value * 1e6:,.{0 if value >= 1e-4 else 2}f}" for value in values]
-        axis.bar_label(bars, labels, fontsize=6, padding=1)
+        labels = [targets.number(value * 1e6) if value else "" for value in values]
+        axis.bar_label(bars, labels, fontsize=6.5, padding=2, rotation=90)
     axis.set(yscale="log", title=title, ylabel="microseconds of CPU per item")
     axis.set_xticks(range(len(table)), list(table))
+    axis.margins(y=0.12)
     axis.grid(True, axis="y", color="#e4e4e4", linewidth=0.7)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
