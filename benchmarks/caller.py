@@ -149,7 +149,8 @@ class Floor:
             for message in messages:
                 if message.data and decode_item(message.data).data is not None:
                     count += 1
-            first_item = first_item or time.perf_counter() - began
+            if count and not first_item:
+                first_item = time.perf_counter() - began
             if messages and messages[-1].header == b'"sentinel"':
                 break
         stream.close()
