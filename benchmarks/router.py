@@ -12,7 +12,7 @@
 The implementations take turns in every round, each caller is a process of its own, and the figures are medians of the
 rounds. CPU is user and system time of the process under test, all its threads. Real Dynamo is found in `.peers` (`make
 peers`); whatever is missing is left out, and said. Prints tables; writes JSON, and plots if matplotlib is there. At the end
-of all parts, what was aimed at stands beside what was reached (`targets.py`).
+of all parts, what was aimed at stands beside what was reached (`report.py`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import loops, picks, targets, worker_side
+from benchmarks import loops, picks, report, worker_side
 from benchmarks.caller import WORKS, peak_kib
 from benchmarks.replay_worker import compiled, request_frame
 from benchmarks.timing import machine
@@ -326,7 +326,7 @@ def plot(table: Table, title: str, path: Path) -> None:
         values = [(rows.get(name) or {}).get("cpu_per_item") or 0 for rows in table.values()]
         places = [group + (index - (len(names) - 1) / 2) * width for group in range(len(table))]
         bars = axis.bar(places, [value * 1e6 for value in values], width * 0.94, color=colours.get(name), label=name)
-        labels = [targets.number(value * 1e6) if value else "" for value in values]
+        labels = [report.number(value * 1e6) if value else "" for value in values]
         axis.bar_label(bars, labels, fontsize=6.5, padding=2, rotation=90)
     axis.set(yscale="log", title=title, ylabel="microseconds of CPU per item")
     axis.set_xticks(range(len(table)), list(table))
@@ -409,7 +409,7 @@ def main() -> None:
         print(f"\n--- {each}", flush=True)
         run(each, options.rounds, facts, options.figures)
     if not options.parts:
-        print(f"\n--- what was aimed at\n\n{targets.tables([options.figures])}")
+        print(f"\n--- what was aimed at\n\n{report.aims([options.figures])}")
 
 
 if __name__ == "__main__":

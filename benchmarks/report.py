@@ -1,9 +1,9 @@
-"""What was aimed at, and what one run or several of `benchmarks.router` reached, as tables in Markdown.
+"""What one run or several of `benchmarks.router` reached, as tables in Markdown: as they stand in docs/performance.md.
 
-    python -m benchmarks.targets [FOLDER ...]     folders of figures; docs/figures by default
+    python -m benchmarks.report [FOLDER ...]     folders of figures; docs/figures by default
 
-The figures are the first folder's, and the last column has the ratio in each of them. A reference is the better of Dynamo
-1.3.1 and 1.6.1 in the same run.
+What was aimed at comes first: the figures are the first folder's, and the last column has the ratio in each of them. A
+reference is the better of Dynamo 1.3.1 and 1.6.1 in the same run. Then, by part, the figures of the first folder.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["tables"]
+__all__ = ["GRIDS", "aims", "grid"]
 
 OURS = "dynamo_fast"
 PEERS = ("Dynamo 1.3.1", "Dynamo 1.6.1")
@@ -85,6 +85,15 @@ UNITS = {
     "requests_per_second": (1, ""),
 }
 
+ITEMS = (("items_per_second", 1.0),)
+GAP = (("gap_p99", 1e6),)
+CPU = (("cpu_per_item", 1e6),)
+FIRST_ITEM = (("first_item_p50", 1e6), ("first_item_p99", 1e6))
+ANSWER = (("answer_p50", 1e6), ("answer_p99", 1e6))
+PEAK = (("peak_mib", 1.0),)
+IDLE = (("kib_per_stream", 1.0),)
+PICK = (("seconds", 1e6),)
+
 
 def figures(folder: Path, part: str) -> Figures:
     """What the benchmark wrote. Raises OSError if that part was not measured."""
@@ -134,8 +143,8 @@ def _ratios(title: str, other: str, lines: tuple[Ratio, ...], folders: list[Path
     return made
 
 
-def tables(folders: list[Path]) -> str:
-    """The tables. Raises OSError if a part was not measured in one of the folders."""
+def aims(folders: list[Path]) -> str:
+    """What was aimed at, and what is reached. Raises OSError if a part was not measured in one of the folders."""
     lines = _ratios("against Dynamo", "the better of 1.3.1 and 1.6.1", AGAINST_DYNAMO, folders)
     lines += ["", *_ratios("against the floor", "floor", AGAINST_FLOORS, folders)]
     lines += ["", row("growth", "here", "aimed at, at most", "each run"), "|---|---:|---:|---|"]
@@ -147,5 +156,59 @@ def tables(folders: list[Path]) -> str:
     return "\n".join(lines)
 
 
+GRIDS = {
+    "caller": {
+        "µs of CPU an item": CPU,
+        "items a second": ITEMS,
+        "µs to the first item, p50 / p99": FIRST_ITEM,
+        "µs between items, p99": GAP,
+        "MiB at most": PEAK,
+    },
+    "worker": {
+        "µs of CPU an item": CPU,
+        "items a second": ITEMS,
+        "µs to the end of the answer, p50 / p99": ANSWER,
+        "MiB at most": PEAK,
+    },
+    "both": {"µs of the caller's CPU an item": CPU, "items a second": ITEMS},
+    "growth": {"µs of CPU an item": CPU, "items a second": ITEMS},
+    "loops": {"µs of CPU an item": CPU},
+    "worker-idle": {"KiB of the worker's memory": IDLE},
+    "growth-idle": {"KiB of the caller's memory": IDLE},
+    "picks": {"µs a pick": PICK},
+}
+"""By part of the benchmark: the titles of its tables, and what is in them."""
+
+
+def grid(folder: Path, part: str, title: str) -> str:
+    """One figure, or two, of each work (a line) and each implementation (a column)."""
+    found, keys = figures(folder, part), GRIDS[part][title]
+    if keys is PICK:
+        found = {mode: {size: {"seconds": row[mode]} for size, row in found.items()} for mode in found["1 workers"]}
+    if keys is IDLE:
+        found = {"an idle stream": found}
+    columns = list(dict.fromkeys(name for rows in found.values() for name in rows))
+    lines = [row(title, *columns), "|---|" + "---:|" * len(columns)]
+    for work, rows in found.items():
+        cells = [_cell(rows.get(column, {}), keys) for column in columns]
+        if any(cells):
+            lines.append(row(work, *cells))
+    return "\n".join(lines)
+
+
+def _cell(figures_of: dict[str, float | None], keys: tuple[tuple[str, float], ...]) -> str:
+    values = [(figures_of.get(key), factor) for key, factor in keys]
+    return " / ".join(number(value * factor) for value, factor in values if value is not None)
+
+
+def main(folders: list[Path]) -> None:
+    """Print all tables."""
+    print(aims(folders))
+    for part, titles in GRIDS.items():
+        if (folders[0] / f"{part}.json").exists():
+            for title in titles:
+                print(f"\n{part}\n\n{grid(folders[0], part, title)}")
+
+
 if __name__ == "__main__":
-    print(tables([Path(name) for name in sys.argv[1:]] or [Path("docs/figures")]))
+    main([Path(name) for name in sys.argv[1:]] or [Path("docs/figures")])
