@@ -156,7 +156,7 @@ def aims(folders: list[Path]) -> str:
     return "\n".join(lines)
 
 
-GRIDS = {
+GRIDS: dict[str, dict[str, tuple[tuple[str, float], ...]]] = {
     "caller": {
         "µs of CPU an item": CPU,
         "items a second": ITEMS,
