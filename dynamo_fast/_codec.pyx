@@ -489,30 +489,40 @@ def encode_two_part(header, data):
     return encode_parts(header, data, PY_SSIZE_T_MAX, None)
 
 
-def encode_data_frames(bodies):
+def encode_data_frames(bodies, head=b"", tail=b""):
     """The frames of messages without a header, one after the other, as a response stream carries its items.
 
-    No limit, checksum 0. Raises TypeError if one of the bodies is not bytes-like.
+    The data of each is `head`, one of the bodies, and `tail`: what all of them have in common need not be put around
+    each of them first. No limit, checksum 0. Raises TypeError if one of them is not bytes-like.
     """
     cdef tuple parts = tuple(bodies)  # nobody can change it while its sizes are relied upon
-    cdef Py_ssize_t size = 0
-    cdef Span span
+    cdef Span before, span, after
+    if type(head) is not bytes:
+        head = borrowed("head", head)
+    if type(tail) is not bytes:
+        tail = borrowed("tail", tail)
+    span_of(head, &before)
+    span_of(tail, &after)
+    cdef Py_ssize_t around = before.size + after.size, size = 0
     for part in parts:
         if type(part) is not bytes:
             parts = tuple([borrowed("data", each) for each in parts])
             break
     for part in parts:
         span_of(part, &span)
-        size += TWO_PART_PREFIX + span.size
+        size += TWO_PART_PREFIX + around + span.size
     cdef bytes frames = PyBytes_FromStringAndSize(NULL, size)
     cdef unsigned char *to = <unsigned char *>PyBytes_AS_STRING(frames)
     for part in parts:
         span_of(part, &span)
         store_u64(to, 0)
-        store_u64(to + 8, <uint64_t>span.size)
+        store_u64(to + 8, <uint64_t>(around + span.size))
         store_u64(to + 16, 0)
-        memcpy(to + TWO_PART_PREFIX, span.start, span.size)
-        to += TWO_PART_PREFIX + span.size
+        to += TWO_PART_PREFIX
+        memcpy(to, before.start, before.size)
+        memcpy(to + before.size, span.start, span.size)
+        memcpy(to + before.size + span.size, after.start, after.size)
+        to += around + span.size
     assert to == <unsigned char *>PyBytes_AS_STRING(frames) + size
     return frames
 

@@ -504,16 +504,18 @@ def encode_two_part(header: BytesLike, data: BytesLike) -> bytes:
     return b"".join((_TWO_PART_PREFIX.pack(len(header), len(data), 0), header, data))
 
 
-def encode_data_frames(bodies: Iterable[BytesLike]) -> bytes:
+def encode_data_frames(bodies: Iterable[BytesLike], head: BytesLike = b"", tail: BytesLike = b"") -> bytes:
     """The frames of messages without a header, one after the other, as a response stream carries its items.
 
-    No limit, checksum 0. Raises TypeError if one of the bodies is not bytes-like.
+    The data of each is `head`, one of the bodies, and `tail`: what all of them have in common need not be put around
+    each of them first. No limit, checksum 0. Raises TypeError if one of them is not bytes-like.
     """
-    pack = _TWO_PART_PREFIX.pack
+    before, after = borrowed("head", head), borrowed("tail", tail)
+    pack, around = _TWO_PART_PREFIX.pack, len(before) + len(after)
     pieces: list[Body] = []
     for body in bodies:
         part = body if type(body) is bytes else borrowed("data", body)
-        pieces += (pack(0, len(part), 0), part)
+        pieces += (pack(0, around + len(part), 0), before, part, after)
     return b"".join(pieces)
 
 

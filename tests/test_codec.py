@@ -150,6 +150,11 @@ def test_data_frames_are_messages_without_a_header(backend: Any, bodies: list[by
     assert frames == b"".join(backend.encode_two_part(b"", body) for body in bodies)
     messages = backend.TwoPartDecoder().feed(frames)
     assert [message.parts() for message in messages] == [(b"", body) for body in bodies]
+    head, tail = b'{"data":', bytearray(b"}")
+    around = [head + body + tail for body in bodies]
+    assert backend.encode_data_frames([memoryview(body) for body in bodies], head, tail) == backend.encode_data_frames(
+        around
+    )
 
 
 # Limits
@@ -292,6 +297,8 @@ def test_what_is_not_bytes_is_refused(backend: Any, bad: object) -> None:
         lambda: backend.TcpRequestMessage.from_parts(b"", b"", bad),
         lambda: backend.encode_two_part(b"", bad),
         lambda: backend.encode_data_frames([b"", bad]),
+        lambda: backend.encode_data_frames([b""], bad),
+        lambda: backend.encode_data_frames([], b"", bad),
         lambda: backend.TwoPartCodec().decode_message(bad),
     ):
         with pytest.raises(TypeError, match=f"must be bytes-like, not {type(bad).__name__}"):

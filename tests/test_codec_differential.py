@@ -149,6 +149,7 @@ def test_encoders_agree(first: bytes, second: bytes, third: bytes, limit: int | 
             outcome(lambda: two_part_codec.encode_message(backend.TwoPartMessage.from_parts(first, second))),
             outcome(lambda: backend.encode_two_part(first, memoryview(second))),
             outcome(lambda: backend.encode_data_frames([first, memoryview(second), third])),
+            outcome(lambda: backend.encode_data_frames([first, memoryview(second)], third, first)),
             outcome(
                 lambda: backend.TcpRequestCodec(limit).encode_message(
                     backend.TcpRequestMessage.from_parts(first, bytearray(second), third)

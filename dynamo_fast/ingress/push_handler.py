@@ -167,7 +167,8 @@ class _Request:
         self._info = TcpStreamConnectionInfo.from_connection_info(self._control.connection_info)
         self._handler = handler
         self._context = _context(self._control, frame.headers if handler.traces else None)
-        self._stream = ResponseConnection(handler.dialler, self._context, self._cut_short)
+        envelope = self._control.payload_codec.envelope
+        self._stream = ResponseConnection(handler.dialler, self._context, envelope, self._cut_short)
         self._input: RequestStream | None = None
         self._accepted_at = time.monotonic()
         self._grace: asyncio.TimerHandle | None = None
@@ -276,7 +277,7 @@ class _Request:
 
     async def _send_items(self, iterator: AsyncIterator[Any]) -> None:
         stream, encode = self._stream, self._control.payload_codec.encode_item
-        encode_plain = self._control.payload_codec.encode_plain_item
+        encode_plain = self._control.payload_codec.encode_plain
         said_goodbye = False
         async for item in iterator:
             if not stream.open:
@@ -286,10 +287,10 @@ class _Request:
                 said_goodbye = True
                 continue
             try:
-                if (body := encode_plain(item)) is not None:
-                    must_wait = stream.send(body)
+                if (data := encode_plain(item)) is not None:
+                    must_wait = stream.send_data(data)
                 elif item.__class__ is Batch:
-                    must_wait = stream.send_all(map(encode, item.items))
+                    must_wait = self._send_batch(item.items)
                 else:
                     must_wait = stream.send(encode(item))
             except SerializationError as error:
@@ -297,6 +298,16 @@ class _Request:
                 return
             if must_wait:
                 await stream.room()
+
+    def _send_batch(self, items: Iterable[Any]) -> bool:
+        """All in one write. Returns whether `room()` must be awaited."""
+        stream, codec = self._stream, self._control.payload_codec
+        for item in items:
+            if (data := codec.encode_plain(item)) is not None:
+                stream.cork_data(data)
+            else:
+                stream.cork(codec.encode_item(item))
+        return stream.uncork()
 
     def _unserialisable(self, error: SerializationError) -> None:
         codec = self._control.payload_codec

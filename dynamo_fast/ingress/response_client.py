@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import types
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator
 from functools import cache, lru_cache
 from time import monotonic
 from typing import Any, cast
@@ -55,6 +55,7 @@ _ORDERLY_ENDS = frozenset(
 
 _PROLOGUE_OK = encode_two_part(ResponseStreamPrologue().encode(), b"")
 _SENTINEL = encode_two_part(ControlMessage.SENTINEL.encode(), b"")
+_FRAME_OVERHEAD = len(encode_two_part(b"", b""))
 
 
 _host_port = lru_cache(maxsize=4096)(split_host_port)
@@ -144,7 +145,9 @@ async def _connect(host: str, port: int, protocol: Dialled) -> asyncio.Transport
 class ResponseConnection(Dialled):
     """One response stream. `cut_short` is called once if the stream ends before the push handler has ended it."""
 
-    def __init__(self, dialler: Dialler, context: Context, cut_short: Callable[[], None]) -> None:
+    def __init__(
+        self, dialler: Dialler, context: Context, envelope: tuple[bytes, bytes], cut_short: Callable[[], None]
+    ) -> None:
         self._dialler = dialler
         self._context = context
         self._cut_short = cut_short
@@ -152,9 +155,11 @@ class ResponseConnection(Dialled):
         self._decoder = TwoPartDecoder(MAX_CONTROL_MESSAGE_SIZE)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._head = b""  # handshake and prologue, until they are written
-        self._corked: list[bytes] = []  # the bodies of data frames
-        self._corked_bytes = 0
+        self._head, self._tail = envelope
+        # What is corked: frames, and then data that has no frame and no envelope yet.
+        self._frames: list[bytes] = []
+        self._data: list[bytes] = []
+        self._corked_bytes = 0  # of both, roughly
         self._cork_until = 0.0
         self._paused = False
         self._room: asyncio.Future[None] | None = None
@@ -162,7 +167,7 @@ class ResponseConnection(Dialled):
         self.open = True
         """Whether the handler's items still go anywhere."""
         self.items = 0
-        """Items sent."""
+        """Items put into frames."""
         self.bytes = 0
         """Bytes of the bodies of data frames: items, and the final marker."""
         self.end = ""
@@ -176,33 +181,55 @@ class ResponseConnection(Dialled):
     def start(self) -> None:
         """The handler was started: write the prologue."""
         if self._step(Event.PROLOGUE_OK, "") is Action.WRITE:
-            self._head += _PROLOGUE_OK
+            self._frames.append(_PROLOGUE_OK)
 
     def refuse(self, prologue: ResponseStreamPrologue) -> None:
         """The handler was not started: write the reason, and end the stream."""
         if self._step(Event.PROLOGUE_ERROR, "refused by the worker") is Action.WRITE_END:
             self._write_end(encode_two_part(prologue.encode(), b"") + _SENTINEL)
 
-    def send(self, body: bytes) -> bool:
-        """Write a data frame. Returns whether `room()` must be awaited before the next one."""
+    def send_data(self, data: bytes) -> bool:
+        """Write an item that has data and nothing else: these. Returns whether `room()` must be awaited before the next.
+
+        The data are put into the envelope and into a frame when they are written.
+        """
         # The hot path of a worker: one item, in as few steps as there can be.
         if not self.open:
             return False
-        corked = self._corked
-        corked.append(body)
-        self._corked_bytes += len(body)
+        corked = self._data
+        corked.append(data)
+        self._corked_bytes += len(data)
         if (now := monotonic()) > self._cork_until:
             self._flush()
             self._cork_until = now + _CORK_SECONDS
         return self._paused or len(corked) >= _CORK_FRAMES or self._corked_bytes >= _CORK_BYTES
 
-    def send_all(self, bodies: Iterable[bytes]) -> bool:
-        """Write several data frames, all in one write; else as `send`."""
-        if self.open:
-            for body in bodies:
-                self._corked.append(body)
-                self._corked_bytes += len(body)
+    def send(self, item: bytes) -> bool:
+        """Write an item in its envelope. Returns as `send_data`."""
+        self.cork(item)
+        if (now := monotonic()) > self._cork_until:
             self._flush()
+            self._cork_until = now + _CORK_SECONDS
+        return self._paused or len(self._frames) >= _CORK_FRAMES or self._corked_bytes >= _CORK_BYTES
+
+    def cork_data(self, data: bytes) -> None:
+        """As `send_data`, but nothing is written before `uncork`."""
+        if self.open:
+            self._data.append(data)
+            self._corked_bytes += len(data)
+
+    def cork(self, item: bytes) -> None:
+        """As `send`, but nothing is written before `uncork`."""
+        if self.open:
+            self._frame_data()
+            self._frames.append(encode_data_frames((item,)))
+            self._corked_bytes += len(item)
+            self.items += 1
+            self.bytes += len(item)
+
+    def uncork(self) -> bool:
+        """Write what is corked. Returns whether `room()` must be awaited."""
+        self._flush()
         return self._paused
 
     async def room(self) -> None:
@@ -229,7 +256,7 @@ class ResponseConnection(Dialled):
                 waits_for = resume(value)
             except StopIteration:
                 return
-            if self._corked or self._head:
+            if self._data or self._frames:
                 self._flush()
             try:
                 value = yield waits_for
@@ -254,7 +281,7 @@ class ResponseConnection(Dialled):
     def dialled(self, handshake: bytes) -> None:
         """See Dialled. It leaves with the prologue, or whatever else the handler's first turn brings."""
         if self.open:
-            self._head = handshake
+            self._frames.append(handshake)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -323,17 +350,23 @@ class ResponseConnection(Dialled):
             self._cut_short = _nothing  # they hold each other: without this only the garbage collector would part them
         return action
 
+    def _frame_data(self) -> None:
+        if data := self._data:
+            frames = encode_data_frames(data, self._head, self._tail)
+            self._frames.append(frames)
+            self.items += len(data)
+            self.bytes += len(frames) - _FRAME_OVERHEAD * len(data)
+            data.clear()
+
     def _flush(self, end: bytes = b"") -> None:
         """Write what is corked, and `end`."""
-        frames = encode_data_frames(self._corked) if self._corked else b""
-        if self._head or end:
-            frames = b"".join((self._head, frames, end))
-            self._head = b""
+        self._frame_data()
+        frames = self._frames
+        if end:
+            frames.append(end)
         if frames and self._transport is not None:
-            self._transport.write(frames)
-        self.items += len(self._corked)
-        self.bytes += self._corked_bytes
-        self._corked.clear()
+            self._transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
+        frames.clear()
         self._corked_bytes = 0
 
     def _write_end(self, end: bytes) -> None:
@@ -354,9 +387,8 @@ class ResponseConnection(Dialled):
 
     def _abort(self) -> None:
         """Close now; what the kernel has not taken yet is dropped."""
-        self._head = b""
-        self._corked.clear()
-        self._corked_bytes = 0
+        self._frames.clear()
+        self._data.clear()
         self._wake()
         if self._transport is not None:
             self._transport.abort()

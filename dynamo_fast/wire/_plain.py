@@ -17,7 +17,6 @@ JSON) bytes."""
 
 _SCALARS = frozenset({str, int, float, bool, type(None), bytes})
 _MAX_DEPTH = 100
-_LARGE = 16 * 1024
 
 
 def is_plain(value: object, depth: int = _MAX_DEPTH) -> bool:
@@ -42,13 +41,11 @@ def is_plain(value: object, depth: int = _MAX_DEPTH) -> bool:
     return kind in _SCALARS
 
 
-def encode_plain(write: Callable[[object], bytes], head: bytes, tail: bytes, value: object) -> bytes | None:
-    """What `write` makes of a plain `value`, between `head` and `tail`; None if somebody slower must have a look at it."""
+def encode_plain(write: Callable[[object], bytes], value: object) -> bytes | None:
+    """What `write` makes of a plain `value`; None if somebody slower must have a look at it."""
     if not is_plain(value) or (type(value) is dict and ENVELOPE_MARK in value):
         return None
     try:
-        body = write(value)
+        return write(value)
     except UNWRITABLE:
         return None
-    # Two additions are the faster way for small ones, but copy twice.
-    return head + body + tail if len(body) < _LARGE else b"".join((head, body, tail))

@@ -131,10 +131,10 @@ class PayloadCodec(Enum):
         format_ = _FORMATS[name]
         self._write, self._read, self.read_item = format_.write, format_.read, format_.read_item
         self._item_head, self._item_tail = format_.item_head, format_.item_tail
-        self._data_head = format_.item_head + format_.data_head
-        self._data_tail = format_.data_tail + format_.item_tail
-        self.encode_plain_item = partial(encode_plain, format_.write, self._data_head, self._data_tail)
-        """`encode_item` at full speed, for nearly every item; None for one that takes a closer look."""
+        self.envelope = format_.item_head + format_.data_head, format_.data_tail + format_.item_tail
+        """What stands before and after the data of an item that has nothing else: both envelopes."""
+        self.encode_plain = partial(encode_plain, format_.write)
+        """The data of nearly every item, at full speed, to go into `envelope`; None for one that takes a closer look."""
         self.final = format_.write({"complete_final": True})
         """The wrapper that says that the answer is complete."""
 
@@ -151,12 +151,13 @@ class PayloadCodec(Enum):
 
         A dict with a truthy `_dynamo_annotated`, or an `Annotated`, is the inner envelope itself; anything else is data.
         """
-        item = self.encode_plain_item(value)
-        if item is not None:
-            return item
+        head, tail = self.envelope
+        plain = self.encode_plain(value)
+        if plain is not None:
+            return head + plain + tail
         if type(value) is Annotated or (isinstance(value, dict) and value.get(ENVELOPE_MARK)):
             return self._item_head + self._dump(_envelope(value), big_ints=True) + self._item_tail
-        return self._data_head + self._dump(value, big_ints=True) + self._data_tail
+        return head + self._dump(value, big_ints=True) + tail
 
     def encode_error_item(self, error: DynamoError) -> bytes:
         """The wrapped item for an error of the handler."""

@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import AsyncIterator
+from itertools import chain
 from typing import Any, cast
 
 import pytest
@@ -84,6 +85,22 @@ async def test_items_of_one_turn_leave_in_one_piece_and_the_first_is_not_held_ba
         assert first.item["data"] == {"data": 0}
         gate.set()
         assert await data_of(answer) == list(range(1, 11))
+
+
+async def test_items_of_every_kind_keep_their_order(start: Start) -> None:
+    """Some get their envelope when they are encoded, the others when they are written."""
+    annotated = {"_dynamo_annotated": True, "data": "annotated", "event": "an event"}
+
+    async def handler(request: Any) -> AsyncIterator[Any]:
+        for number in range(3):
+            yield number
+            yield annotated
+            yield Batch([-number, annotated, "last"])
+
+    async with Requester(address_of(await start(handler))) as requester:
+        answer = await begun(requester, None)
+        expected = [[number, "annotated", -number, "annotated", "last"] for number in range(3)]
+        assert await data_of(answer) == list(chain.from_iterable(expected))
 
 
 async def test_an_item_of_a_handler_that_blocks_the_loop_is_not_held_back(start: Start) -> None:
