@@ -12,7 +12,7 @@ help:
 	@echo "make demo    build, then a router streams from a worker, in two processes"
 	@echo "make test    lint, types, and every test, real Dynamo workers included"
 	@echo "make lint    ruff, mypy, and the stubs of the extension against the extension"
-	@echo "make bench   the benchmarks of the codec and of the router"
+	@echo "make bench   the benchmarks of the codec and of the router, and their figures into the documents"
 	@echo "make fuzz    atheris on each backend of the codec, FUZZ_SECONDS=60 each"
 	@echo "make sanitize  the tests of the codec with every check: Python's, and ASan, UBSan and assertions in C (Linux)"
 	@echo "make wheels  dist/: the sdist and its wheels, each tested on its own, for each Python found here"
@@ -40,6 +40,7 @@ lint: $(VENV)/.test
 bench: $(VENV)/.bench peers
 	@$(BIN)/python -m benchmarks.codec
 	@$(BIN)/python -m benchmarks.router
+	@$(BIN)/python -m benchmarks.report
 
 # Either backend on its own: the search is led by the branches of the Python one, and its inputs run through both.
 FUZZ_SECONDS ?= 60

@@ -1,21 +1,26 @@
-"""What one run or several of `benchmarks.router` reached, as tables in Markdown: as they stand in docs/performance.md.
+"""What `benchmarks.router` reached: its figures as tables in the documents.
 
-    python -m benchmarks.report [FOLDER ...]     folders of figures; docs/figures by default
+    python -m benchmarks.report [FOLDER ...]
 
-What was aimed at comes first: the figures are the first folder's, and the last column has the ratio in each of them. A
-reference is the better of Dynamo 1.3.1 and 1.6.1 in the same run. Then, by part, the figures of the first folder.
+Writes the figures in docs/figures into docs/performance.md and README.md, between the comments there that name a table. The
+folders are those of other runs (`benchmarks.router --figures FOLDER`), whose ratios stand beside the first ones in the last
+column. A reference is the better of Dynamo 1.3.1 and 1.6.1 in the same run.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["GRIDS", "aims", "grid"]
+__all__ = ["FIGURES", "PAGES", "aims", "tables", "write"]
+
+FIGURES = Path("docs/figures")
+PAGES = (Path("docs/performance.md"), Path("README.md"))
 
 OURS = "dynamo_fast"
 PEERS = ("Dynamo 1.3.1", "Dynamo 1.6.1")
@@ -133,27 +138,47 @@ def row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _ratios(title: str, other: str, lines: tuple[Ratio, ...], folders: list[Path]) -> list[str]:
-    made = [row(title, "here", other, "ratio", "aimed at", "each run"), "|---|---:|---:|---:|---:|---|"]
-    for line in lines:
-        factor, unit = UNITS[line.key]
-        cells = [number(value * factor) + unit for value in line.values(folders[0])]
-        ratios = [number(line.ratio(folder)) for folder in folders]
-        made.append(row(line.text, *cells, ratios[0], number(line.aim), ", ".join(ratios)))
-    return made
+def table(*rows: Sequence[str], notes: int = 0) -> str:
+    """The first is the head. Figures stand to the right, except in the last `notes` columns."""
+    head, *lines = rows
+    figures_in = len(head) - 1 - notes
+    return "\n".join([row(*head), f"|---|{'---:|' * figures_in}{'---|' * notes}", *(row(*line) for line in lines)])
+
+
+def _reached(line: Ratio, folders: list[Path]) -> list[str]:
+    """The cells of a line: what, ours, the other's, the ratio, what was aimed at, and the ratio of each run."""
+    factor, unit = UNITS[line.key]
+    ours, other = (number(value * factor) + unit for value in line.values(folders[0]))
+    ratios = [number(line.ratio(folder)) for folder in folders]
+    return [line.text, ours, other, ratios[0], number(line.aim), ", ".join(ratios)]
+
+
+def _kept(bound: Bound, folders: list[Path]) -> list[str]:
+    """The cells of a line: what, ours, what was aimed at, and each run."""
+    values = [number(bound.value(folder)) for folder in folders]
+    return [bound.text, f"{values[0]} {bound.unit}", f"{number(bound.aim)} {bound.unit}", ", ".join(values)]
 
 
 def aims(folders: list[Path]) -> str:
     """What was aimed at, and what is reached. Raises OSError if a part was not measured in one of the folders."""
-    lines = _ratios("against Dynamo", "the better of 1.3.1 and 1.6.1", AGAINST_DYNAMO, folders)
-    lines += ["", *_ratios("against the floor", "floor", AGAINST_FLOORS, folders)]
-    lines += ["", row("growth", "here", "aimed at, at most", "each run"), "|---|---:|---:|---|"]
-    for bound in BOUNDS:
-        values = [number(bound.value(folder)) for folder in folders]
-        lines.append(
-            row(bound.text, f"{values[0]} {bound.unit}", f"{number(bound.aim)} {bound.unit}", ", ".join(values))
+    dynamo = ("against Dynamo", "here", "the better of 1.3.1 and 1.6.1", "ratio", "aimed at", "each run")
+    floor = ("against the floor", "here", "floor", "ratio", "aimed at", "each run")
+    growth = ("growth", "here", "aimed at, at most", "each run")
+    return "\n\n".join(
+        (
+            table(dynamo, *(_reached(line, folders) for line in AGAINST_DYNAMO), notes=1),
+            table(floor, *(_reached(line, folders) for line in AGAINST_FLOORS), notes=1),
+            table(growth, *(_kept(bound, folders) for bound in BOUNDS), notes=1),
         )
-    return "\n".join(lines)
+    )
+
+
+def summary(folder: Path) -> str:
+    """The first of these tables in short."""
+    lines = (
+        _reached(line, [folder])[:4] for line in AGAINST_DYNAMO if line.text.startswith(("caller", "worker", "both"))
+    )
+    return table(("", "here", "reference", "ratio"), *lines)
 
 
 GRIDS: dict[str, dict[str, tuple[tuple[str, float], ...]]] = {
@@ -188,12 +213,8 @@ def grid(folder: Path, part: str, title: str) -> str:
     if keys is IDLE:
         found = {"an idle stream": found}
     columns = list(dict.fromkeys(name for rows in found.values() for name in rows))
-    lines = [row(title, *columns), "|---|" + "---:|" * len(columns)]
-    for work, rows in found.items():
-        cells = [_cell(rows.get(column, {}), keys) for column in columns]
-        if any(cells):
-            lines.append(row(work, *cells))
-    return "\n".join(lines)
+    lines = ([work, *(_cell(rows.get(column, {}), keys) for column in columns)] for work, rows in found.items())
+    return table((title, *columns), *(line for line in lines if any(line[1:])))
 
 
 def _cell(figures_of: dict[str, float | None], keys: tuple[tuple[str, float], ...]) -> str:
@@ -201,14 +222,25 @@ def _cell(figures_of: dict[str, float | None], keys: tuple[tuple[str, float], ..
     return " / ".join(number(value * factor) for value, factor in values if value is not None)
 
 
-def main(folders: list[Path]) -> None:
-    """Print all tables."""
-    print(aims(folders))
-    for part, titles in GRIDS.items():
-        if (folders[0] / f"{part}.json").exists():
-            for title in titles:
-                print(f"\n{part}\n\n{grid(folders[0], part, title)}")
+def tables(folders: list[Path]) -> dict[str, str]:
+    """All that stands in the documents, by the name of its comments."""
+    made = {part: "\n\n".join(grid(folders[0], part, title) for title in titles) for part, titles in GRIDS.items()}
+    return {"aims": aims(folders), "summary": summary(folders[0]), **made}
+
+
+def between(name: str) -> re.Pattern[str]:
+    """What stands between the comments of a table."""
+    return re.compile(rf"(?<=<!-- {name} -->\n\n).*?(?=\n\n<!-- end of {name} -->)", re.DOTALL)
+
+
+def write(folders: list[Path]) -> None:
+    """Put the tables into the pages. Raises OSError if a part was not measured."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name, made in tables(folders).items():
+            text = made.join(between(name).split(text))
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main([Path(name) for name in sys.argv[1:]] or [Path("docs/figures")])
+    write([FIGURES, *map(Path, sys.argv[1:])])
