@@ -493,7 +493,8 @@ def encode_data_frames(bodies, head=b"", tail=b""):
     """The frames of messages without a header, one after the other, as a response stream carries its items.
 
     The data of each is `head`, one of the bodies, and `tail`: what all of them have in common need not be put around
-    each of them first. No limit, checksum 0. Raises TypeError if one of them is not bytes-like.
+    each of them first. No limit, checksum 0. Raises TypeError if one of them is not bytes-like; MemoryError or
+    OverflowError if there are more than memory can hold.
     """
     cdef tuple parts = tuple(bodies)  # nobody can change it while its sizes are relied upon
     cdef Span before, span, after
@@ -503,14 +504,20 @@ def encode_data_frames(bodies, head=b"", tail=b""):
         tail = borrowed("tail", tail)
     span_of(head, &before)
     span_of(tail, &after)
-    cdef Py_ssize_t around = before.size + after.size, size = 0
+    if before.size > PY_SSIZE_T_MAX - TWO_PART_PREFIX - after.size:
+        raise OverflowError("the frames are too long")
+    cdef Py_ssize_t around = before.size + after.size, room = PY_SSIZE_T_MAX, left
     for part in parts:
         if type(part) is not bytes:
             parts = tuple([borrowed("data", each) for each in parts])
             break
     for part in parts:
         span_of(part, &span)
-        size += TWO_PART_PREFIX + around + span.size
+        left = room - TWO_PART_PREFIX - around
+        if span.size > left:  # memory that is there many times may be longer than all memory
+            raise OverflowError("the frames are too long")
+        room = left - span.size
+    cdef Py_ssize_t size = PY_SSIZE_T_MAX - room
     cdef bytes frames = PyBytes_FromStringAndSize(NULL, size)
     cdef unsigned char *to = <unsigned char *>PyBytes_AS_STRING(frames)
     for part in parts:

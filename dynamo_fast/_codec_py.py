@@ -508,7 +508,8 @@ def encode_data_frames(bodies: Iterable[BytesLike], head: BytesLike = b"", tail:
     """The frames of messages without a header, one after the other, as a response stream carries its items.
 
     The data of each is `head`, one of the bodies, and `tail`: what all of them have in common need not be put around
-    each of them first. No limit, checksum 0. Raises TypeError if one of them is not bytes-like.
+    each of them first. No limit, checksum 0. Raises TypeError if one of them is not bytes-like; MemoryError or
+    OverflowError if there are more than memory can hold.
     """
     before, after = borrowed("head", head), borrowed("tail", tail)
     pack, around = _TWO_PART_PREFIX.pack, len(before) + len(after)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import itertools
+import mmap
 import struct
 import sys
 import threading
@@ -26,6 +27,7 @@ from dynamo_fast.errors import CodecError, IncompleteMessage, InvalidConfig, Mes
 from tests.captured import Vector, captured, name_of
 
 VIEW = _codec_py.VIEW_THRESHOLD
+MAP_NORESERVE = 0x4000  # of <sys/mman.h>; Python 3.10 does not name it
 
 
 @pytest.fixture(params=[_codec, _codec_py], ids=["cython", "python"])
@@ -523,3 +525,16 @@ def test_a_compiled_decoder_takes_whole_frames_from_many_threads() -> None:
         thread.join(30)
     assert seen == [frames * 10] * 4
     assert (decoder.pending, decoder.failed) == (0, None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lends out more memory than there is")
+def test_frames_longer_than_all_memory_are_refused(backend: ModuleType) -> None:
+    try:
+        huge = memoryview(mmap.mmap(-1, 1 << 45, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE))
+    except OSError as error:
+        pytest.skip(f"this machine lends out no more memory than it has: {error}")
+    for bodies in ([huge] * (1 << 19), [huge] * (1 << 18)):  # of whose lengths the sum is 0, and less, in 64 bits
+        with pytest.raises(OverflowError):
+            backend.encode_data_frames(bodies)
+    with pytest.raises(MemoryError):
+        backend.encode_data_frames([b""], huge, huge)
