@@ -122,7 +122,7 @@ class ResponseReceiver:
             self.fail(refusal(text.decode("utf-8", "replace")))
         else:
             self._acknowledged = True
-            if self._connection is None:
+            if self._connection is None and not self.ended:  # a short answer may be over before its acknowledgement
                 self._server.call_home.add(self)
                 self._request_connection = ack.result().connection
                 if self._request_connection is not None:

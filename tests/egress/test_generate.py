@@ -97,7 +97,9 @@ async def test_a_whole_answer_may_overtake_the_acknowledgement(router: Addressed
     assert await stream.received() == [b""]
     assert not call.done()
     request.acknowledge()
-    assert await data_of(await asyncio.wait_for(call, LIMIT)) == [1, 2]
+    answer = await asyncio.wait_for(call, LIMIT)
+    assert not router.response_server.call_home  # nobody waits for what has been
+    assert await data_of(answer) == [1, 2]
 
 
 @pytest.mark.parametrize("size", [1, 7, 1_000_000])
