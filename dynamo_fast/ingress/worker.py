@@ -23,6 +23,7 @@ from typing import Any, Literal
 from dynamo_fast.config import HealthCheckConfig, TcpServerConfig, WorkerConfig, env_text
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.discovery.file import FileDiscovery
+from dynamo_fast.errors import DynamoError
 from dynamo_fast.ingress.canary import Canary
 from dynamo_fast.ingress.push_handler import Handler, PushHandler
 from dynamo_fast.ingress.response_client import Dialler
@@ -187,12 +188,21 @@ class ServedEndpoint:
             self._closing = asyncio.ensure_future(self._end())
 
     async def _leave(self) -> None:
-        if self._registered:
-            await self.unregister()
+        if self._registered and self._is_current():
+            try:
+                await self.unregister()
+            except (DynamoError, OSError) as error:  # its lease ends, too; those who wait for their answers come first
+                logger.warning("%s could not leave discovery: %s", self.endpoint, error)
             await asyncio.sleep(self.worker.config.leave_delay)
-        self.worker.server.unregister(self._path)
+        if self._is_current():
+            self.worker.server.unregister(self._path)
         await self._end()
-        del self.worker.endpoints[self.endpoint]
+        if self._is_current():
+            del self.worker.endpoints[self.endpoint]
+
+    def _is_current(self) -> bool:
+        """Whether no other handler has been served under its name meanwhile."""
+        return self.worker.endpoints.get(self.endpoint) is self
 
     async def _end(self) -> None:
         if self.canary is not None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from dynamo_fast.ingress.worker import Worker
+from dynamo_fast.wire.control import StreamType, TcpStreamConnectionInfo
 from tests.ingress.conftest import Start, address_of, echo
 from tests.ingress.requester import PATIENCE, Requester
 from tests.ingress.test_worker import until
@@ -115,3 +116,54 @@ async def test_a_handler_that_swallows_its_cancellation(start: Start, caplog: py
         await answer.items()
         assert done
         assert "1 requests for a/b/c go on though cancelled" in caplog.text
+
+
+async def test_an_endpoint_that_is_served_again_while_it_leaves(start: Start) -> None:
+    worker = await start(echo, leave_delay=0.05)
+    (earlier,) = worker.endpoints.values()
+    leaving = asyncio.ensure_future(earlier.close())
+    while await worker.discovery.list():  # it has left discovery, and waits for what still comes
+        await asyncio.sleep(0)
+    served = await worker.serve(echo, "a.b.c")
+    await asyncio.wait_for(leaving, PATIENCE)
+    async with Requester(address_of(worker)) as requester:
+        answer = await requester.call([1])
+        await answer.read()
+        assert [item["data"] for item in await answer.items() if item.get("data")] == [{"data": 1}]
+    assert worker.endpoints == {served.endpoint: served}
+    await asyncio.wait_for(served.close(), PATIENCE)
+    assert not worker.endpoints
+    assert not worker.metrics.endpoints
+
+
+async def test_an_endpoint_that_cannot_leave_discovery_closes_all_the_same(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    (served,) = worker.endpoints.values()
+    await worker.discovery.unregister(served.instance)
+    await asyncio.wait_for(worker.close(), PATIENCE)
+    assert "could not leave discovery" in caplog.text
+    assert not worker.endpoints
+
+
+async def test_a_connection_that_is_given_up_as_it_is_made(worker: Worker) -> None:
+    """A request may end while its answer is being dialled: there is nothing to set up then, and nothing to write."""
+
+    class GivenUp(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            cast(asyncio.Transport, transport).abort()
+
+    received: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionResetError):
+            received.set_result(await reader.read())
+        writer.close()
+
+    server = await asyncio.start_server(receive, "127.0.0.1", 0)
+    async with server:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await worker.dialler.dial(
+            TcpStreamConnectionInfo(address, "subject", "context", StreamType.RESPONSE), GivenUp()
+        )
+        assert await asyncio.wait_for(received, PATIENCE) == b""
