@@ -62,6 +62,7 @@ class Canary:
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         finally:
+            task.add_done_callback(_let_go)
             task.cancel()
             context.kill()
 
@@ -84,3 +85,8 @@ class Canary:
                 logger.info("%s is ready", self._handler.endpoint)
             else:
                 logger.warning("%s is not ready: the health check found %s", self._handler.endpoint, trouble)
+
+
+def _let_go(task: asyncio.Task[str | None]) -> None:
+    """What a handler raises after its time is nobody's to hear."""
+    task.cancelled() or task.exception()

@@ -139,6 +139,11 @@ async def test_the_canary_finds_out(worker: Worker, caplog: pytest.LogCaptureFix
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
                 await release.wait()
+        if mode == "raises late":
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise RuntimeError("too late") from None
         if mode == "error":
             yield {"_dynamo_annotated": True, "event": "error"}
         if mode != "empty":
@@ -148,7 +153,7 @@ async def test_the_canary_finds_out(worker: Worker, caplog: pytest.LogCaptureFix
     assert not served.ready
     await until(lambda: served.ready)
     assert asked == [{"canary": True}] * len(asked)
-    for trouble in ("raises", "hangs", "swallows", "error", "empty"):
+    for trouble in ("raises", "hangs", "swallows", "raises late", "error", "empty"):
         mode = trouble
         await until(lambda: not served.ready)
         mode = "good"
@@ -156,6 +161,7 @@ async def test_the_canary_finds_out(worker: Worker, caplog: pytest.LogCaptureFix
     release.set()
     assert "the health check found RuntimeError: ill" in caplog.text
     assert "the health check found no answer within 0.05 s" in caplog.text
+    assert "never retrieved" not in caplog.text
 
 
 async def test_without_health_checks_an_endpoint_is_ready_once_it_is_registered(worker: Worker) -> None:
