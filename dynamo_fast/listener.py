@@ -125,7 +125,7 @@ class Listener:
     """A listening TCP socket whose connections get a protocol each.
 
     When the process runs out of descriptors or memory, it accepts nothing for 5 ms, then twice as long each time up to
-    a second, and says so once: the connections wait in the backlog meanwhile. `back_offs` counts these pauses.
+    a second, and says so once: the connections wait in the backlog meanwhile.
     """
 
     def __init__(self, ip: str, port: int, backlog: int, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
@@ -134,7 +134,6 @@ class Listener:
         self._tasks: set[asyncio.Task[None]] = set()
         self._back_off = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self.back_offs = 0
         self._socket = listening_socket(ip, port, backlog)
         self.ip = ip
         self.port: int = self._socket.getsockname()[1]
@@ -177,7 +176,6 @@ class Listener:
     def _pause(self, error: OSError) -> None:
         if self._back_off == 0.0:
             logger.warning("cannot accept connections on port %d for now: %s", self.port, error)
-        self.back_offs += 1
         self._back_off = min(max(2 * self._back_off, _FIRST_BACK_OFF), _LONGEST_BACK_OFF)
         self._loop.remove_reader(self._socket)
         self._timer = self._loop.call_later(self._back_off, self._resume)
