@@ -135,7 +135,10 @@ class PushHandler:
             await self._drained
 
     def cancel(self) -> None:
-        """Cancel the handlers that run, and call none for what waits: each caller gets an error of the type Cancelled."""
+        """Cancel the handlers that run, and call none for what waits: callers get an error of the type Cancelled.
+
+        But for one that is just being dialled back: it hears of it when the connection that its request came by is lost.
+        """
         self.cancelled = True
         for request in self._running:
             request.cancel()

@@ -17,7 +17,6 @@ from typing import Any, cast
 from dynamo_fast.codec import TwoPartDecoder
 from dynamo_fast.context import Context
 from dynamo_fast.errors import CodecError, PayloadError
-from dynamo_fast.ingress.response_client import Dialled
 from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.stream import Event, classify
@@ -29,7 +28,7 @@ _HIGH_WATER, _LOW_WATER = 64, 16
 _HIGH_WATER_BYTES = 1 << 20
 
 
-class RequestStream(Dialled):
+class RequestStream(asyncio.Protocol):
     """What the handler of a bidirectional endpoint gets: an async iterator of the decoded input items, for one consumer.
 
     It ends when the router has ended its input, or when the request was cancelled (see the context for which).
@@ -70,11 +69,6 @@ class RequestStream(Dialled):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-
-    def dialled(self, handshake: bytes) -> None:
-        """See Dialled."""
-        if self._transport is not None:
-            self._transport.write(handshake)
 
     def data_received(self, data: bytes) -> None:
         try:

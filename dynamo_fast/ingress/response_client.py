@@ -2,10 +2,9 @@
 
 What may be received when, and what follows from it, is the table of `wire.stream`; here are only the bytes.
 
-Frames are *corked*: those that a handler yields without a pause leave in one write, with the handshake and the prologue
-in front or the end behind. They are written before the request's task gives the event loop a turn (see `uncorking`). One
-that runs on and on gets its frames written after `_CORK_SECONDS`, and with `_CORK_FRAMES` frames or `_CORK_BYTES` bytes the
-others get a turn, too.
+Frames are *corked*: those that a handler yields without a pause leave in one write, with the prologue in front or the end
+behind. They are written before the request's task gives the event loop a turn (see `uncorking`). For
+a handler that runs on and on that is done after `_CORK_SECONDS`, `_CORK_FRAMES` frames, or `_CORK_BYTES` bytes: see `room`.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from dynamo_fast.wire.control import (
 )
 from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classify
 
-__all__ = ["Dialled", "Dialler", "ResponseConnection"]
+__all__ = ["Dialler", "ResponseConnection"]
 
 _CORK_SECONDS = 0.001
 _CORK_FRAMES = 128
@@ -70,14 +69,6 @@ def _final_frames(final: bytes) -> bytes:
     return encode_two_part(b"", final) + _SENTINEL
 
 
-class Dialled(asyncio.Protocol):
-    """The worker's end of a connection to a router."""
-
-    def dialled(self, handshake: bytes) -> None:
-        """The connection stands: `handshake` is what is to be written first."""
-        raise NotImplementedError
-
-
 class Dialler:
     """Connects to routers, and keeps the deadlines of all response connections of a worker."""
 
@@ -92,8 +83,8 @@ class Dialler:
         )
         self._all_closed: asyncio.Future[None] | None = None
 
-    async def dial(self, info: TcpStreamConnectionInfo, protocol: Dialled) -> None:
-        """Connect `protocol` to the router at `info.address`, and have it write the handshake.
+    async def dial(self, info: TcpStreamConnectionInfo, protocol: asyncio.Protocol) -> None:
+        """Connect `protocol` to the router at `info.address`, and write the handshake.
 
         Raises CannotConnect or ConnectionTimeout, both naming the address.
         """
@@ -110,9 +101,12 @@ class Dialler:
             raise CannotConnect(f"{info.address} cannot be reached: {error}") from error
         finally:
             self._connecting.discard(task)
+        if transport.is_closing():  # lost, or given up, before this task had its turn: the protocol knows
+            return
         # A router's machine that vanished without a word would hold its requests for ever.
         keep_alive(transport.get_extra_info("socket"))
-        protocol.dialled(encode_two_part(CallHomeHandshake(info.subject, info.stream_type).encode(), b""))
+        # In a write of its own, before the handler runs: it may compute for longer than a router waits for this.
+        transport.write(encode_two_part(CallHomeHandshake(info.subject, info.stream_type).encode(), b""))
 
     async def all_closed(self) -> None:
         """Wait until every finished connection is closed, which takes no longer than the close timeout."""
@@ -130,7 +124,7 @@ def _cancel(task: asyncio.Task[object]) -> None:
     task.cancel()
 
 
-async def _connect(host: str, port: int, protocol: Dialled) -> asyncio.Transport:
+async def _connect(host: str, port: int, protocol: asyncio.Protocol) -> asyncio.Transport:
     loop = asyncio.get_running_loop()
     while True:
         try:
@@ -142,7 +136,7 @@ async def _connect(host: str, port: int, protocol: Dialled) -> asyncio.Transport
             await asyncio.sleep(_ADDRESS_RETRY)  # every local port towards the router is in use: one may become free
 
 
-class ResponseConnection(Dialled):
+class ResponseConnection(asyncio.Protocol):
     """One response stream. `cut_short` is called once if the stream ends before the push handler has ended it."""
 
     def __init__(
@@ -199,18 +193,22 @@ class ResponseConnection(Dialled):
         corked = self._data
         corked.append(data)
         self._corked_bytes += len(data)
-        if (now := monotonic()) > self._cork_until:
-            self._flush()
-            self._cork_until = now + _CORK_SECONDS
-        return self._paused or len(corked) >= _CORK_FRAMES or self._corked_bytes >= _CORK_BYTES
+        return (
+            len(corked) >= _CORK_FRAMES
+            or self._corked_bytes >= _CORK_BYTES
+            or monotonic() >= self._cork_until
+            or self._paused
+        )
 
     def send(self, item: bytes) -> bool:
         """Write an item in its envelope. Returns as `send_data`."""
         self.cork(item)
-        if (now := monotonic()) > self._cork_until:
-            self._flush()
-            self._cork_until = now + _CORK_SECONDS
-        return self._paused or len(self._frames) >= _CORK_FRAMES or self._corked_bytes >= _CORK_BYTES
+        return (
+            len(self._frames) >= _CORK_FRAMES
+            or self._corked_bytes >= _CORK_BYTES
+            or monotonic() >= self._cork_until
+            or self._paused
+        )
 
     def cork_data(self, data: bytes) -> None:
         """As `send_data`, but nothing is written before `uncork`."""
@@ -230,7 +228,7 @@ class ResponseConnection(Dialled):
     def uncork(self) -> bool:
         """Write what is corked. Returns whether `room()` must be awaited."""
         self._flush()
-        return self._paused
+        return self._paused or monotonic() >= self._cork_until
 
     async def room(self) -> None:
         """Write what is corked, give the others a turn, and wait for as long as the router reads more slowly."""
@@ -256,6 +254,8 @@ class ResponseConnection(Dialled):
                 waits_for = resume(value)
             except StopIteration:
                 return
+            finally:
+                value = None  # an error that was thrown in holds this frame by its traceback
             if self._data or self._frames:
                 self._flush()
             try:
@@ -277,11 +277,6 @@ class ResponseConnection(Dialled):
         self._transport = cast(asyncio.Transport, transport)
         if not self.open:  # stopped while it was being dialled
             self._abort()
-
-    def dialled(self, handshake: bytes) -> None:
-        """See Dialled. It leaves with the prologue, or whatever else the handler's first turn brings."""
-        if self.open:
-            self._frames.append(handshake)
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -68,6 +68,22 @@ async def test_an_answer_leaves_nothing_for_the_garbage_collector(worker: Worker
             del answer
 
 
+async def test_a_cancelled_answer_leaves_nothing_for_the_garbage_collector(start: Start) -> None:
+    async def handler(request: Any) -> AsyncIterator[Any]:
+        yield 1
+        await asyncio.Event().wait()
+
+    worker = await start(handler)
+    (served,) = worker.endpoints.values()
+    async with Requester(address_of(worker)) as requester:
+        with no_garbage():
+            answer = await begun(requester, None)
+            assert await answer.read() is not None
+            answer.reset()
+            await asyncio.wait_for(served.handler.drained(), PATIENCE)
+            del answer
+
+
 async def test_items_of_one_turn_leave_in_one_piece_and_the_first_is_not_held_back(start: Start) -> None:
     gate = asyncio.Event()
 
@@ -103,12 +119,15 @@ async def test_items_of_every_kind_keep_their_order(start: Start) -> None:
         assert await data_of(answer) == list(chain.from_iterable(expected))
 
 
-async def test_an_item_of_a_handler_that_blocks_the_loop_is_not_held_back(start: Start) -> None:
+@pytest.mark.parametrize("awaited", [b"stream_type", b"first"])
+async def test_a_handler_that_blocks_the_loop_holds_nothing_back(start: Start, awaited: bytes) -> None:
+    """Neither the handshake nor an item that took a while."""
     received = threading.Event()
 
     async def handler(request: Any) -> AsyncIterator[Any]:
-        time.sleep(0.005)  # noqa: ASYNC251  # an engine that computes on the event loop's own thread
-        yield "first"
+        if awaited == b"first":
+            time.sleep(0.005)  # noqa: ASYNC251  # an engine that computes on the event loop's own thread
+            yield "first"
         yield received.wait(PATIENCE)
 
     def receive() -> bytes:
@@ -117,7 +136,7 @@ async def test_an_item_of_a_handler_that_blocks_the_loop_is_not_held_back(start:
         with connection:
             while not data.endswith(b'"sentinel"'):
                 data += connection.recv(65536)
-                if b"first" in data:
+                if awaited in data:
                     received.set()
         return data
 
@@ -130,6 +149,24 @@ async def test_an_item_of_a_handler_that_blocks_the_loop_is_not_held_back(start:
             requester.send(requester.control("a request", connection_info=info), b"null")
             assert await requester.ack() == ""
             assert b'{"data":{"data":true}' in await asyncio.wait_for(answer, 2 * PATIENCE)
+
+
+@pytest.mark.parametrize("wrap", [lambda item: item, lambda item: Batch([item])], ids=["items", "batches"])
+async def test_a_handler_that_never_pauses_hears_that_its_caller_is_gone(start: Start, wrap: Any) -> None:
+    ended_by = asyncio.get_running_loop().create_future()
+
+    async def handler(request: Any, context: Context) -> AsyncIterator[Any]:
+        began = time.monotonic()
+        while not context.is_stopped() and time.monotonic() < began + PATIENCE:
+            time.sleep(0.0002)  # noqa: ASYNC251  # as above
+            yield wrap(1)
+        ended_by.set_result("its caller" if context.is_stopped() else "nobody")
+
+    async with Requester(address_of(await start(handler))) as requester:
+        answer = await begun(requester, None)
+        assert await answer.read() is not None
+        answer.reset()
+        assert await ended_by == "its caller"
 
 
 async def test_a_handler_gets_the_context_only_if_it_names_it(start: Start) -> None:
