@@ -17,6 +17,7 @@ from typing import Any, cast
 from dynamo_fast.codec import TwoPartDecoder
 from dynamo_fast.context import Context
 from dynamo_fast.errors import CodecError, PayloadError
+from dynamo_fast.listener import keep_alive
 from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.stream import Event, classify
@@ -69,6 +70,7 @@ class RequestStream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        keep_alive(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -40,6 +40,7 @@ _CORK_SECONDS = 0.001
 _CORK_FRAMES = 128
 _CORK_BYTES = 64 * 1024
 _ADDRESS_RETRY = 0.2
+_LASTING_SECONDS = 5.0
 
 _ORDERLY_ENDS = frozenset(
     {
@@ -81,6 +82,7 @@ class Dialler:
         self._stalled: Deadlines[ResponseConnection] = Deadlines(
             loop, config.stall_timeout, ResponseConnection.not_read
         )
+        self._young: Deadlines[ResponseConnection] = Deadlines(loop, _LASTING_SECONDS, ResponseConnection.lasts)
         self._all_closed: asyncio.Future[None] | None = None
 
     async def dial(self, info: TcpStreamConnectionInfo, protocol: asyncio.Protocol) -> None:
@@ -103,8 +105,6 @@ class Dialler:
             self._connecting.discard(task)
         if transport.is_closing():  # lost, or given up, before this task had its turn: the protocol knows
             return
-        # A router's machine that vanished without a word would hold its requests for ever.
-        keep_alive(transport.get_extra_info("socket"))
         # In a write of its own, before the handler runs: it may compute for longer than a router waits for this.
         transport.write(encode_two_part(CallHomeHandshake(info.subject, info.stream_type).encode(), b""))
 
@@ -115,6 +115,7 @@ class Dialler:
             await self._all_closed
 
     def _closed(self, connection: ResponseConnection) -> None:
+        self._young.discard(connection)
         self._closing.discard(connection)
         if not self._closing and self._all_closed is not None and not self._all_closed.done():
             self._all_closed.set_result(None)
@@ -275,6 +276,7 @@ class ResponseConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._dialler._young.add(self)
         if not self.open:  # stopped while it was being dialled
             self._abort()
 
@@ -309,6 +311,14 @@ class ResponseConnection(asyncio.Protocol):
         self._wake()
 
     # Deadlines
+
+    def lasts(self) -> None:
+        """It is open for a while: a router's machine that vanished without a word would hold its request for ever.
+
+        (Not asked for at once: it costs a tenth of a request of one item, and most are over before the first probe.)
+        """
+        if self._transport is not None:
+            keep_alive(self._transport.get_extra_info("socket"))
 
     def not_closed(self) -> None:
         """The router did not close a finished stream in time."""

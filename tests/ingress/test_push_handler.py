@@ -14,8 +14,10 @@ from typing import Any, cast
 import pytest
 
 from dynamo_fast.context import Context
+from dynamo_fast.ingress import response_client
 from dynamo_fast.ingress.push_handler import Batch
 from dynamo_fast.ingress.worker import Worker
+from dynamo_fast.listener import keep_alive
 from tests.garbage import no_garbage
 from tests.ingress.conftest import Start, address_of
 from tests.ingress.requester import PATIENCE, Answer, Requester, control_frame, two_part
@@ -82,6 +84,26 @@ async def test_a_cancelled_answer_leaves_nothing_for_the_garbage_collector(start
             answer.reset()
             await asyncio.wait_for(served.handler.drained(), PATIENCE)
             del answer
+
+
+async def test_a_connection_that_lasts_is_kept_alive(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
+
+    async def handler(request: Any) -> AsyncIterator[Any]:
+        yield 1
+        await asyncio.Event().wait()
+
+    def look(endpoint: socket.socket) -> None:
+        keep_alive(endpoint)
+        options = (socket.SOL_SOCKET, socket.SO_KEEPALIVE), (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+        alive.set_result((endpoint.getsockopt(*options[0]), endpoint.getsockopt(*options[1])))
+
+    monkeypatch.setattr(response_client, "_LASTING_SECONDS", 0.05)
+    monkeypatch.setattr(response_client, "keep_alive", look)
+    async with Requester(address_of(await start(handler))) as requester:
+        answer = await begun(requester, None)
+        assert await asyncio.wait_for(alive, PATIENCE) == (1, 30)
+        answer.send(control_frame("kill"))
 
 
 async def test_items_of_one_turn_leave_in_one_piece_and_the_first_is_not_held_back(start: Start) -> None:
