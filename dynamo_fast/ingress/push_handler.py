@@ -17,18 +17,18 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, cast
 
-from dynamo_fast.codec import TcpRequestMessage, TwoPartDecoder, TwoPartMessage, TwoPartMessageType
+from dynamo_fast.codec import TcpRequestMessage, TwoPartCodec, TwoPartDecoder, TwoPartMessage, TwoPartMessageType
 from dynamo_fast.config import WorkerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.errors import (
     ControlError,
-    IncompleteMessage,
     InvalidAddress,
     InvalidRequest,
     PayloadError,
     ProtocolError,
     RemoteError,
     SerializationError,
+    TrailingBytes,
     TransportError,
     Unavailable,
 )
@@ -50,6 +50,7 @@ from dynamo_fast.wire.headers import FRONTEND_SEND_TS_NS, decode_headers
 
 __all__ = ["Batch", "Handler", "PushHandler", "takes_context"]
 
+_TWO_PART = TwoPartCodec()
 _NO_MESSAGE = TwoPartMessage.from_parts(b"", b"")
 
 logger = logging.getLogger(__name__)
@@ -377,11 +378,11 @@ def takes_context(handler: Handler) -> bool:
 
 
 def _two_part(payload: bytes | memoryview) -> TwoPartMessage:
-    """The message of a request frame; what follows it is ignored, as by Dynamo's own worker."""
-    messages = TwoPartDecoder().feed(payload)
-    if not messages:
-        raise IncompleteMessage(f"its {len(payload)} bytes are not a whole two-part message")
-    return messages[0]
+    """The message of a request frame. Raises CodecError."""
+    try:
+        return _TWO_PART.decode_message(payload)
+    except TrailingBytes:  # which Dynamo's own worker ignores
+        return TwoPartDecoder().feed(payload)[0]
 
 
 def _observe_transit(histogram: Histogram, headers: bytes | memoryview) -> None:

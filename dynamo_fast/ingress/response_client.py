@@ -42,6 +42,9 @@ _CORK_BYTES = 64 * 1024
 _ADDRESS_RETRY = 0.2
 _LASTING_SECONDS = 5.0
 
+_OVER = frozenset({State.DRAINING, State.CLOSED})
+_UNFINISHED = frozenset({State.PROLOGUE, State.STREAMING})
+_CLOSING = frozenset({Action.CLOSE, Action.STOP_CONTEXT, Action.KILL_CONTEXT})
 _ORDERLY_ENDS = frozenset(
     {
         Event.FINISHED,
@@ -336,21 +339,22 @@ class ResponseConnection(asyncio.Protocol):
         before = self._machine.state
         action = self._machine.step(event)
         state = self._machine.state
-        if self.open and state in (State.DRAINING, State.CLOSED):
+        if self.open and state in _OVER:
             self.open = False
             self.end = f"{end} in state {before.name}"
             self.orderly = event in _ORDERLY_ENDS
             self._context.off_cancel(self._context_changed)
-        if action is Action.CLOSE and event is Event.EOF:
-            self._close()
-        elif action in (Action.CLOSE, Action.STOP_CONTEXT, Action.KILL_CONTEXT):
-            self._abort()
-        if action is Action.STOP_CONTEXT:
-            self._context.stop_generating()
-        elif action is Action.KILL_CONTEXT:
-            self._context.kill()
-        if state is State.CLOSED and before in (State.PROLOGUE, State.STREAMING):
-            self._cut_short()
+        if action in _CLOSING:
+            if event is Event.EOF:
+                self._close()
+            else:
+                self._abort()
+            if action is Action.STOP_CONTEXT:
+                self._context.stop_generating()
+            elif action is Action.KILL_CONTEXT:
+                self._context.kill()
+            if before in _UNFINISHED:
+                self._cut_short()
         if not self.open:
             self._cut_short = _nothing  # they hold each other: without this only the garbage collector would part them
         return action
