@@ -87,7 +87,7 @@ peers: .peers/1.3.1/.done .peers/1.6.1/.done
 	@touch $@
 
 # The extensions are built into the source tree; a change of them or of what is installed builds again.
-SOURCES := setup.py pyproject.toml dynamo_fast/_codec.pyx dynamo_fast/wire/_plain.py
+SOURCES := setup.py pyproject.toml dynamo_fast/_codec.pyx dynamo_fast/wire/_plain.py dynamo_fast/wire/_plain.pxd
 
 $(BIN)/python:
 	$(call say,"a virtual environment in $(VENV)")

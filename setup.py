@@ -11,7 +11,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# `_plain` is Python that Cython translates as it is: without a compiler, the same file runs.
+# `_plain` is Python that Cython translates, with types that stand beside it: without a compiler, the same file runs.
 SOURCES = {"dynamo_fast._codec": "dynamo_fast/_codec.pyx", "dynamo_fast.wire._plain": "dynamo_fast/wire/_plain.py"}
 MODE = os.environ.get("DYNAMO_FAST_BUILD", "auto")
 DEBUG = os.environ.get("DYNAMO_FAST_DEBUG", "") == "1"

@@ -68,7 +68,8 @@ def sdist() -> Path:
     (archive,) = DIST.glob("*.tar.gz")
     with tarfile.open(archive) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
-    missing = {"dynamo_fast/_codec.pyx", "setup.py", "dynamo_fast/conformance/vectors/index.json"} - names
+    needed = {"setup.py", "dynamo_fast/_codec.pyx", "dynamo_fast/wire/_plain.pxd"}
+    missing = {*needed, "dynamo_fast/conformance/vectors/index.json"} - names
     if missing:
         sys.exit(f"{archive.name} lacks {', '.join(sorted(missing))}")
     if stray := [name for name in names if name.endswith((".so", ".pyc", ".c"))]:
@@ -93,7 +94,7 @@ def look_into(built: Path, backend: str) -> None:
     """A wheel holds what is needed to run, and nothing of what it was made or tested with."""
     with zipfile.ZipFile(built) as files:
         names = files.namelist()
-    if stray := [name for name in names if name.endswith((".c", ".pyx", ".pyc")) or name.startswith("tests/")]:
+    if stray := [name for name in names if name.endswith((".c", ".pyx", ".pxd", ".pyc")) or name.startswith("tests/")]:
         sys.exit(f"{built.name} holds {', '.join(stray)}")
     compiled = [name for name in names if re.fullmatch(r"dynamo_fast/_codec\.[\w.-]+\.(so|pyd)", name)]
     if bool(compiled) != (backend == "cython"):

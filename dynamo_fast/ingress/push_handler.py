@@ -171,8 +171,8 @@ class _Request:
         self._info = TcpStreamConnectionInfo.from_connection_info(self._control.connection_info)
         self._handler = handler
         self._context = _context(self._control, frame.headers if handler.traces else None)
-        envelope = self._control.payload_codec.envelope
-        self._stream = ResponseConnection(handler.dialler, self._context, envelope, self._cut_short)
+        codec = self._control.payload_codec
+        self._stream = ResponseConnection(handler.dialler, self._context, codec, self._cut_short)
         self._input: RequestStream | None = None
         self._accepted_at = time.monotonic()
         self._grace: asyncio.TimerHandle | None = None
@@ -281,7 +281,7 @@ class _Request:
 
     async def _send_items(self, iterator: AsyncIterator[Any]) -> None:
         stream, encode = self._stream, self._control.payload_codec.encode_item
-        encode_plain = self._control.payload_codec.encode_plain
+        add_plain = stream.plain.add
         said_goodbye = False
         async for item in iterator:
             if not stream.open:
@@ -291,12 +291,9 @@ class _Request:
                 said_goodbye = True
                 continue
             try:
-                if (data := encode_plain(item)) is not None:
-                    must_wait = stream.send_data(data)
-                elif item.__class__ is Batch:
-                    must_wait = self._send_batch(item.items)
-                else:
-                    must_wait = stream.send(encode(item))
+                must_wait = add_plain(item)
+                if must_wait is None:
+                    must_wait = self._send_batch(item.items) if item.__class__ is Batch else stream.send(encode(item))
             except SerializationError as error:
                 self._unserialisable(error)
                 return
@@ -305,12 +302,10 @@ class _Request:
 
     def _send_batch(self, items: Iterable[Any]) -> bool:
         """All in one write. Returns whether `room()` must be awaited."""
-        stream, codec = self._stream, self._control.payload_codec
+        stream, encode = self._stream, self._control.payload_codec.encode_item
         for item in items:
-            if (data := codec.encode_plain(item)) is not None:
-                stream.cork_data(data)
-            else:
-                stream.cork(codec.encode_item(item))
+            if stream.open and stream.plain.add(item) is None:
+                stream.cork(encode(item))
         return stream.uncork()
 
     def _unserialisable(self, error: SerializationError) -> None:

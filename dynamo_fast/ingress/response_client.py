@@ -32,6 +32,7 @@ from dynamo_fast.wire.control import (
     ResponseStreamPrologue,
     TcpStreamConnectionInfo,
 )
+from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classify
 
 __all__ = ["Dialler", "ResponseConnection"]
@@ -143,9 +144,7 @@ async def _connect(host: str, port: int, protocol: asyncio.Protocol) -> asyncio.
 class ResponseConnection(asyncio.Protocol):
     """One response stream. `cut_short` is called once if the stream ends before the push handler has ended it."""
 
-    def __init__(
-        self, dialler: Dialler, context: Context, envelope: tuple[bytes, bytes], cut_short: Callable[[], None]
-    ) -> None:
+    def __init__(self, dialler: Dialler, context: Context, codec: PayloadCodec, cut_short: Callable[[], None]) -> None:
         self._dialler = dialler
         self._context = context
         self._cut_short = cut_short
@@ -153,13 +152,10 @@ class ResponseConnection(asyncio.Protocol):
         self._decoder = TwoPartDecoder(MAX_CONTROL_MESSAGE_SIZE)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._head, self._tail = envelope
-        # What is corked: frames, and then data that has no frame and no envelope yet.
+        self._head, self._tail = codec.envelope
         self._frames: list[bytes] = []
-        self._data: list[bytes] = []
-        self._corked_bytes = 0  # of both, roughly
-        self._cork_until = 0.0
-        self._paused = False
+        self.plain = codec.plain_items(_CORK_FRAMES, _CORK_BYTES)
+        """What is corked after the frames, and has no frame and no envelope yet. To `add` to as long as it is `open`."""
         self._room: asyncio.Future[None] | None = None
         self._peer_finished = False
         self.open = True
@@ -186,58 +182,29 @@ class ResponseConnection(asyncio.Protocol):
         if self._step(Event.PROLOGUE_ERROR, "refused by the worker") is Action.WRITE_END:
             self._write_end(encode_two_part(prologue.encode(), b"") + _SENTINEL)
 
-    def send_data(self, data: bytes) -> bool:
-        """Write an item that has data and nothing else: these. Returns whether `room()` must be awaited before the next.
-
-        The data are put into the envelope and into a frame when they are written.
-        """
-        # The hot path of a worker: one item, in as few steps as there can be.
-        if not self.open:
-            return False
-        corked = self._data
-        corked.append(data)
-        self._corked_bytes += len(data)
-        return (
-            len(corked) >= _CORK_FRAMES
-            or self._corked_bytes >= _CORK_BYTES
-            or monotonic() >= self._cork_until
-            or self._paused
-        )
-
     def send(self, item: bytes) -> bool:
-        """Write an item in its envelope. Returns as `send_data`."""
+        """Write an item in its envelope. Returns whether `room()` must be awaited before the next."""
         self.cork(item)
-        return (
-            len(self._frames) >= _CORK_FRAMES
-            or self._corked_bytes >= _CORK_BYTES
-            or monotonic() >= self._cork_until
-            or self._paused
-        )
-
-    def cork_data(self, data: bytes) -> None:
-        """As `send_data`, but nothing is written before `uncork`."""
-        if self.open:
-            self._data.append(data)
-            self._corked_bytes += len(data)
+        return self.plain.is_due(len(self._frames))
 
     def cork(self, item: bytes) -> None:
         """As `send`, but nothing is written before `uncork`."""
         if self.open:
-            self._frame_data()
+            self._frame_plain()
             self._frames.append(encode_data_frames((item,)))
-            self._corked_bytes += len(item)
+            self.plain.bytes += len(item)
             self.items += 1
             self.bytes += len(item)
 
     def uncork(self) -> bool:
         """Write what is corked. Returns whether `room()` must be awaited."""
         self._flush()
-        return self._paused or monotonic() >= self._cork_until
+        return self.plain.is_due(0)
 
     async def room(self) -> None:
         """Write what is corked, give the others a turn, and wait for as long as the router reads more slowly."""
         self._flush()
-        if not self._paused:
+        if not self.plain.paused:
             await asyncio.sleep(0)
         elif self.open:
             self._room = self._loop.create_future()
@@ -260,14 +227,14 @@ class ResponseConnection(asyncio.Protocol):
                 return
             finally:
                 value = None  # an error that was thrown in holds this frame by its traceback
-            if self._data or self._frames:
+            if self.plain.data or self._frames:
                 self._flush()
             try:
                 value = yield waits_for
                 resume = send
             except BaseException as error:  # a cancellation, which is the coroutine's to deal with
                 resume, value = coroutine.throw, error
-            self._cork_until = monotonic() + _CORK_SECONDS
+            self.plain.until = monotonic() + _CORK_SECONDS
 
     def finish(self, final: bytes) -> None:
         """The handler has no more items: write the final data frame, and end the stream."""
@@ -307,10 +274,10 @@ class ResponseConnection(asyncio.Protocol):
         self._dialler._closed(self)
 
     def pause_writing(self) -> None:
-        self._paused = True
+        self.plain.paused = True
 
     def resume_writing(self) -> None:
-        self._paused = False
+        self.plain.paused = False
         self._wake()
 
     # Deadlines
@@ -359,8 +326,8 @@ class ResponseConnection(asyncio.Protocol):
             self._cut_short = _nothing  # they hold each other: without this only the garbage collector would part them
         return action
 
-    def _frame_data(self) -> None:
-        if data := self._data:
+    def _frame_plain(self) -> None:
+        if data := self.plain.data:
             frames = encode_data_frames(data, self._head, self._tail)
             self._frames.append(frames)
             self.items += len(data)
@@ -369,14 +336,14 @@ class ResponseConnection(asyncio.Protocol):
 
     def _flush(self, end: bytes = b"") -> None:
         """Write what is corked, and `end`."""
-        self._frame_data()
+        self._frame_plain()
         frames = self._frames
         if end:
             frames.append(end)
         if frames and self._transport is not None:
             self._transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
         frames.clear()
-        self._corked_bytes = 0
+        self.plain.bytes = 0
 
     def _write_end(self, end: bytes) -> None:
         self._flush(end)
@@ -397,7 +364,7 @@ class ResponseConnection(asyncio.Protocol):
     def _abort(self) -> None:
         """Close now; what the kernel has not taken yet is dropped."""
         self._frames.clear()
-        self._data.clear()
+        self.plain.data.clear()
         self._wake()
         if self._transport is not None:
             self._transport.abort()

@@ -16,14 +16,13 @@ import math
 import re
 from collections.abc import Callable
 from enum import Enum
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import orjson
 
 from dynamo_fast.errors import DynamoError, PayloadError, RemoteError, SerializationError
-from dynamo_fast.wire._plain import ENVELOPE_MARK, UNWRITABLE, encode_plain, is_plain
+from dynamo_fast.wire._plain import ENVELOPE_MARK, UNWRITABLE, PlainItems, encode_plain, is_plain
 from dynamo_fast.wire.error import decode_error, encode_error
 
 __all__ = ["UNREADABLE", "Annotated", "NetworkStreamWrapper", "PayloadCodec"]
@@ -133,8 +132,6 @@ class PayloadCodec(Enum):
         self._item_head, self._item_tail = format_.item_head, format_.item_tail
         self.envelope = format_.item_head + format_.data_head, format_.data_tail + format_.item_tail
         """What stands before and after the data of an item that has nothing else: both envelopes."""
-        self.encode_plain = partial(encode_plain, format_.write)
-        """The data of nearly every item, at full speed, to go into `envelope`; None for one that takes a closer look."""
         self.final = format_.write({"complete_final": True})
         """The wrapper that says that the answer is complete."""
 
@@ -146,13 +143,17 @@ class PayloadCodec(Enum):
         """The value of a body. Raises PayloadError."""
         return self._load(self._read, data, "body")
 
+    def plain_items(self, max_items: int, max_bytes: int) -> PlainItems:
+        """Nearly every item is plain: takes their data, at full speed, to go into `envelope` when they are sent."""
+        return PlainItems(self._write, max_items, max_bytes)
+
     def encode_item(self, value: Any) -> bytes:
         """The wrapped item for what a handler yielded: the body of a data frame. Raises SerializationError.
 
         A dict with a truthy `_dynamo_annotated`, or an `Annotated`, is the inner envelope itself; anything else is data.
         """
         head, tail = self.envelope
-        plain = self.encode_plain(value)
+        plain = encode_plain(self._write, value)
         if plain is not None:
             return head + plain + tail
         if type(value) is Annotated or (isinstance(value, dict) and value.get(ENVELOPE_MARK)):
