@@ -165,6 +165,20 @@ class PushHandler:
 class _Request:
     """One accepted request. Raises ProtocolError if it cannot be told whom to answer."""
 
+    __slots__ = (
+        "_accepted_at",
+        "_context",
+        "_control",
+        "_grace",
+        "_handler",
+        "_info",
+        "_input",
+        "_message",
+        "_stream",
+        "_task",
+        "_was_cut_short",
+    )
+
     def __init__(self, handler: PushHandler, frame: TcpRequestMessage) -> None:
         self._message = _two_part(frame.payload)
         self._control = RequestControlMessage.decode(self._message.header)

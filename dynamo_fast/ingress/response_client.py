@@ -144,6 +144,27 @@ async def _connect(host: str, port: int, protocol: asyncio.Protocol) -> asyncio.
 class ResponseConnection(asyncio.Protocol):
     """One response stream. `cut_short` is called once if the stream ends before the push handler has ended it."""
 
+    __slots__ = (
+        "_context",
+        "_cut_short",
+        "_decoder",
+        "_dialler",
+        "_frames",
+        "_head",
+        "_loop",
+        "_machine",
+        "_peer_finished",
+        "_room",
+        "_tail",
+        "_transport",
+        "bytes",
+        "end",
+        "items",
+        "open",
+        "orderly",
+        "plain",
+    )
+
     def __init__(self, dialler: Dialler, context: Context, codec: PayloadCodec, cut_short: Callable[[], None]) -> None:
         self._dialler = dialler
         self._context = context
