@@ -59,11 +59,13 @@ class Deadlines(Generic[_Key]):
         self._timer = None
         # uvloop's clock has whole milliseconds: a timer may fire a fraction before the time that was computed for it.
         now = self._loop.time() + 0.001
-        while self._deadlines:
-            key, deadline = next(iter(self._deadlines.items()))
-            if deadline > now:
-                if self._timer is None:  # `expire` may have added a key, and with it a timer
-                    self._timer = self._loop.call_at(deadline, self._wake)
-                return
-            del self._deadlines[key]
-            self._expire(key)
+        try:
+            while self._deadlines:
+                key, deadline = next(iter(self._deadlines.items()))
+                if deadline > now:
+                    break
+                del self._deadlines[key]
+                self._expire(key)
+        finally:  # the others are waited for, whatever `expire` raises
+            if self._deadlines and self._timer is None:  # it may have added a key, and with it a timer
+                self._timer = self._loop.call_at(next(iter(self._deadlines.values())), self._wake)

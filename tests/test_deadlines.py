@@ -44,6 +44,25 @@ async def test_a_key_may_be_added_while_another_expires() -> None:
     assert await asyncio.wait_for(done, 5) - began >= 0.05
 
 
+async def test_an_error_of_one_key_leaves_the_others_waiting_for_their_time() -> None:
+    loop = asyncio.get_running_loop()
+    errors: list[object] = []
+    loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    done = loop.create_future()
+    error = ValueError("of the first")
+
+    def expire(key: int) -> None:
+        if key == 1:
+            raise error
+        done.set_result(key)
+
+    deadlines = Deadlines(loop, 0.02, expire)
+    deadlines.add(1)
+    deadlines.add(2)
+    assert await asyncio.wait_for(done, 5) == 2
+    assert errors == [error]
+
+
 async def test_nothing_expires_after_closing() -> None:
     loop = asyncio.get_running_loop()
     expired: list[str] = []
