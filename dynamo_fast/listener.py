@@ -98,7 +98,7 @@ def _interface_ipv6(name: str) -> str | None:
 
 
 def keep_alive(endpoint: socket.socket) -> None:
-    """Have the kernel notice within a minute that the machine at the other end is gone.
+    """Have the kernel notice within a minute that the machine at the other end is gone. Does nothing if it is known to be.
 
     Connections that are accepted inherit it from the listening socket.
     """
@@ -106,8 +106,9 @@ def keep_alive(endpoint: socket.socket) -> None:
     # (Of which family is of no matter here, and takes a while to ask.)
     real = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=endpoint.fileno())
     try:
-        for level, option, value in _KEEP_ALIVE:
-            real.setsockopt(level, option, value)
+        with contextlib.suppress(OSError):  # some systems do not take it for a connection that was just reset
+            for level, option, value in _KEEP_ALIVE:
+                real.setsockopt(level, option, value)
     finally:
         real.detach()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dynamo_fast.errors import InvalidConfig
-from dynamo_fast.listener import Listener, advertised_ip, local_ip
+from dynamo_fast.listener import _KEEP_ALIVE, Listener, advertised_ip, local_ip
 
 SERVER = """
 import asyncio, logging, resource, sys
@@ -92,16 +92,18 @@ def test_hosts_that_are_none_say_what_is_accepted(host: str) -> None:
 
 
 async def test_accepted_connections_are_kept_alive() -> None:
-    accepted: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
+    accepted: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+    options = [(level, option) for level, option, _ in _KEEP_ALIVE]
 
     class Look(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             endpoint = transport.get_extra_info("socket")
-            alive = endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-            accepted.set_result((alive, endpoint.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)))
+            accepted.set_result([endpoint.getsockopt(level, option) for level, option in options])
 
     listener = Listener("127.0.0.1", 0, 16, Look)
     _, writer = await asyncio.open_connection("127.0.0.1", listener.port)
-    assert await asyncio.wait_for(accepted, 10) == (1, 30)
+    alive, *times = await asyncio.wait_for(accepted, 10)
+    assert alive
+    assert times == [value for _, _, value in _KEEP_ALIVE[1:]]
     writer.transport.abort()
     listener.close()

@@ -176,7 +176,7 @@ class ResponseConnection(asyncio.Protocol):
         self._head, self._tail = codec.envelope
         self._frames: list[bytes] = []
         self.plain = codec.plain_items(_CORK_FRAMES, _CORK_BYTES)
-        """What is corked after the frames, and has no frame and no envelope yet. To `add` to as long as it is `open`."""
+        """What is corked after the frames, and has no frame and no envelope yet. `add` to it only while this is `open`."""
         self._room: asyncio.Future[None] | None = None
         self._peer_finished = False
         self.open = True
@@ -197,6 +197,8 @@ class ResponseConnection(asyncio.Protocol):
         """The handler was started: write the prologue."""
         if self._step(Event.PROLOGUE_OK, "") is Action.WRITE:
             self._frames.append(_PROLOGUE_OK)
+            # Not when it is made: uvloop tells a connection whose dial is cancelled just then of nothing any more.
+            self._dialler._young.add(self)
 
     def refuse(self, prologue: ResponseStreamPrologue) -> None:
         """The handler was not started: write the reason, and end the stream."""
@@ -267,7 +269,6 @@ class ResponseConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._dialler._young.add(self)
         if not self.open:  # stopped while it was being dialled
             self._abort()
 
@@ -308,7 +309,7 @@ class ResponseConnection(asyncio.Protocol):
 
         (Not asked for at once: it costs a tenth of a request of one item, and most are over before the first probe.)
         """
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             keep_alive(self._transport.get_extra_info("socket"))
 
     def not_closed(self) -> None:

@@ -16,11 +16,12 @@ from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRe
 from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.errors import CannotConnect, SerializationError
+from dynamo_fast.ingress import request_stream
 from dynamo_fast.wire.payload import PayloadCodec
 from tests.captured import Vector, captured, name_of
 from tests.ingress.conftest import Start, address_of
 from tests.ingress.requester import PATIENCE, Answer, Requester, control_frame, request_frame, two_part
-from tests.ingress.test_push_handler import data_of, refused
+from tests.ingress.test_push_handler import data_of, kept_alive, refused
 
 DATA = captured("bidi_data")[0].data
 CONTROLS = {vector.kind.removeprefix("bidi_ctl_"): vector.data for vector in captured("bidi_ctl_*")}
@@ -57,6 +58,15 @@ async def dialled(requester: Requester, **changes: Any) -> tuple[Answer, Answer]
     assert prologue is not None
     assert prologue.header == {"error": None}
     return first, second
+
+
+async def test_the_input_is_kept_alive(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive = kept_alive(request_stream, monkeypatch)
+    async with Requester(address_of(await start(Conversation(), bidirectional=True))) as requester:
+        first, second = await dialled(requester)
+        assert await asyncio.wait_for(alive, PATIENCE)
+        first.send(control_frame("sentinel"))
+        assert await data_of(second) == ["done"]
 
 
 async def test_a_conversation_in_captured_frames(start: Start) -> None:
