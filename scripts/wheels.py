@@ -96,9 +96,10 @@ def look_into(built: Path, backend: str) -> None:
         names = files.namelist()
     if stray := [name for name in names if name.endswith((".c", ".pyx", ".pxd", ".pyc")) or name.startswith("tests/")]:
         sys.exit(f"{built.name} holds {', '.join(stray)}")
-    compiled = [name for name in names if re.fullmatch(r"dynamo_fast/_codec\.[\w.-]+\.(so|pyd)", name)]
-    if bool(compiled) != (backend == "cython"):
-        sys.exit(f"{built.name} should hold {'an' if backend == 'cython' else 'no'} extension, and holds {compiled}")
+    compiled = [name for name in names if re.fullmatch(r"dynamo_fast/(_codec|wire/_plain)\.[\w.-]+\.(so|pyd)", name)]
+    expected = 2 if backend == "cython" else 0
+    if len(compiled) != expected:
+        sys.exit(f"{built.name} should hold {expected} extensions, and holds {compiled}")
     needed = {"dynamo_fast/py.typed", "dynamo_fast/_codec.pyi", "dynamo_fast/conformance/vectors/index.json"}
     if missing := needed - set(names):
         sys.exit(f"{built.name} lacks {', '.join(sorted(missing))}")

@@ -18,4 +18,4 @@ cdef class PlainItems:
     @cython.locals(data=bytes)
     cpdef object add(self, object value)
     @cython.locals(now=double)
-    cpdef bint is_due(self, Py_ssize_t items)
+    cpdef bint is_due(self, Py_ssize_t items) except -1

@@ -2,8 +2,8 @@
 """`is_plain`: whether a value may go straight to the fast writers; `encode_plain` sends it there; `PlainItems` keeps
 what came out until it is sent.
 
-A module of its own because it looks at every part of every item: where there is a compiler, Cython translates this very
-file, with the types that `_plain.pxd` adds (see setup.py), and the look costs a tenth.
+A module of its own for what is done with every item, and with every part of it: where there is a compiler, Cython
+translates this very file, with the types that `_plain.pxd` adds (see setup.py), and the look costs a tenth.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def encode_plain(write: Callable[[object], bytes], value: object) -> bytes | Non
 
 
 class PlainItems:
-    """The data of a worker's plain items, which wait to be written together: at most so many, so many bytes, so long."""
+    """The data of a worker's plain items, which wait to be written together until they are many, large or old."""
 
     def __init__(self, write: Callable[[object], bytes], max_items: int, max_bytes: int) -> None:
         self.data: list[bytes] = []

@@ -400,6 +400,11 @@ def test_what_is_plain(plain: Any) -> None:
     assert not look(deep_map)
 
 
+def test_what_is_compiled_has_the_types_that_stand_beside_it() -> None:
+    is_compiled = not str(_plain.__file__).endswith(".py")
+    assert hasattr(JSON.plain_items(1, 1), "__dict__") != is_compiled
+
+
 @BOTH
 def test_plain_items_are_kept_and_others_are_not(plain: Any) -> None:
     items = plain.PlainItems(orjson.dumps, 100, 100)
