@@ -24,7 +24,7 @@ from dynamo_fast.observability.metrics import (
     RequestTiming,
 )
 from dynamo_fast.wire.address import EndpointInstanceId
-from dynamo_fast.wire.control import MAX_CONTROL_MESSAGE_SIZE, RequestControlMessage, RequestType
+from dynamo_fast.wire.control import MAX_CONTROL_MESSAGE_SIZE, RequestControlMessage, RequestType, encode_single_in
 from dynamo_fast.wire.headers import REQUEST_ID
 from dynamo_fast.wire.instance import Instance
 from dynamo_fast.wire.payload import PayloadCodec
@@ -162,25 +162,21 @@ class AddressedPushRouter:
 
 def _payload(request: AddressedRequest, receiver: ResponseReceiver, server: TcpStreamServer) -> bytes:
     """The two-part message of the request: control message and body, which a bidirectional one has not."""
-    control_message = RequestControlMessage(
-        id=receiver.context.id(),
-        connection_info=receiver.connection_info.to_connection_info(),
-        payload_codec=request.payload_codec,
-        metadata=receiver.context.metadata,
-    )
-    body = b""
-    if isinstance(request.data, ManyIn):
-        sender = server.register_input(request.data, request.payload_codec, receiver)
-        control_message = msgspec.structs.replace(
-            control_message,
+    context, codec, data = receiver.context, request.payload_codec, request.data
+    if isinstance(data, ManyIn):
+        sender = server.register_input(data, codec, receiver)
+        control = RequestControlMessage(
+            id=context.id(),
+            connection_info=receiver.connection_info.to_connection_info(),
             request_type=RequestType.MANY_IN,
+            payload_codec=codec,
+            metadata=context.metadata,
             request_stream_connection_info=sender.connection_info(server.address).to_connection_info(),
-        )
-    elif isinstance(request.data, EncodedBody):
-        body = request.data.body
+        ).encode()
+        body = b""
     else:
-        body = request.payload_codec.encode(request.data)
-    control = control_message.encode()
+        control = encode_single_in(context.id(), server.address, receiver.subject, codec, context.metadata)
+        body = data.body if isinstance(data, EncodedBody) else codec.encode(data)
     if len(control) > MAX_CONTROL_MESSAGE_SIZE:
         raise RequestTooLarge(
             f"Generic error: request control message too large: {len(control)} bytes exceeds limit "

@@ -32,6 +32,7 @@ __all__ = [
     "ResponseType",
     "StreamType",
     "TcpStreamConnectionInfo",
+    "encode_single_in",
 ]
 
 MAX_CONTROL_MESSAGE_SIZE = 131_072
@@ -125,11 +126,27 @@ class RequestControlMessage(msgspec.Struct, frozen=True, gc=False):
             connection_info=raw.connection_info,
             request_type=raw.request_type,
             response_type=raw.response_type,
-            payload_codec=PayloadCodec.MSGPACK if raw.payload_codec == "msgpack" else PayloadCodec.JSON,
+            payload_codec=_MSGPACK if raw.payload_codec == "msgpack" else _JSON,
             metadata=raw.metadata,
             frontend_send_ts_ns=raw.frontend_send_ts_ns,
             request_stream_connection_info=raw.request_stream_connection_info,
         )
+
+
+def encode_single_in(id: str, address: str, subject: str, codec: PayloadCodec, metadata: Mapping[str, str]) -> bytes:
+    """The control message of a request with one body, whose answer goes to `subject` at `address`.
+
+    What `RequestControlMessage.encode` writes, at a third of the cost for nearly every request.
+    """
+    if metadata or not (id.isascii() and id.isprintable()) or '"' in id or "\\" in id:
+        return _single_in(id, address, subject, codec, metadata)
+    to_id, to_address, to_subject, to_context, end = _SINGLE_IN_MSGPACK if codec is _MSGPACK else _SINGLE_IN_JSON
+    return f"{to_id}{id}{to_address}{address}{to_subject}{subject}{to_context}{id}{end}".encode()
+
+
+def _single_in(id: str, address: str, subject: str, codec: PayloadCodec, metadata: Mapping[str, str]) -> bytes:
+    info = TcpStreamConnectionInfo(address, subject, id).to_connection_info()
+    return RequestControlMessage(id=id, connection_info=info, payload_codec=codec, metadata=metadata).encode()
 
 
 class CallHomeHandshake(msgspec.Struct, frozen=True, gc=False):
@@ -220,6 +237,10 @@ class _RawPrologue(msgspec.Struct):
 _request_control = msgspec.json.Decoder(_RawRequestControl)
 _encode_request_control = msgspec.json.Encoder().encode
 _encode_tcp_stream_info = msgspec.json.Encoder().encode
+_JSON, _MSGPACK = PayloadCodec.JSON, PayloadCodec.MSGPACK
+_SINGLE_IN_JSON, _SINGLE_IN_MSGPACK = (
+    _single_in("?", "?", "?", codec, {}).decode().split("?") for codec in PayloadCodec
+)
 _tcp_stream_info = msgspec.json.Decoder(TcpStreamConnectionInfo)
 _handshake = msgspec.json.Decoder(CallHomeHandshake)
 _prologue = msgspec.json.Decoder(_RawPrologue)

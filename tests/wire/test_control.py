@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dynamo_fast.codec import TcpRequestCodec, TwoPartCodec, TwoPartMessage
 from dynamo_fast.errors import ControlError
@@ -16,6 +18,7 @@ from dynamo_fast.wire.control import (
     ResponseType,
     StreamType,
     TcpStreamConnectionInfo,
+    encode_single_in,
 )
 from dynamo_fast.wire.payload import PayloadCodec
 from tests.captured import Vector, captured, name_of
@@ -103,6 +106,17 @@ def test_texts_are_escaped_as_dynamo_does(text: str) -> None:
         "metadata": {text: text},
     }
     assert RequestControlMessage(text, info, metadata={text: text}).encode().decode() == dumped(control)
+
+
+IDS = st.text() | st.text(alphabet='a"\\?%{é\x7f\n') | st.uuids().map(str)
+
+
+@given(IDS, st.sampled_from(PayloadCodec), st.just({}) | st.just({"a": "1"}))
+def test_the_short_way_writes_what_the_long_one_does(text: str, codec: PayloadCodec, metadata: dict[str, str]) -> None:
+    for address in ("127.0.0.1:1", "[::1]:65535"):
+        info = TcpStreamConnectionInfo(address, "s", text).to_connection_info()
+        control = RequestControlMessage(text, info, payload_codec=codec, metadata=metadata)
+        assert encode_single_in(text, address, "s", codec, metadata) == control.encode()
 
 
 def test_what_a_sender_may_leave_out_or_add() -> None:
