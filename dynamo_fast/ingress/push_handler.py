@@ -15,7 +15,7 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 from dynamo_fast.codec import TcpRequestMessage, TwoPartCodec, TwoPartDecoder, TwoPartMessage, TwoPartMessageType
 from dynamo_fast.config import WorkerConfig
@@ -51,6 +51,7 @@ from dynamo_fast.wire.headers import FRONTEND_SEND_TS_NS, decode_headers
 __all__ = ["Batch", "Handler", "PushHandler", "takes_context"]
 
 _TWO_PART = TwoPartCodec()
+_HEADER_AND_DATA = TwoPartMessageType.HEADER_AND_DATA
 _NO_MESSAGE = TwoPartMessage.from_parts(b"", b"")
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,8 @@ class PushHandler:
             if inspect.iscoroutine(returned):
                 returned.close()  # nobody will await it, and nobody needs to be told
             raise AttributeError(f"'{type(returned).__name__}' object has no attribute '__anext__'")
-        return cast("AsyncIterator[Any]", returned)
+        iterator: AsyncIterator[Any] = returned
+        return iterator
 
     async def drained(self) -> None:
         """Wait until no accepted request is without its answer."""
@@ -268,7 +270,7 @@ class _Request:
             )
         if self._handler.bidirectional:
             return self._checked_input(message)
-        if message.message_type is not TwoPartMessageType.HEADER_AND_DATA:
+        if message.message_type is not _HEADER_AND_DATA:
             raise PayloadError("it has no body")
         return self._control.payload_codec.decode(message.data)
 

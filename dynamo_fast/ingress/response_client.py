@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable, Coroutine, Generator
 from functools import cache, lru_cache
 from time import monotonic
-from typing import Any, cast
+from typing import Any
 
 from dynamo_fast.codec import TwoPartDecoder, encode_data_frames, encode_two_part
 from dynamo_fast.config import WorkerConfig
@@ -43,6 +43,10 @@ _CORK_BYTES = 64 * 1024
 _ADDRESS_RETRY = 0.2
 _LASTING_SECONDS = 5.0
 
+# What every request needs is looked up once: on Python 3.11 a member of an enumeration costs as much as a call.
+_CLOSED, _EOF, _LOST = State.CLOSED, Event.EOF, Event.LOST
+_STARTED, _FINISHED = Event.PROLOGUE_OK, Event.FINISHED
+_WRITE, _WRITE_END = Action.WRITE, Action.WRITE_END
 _OVER = frozenset({State.DRAINING, State.CLOSED})
 _UNFINISHED = frozenset({State.PROLOGUE, State.STREAMING})
 _CLOSING = frozenset({Action.CLOSE, Action.STOP_CONTEXT, Action.KILL_CONTEXT})
@@ -94,7 +98,8 @@ class Dialler:
 
         Raises CannotConnect or ConnectionTimeout, both naming the address.
         """
-        task = cast("asyncio.Task[object]", asyncio.current_task())
+        task = asyncio.current_task()
+        assert task is not None
         self._connecting.add(task)
         try:
             transport = await _connect(*_host_port(info.address), protocol)
@@ -195,14 +200,14 @@ class ResponseConnection(asyncio.Protocol):
 
     def start(self) -> None:
         """The handler was started: write the prologue."""
-        if self._step(Event.PROLOGUE_OK, "") is Action.WRITE:
+        if self._step(_STARTED, "") is _WRITE:
             self._frames.append(_PROLOGUE_OK)
             # Not when it is made: uvloop tells a connection whose dial is cancelled just then of nothing any more.
             self._dialler._young.add(self)
 
     def refuse(self, prologue: ResponseStreamPrologue) -> None:
         """The handler was not started: write the reason, and end the stream."""
-        if self._step(Event.PROLOGUE_ERROR, "refused by the worker") is Action.WRITE_END:
+        if self._step(Event.PROLOGUE_ERROR, "refused by the worker") is _WRITE_END:
             self._write_end(encode_two_part(prologue.encode(), b"") + _SENTINEL)
 
     def send(self, item: bytes) -> bool:
@@ -261,14 +266,14 @@ class ResponseConnection(asyncio.Protocol):
 
     def finish(self, final: bytes) -> None:
         """The handler has no more items: write the final data frame, and end the stream."""
-        if self._step(Event.FINISHED, "finished by the handler") is Action.WRITE_END:
+        if self._step(_FINISHED, "finished by the handler") is _WRITE_END:
             self.bytes += len(final)
             self._write_end(_final_frames(final))
 
     # What the event loop does
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = transport  # type: ignore[assignment]  # the loop makes no other for a Protocol
         if not self.open:  # stopped while it was being dialled
             self._abort()
 
@@ -287,11 +292,11 @@ class ResponseConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._peer_finished = True
-        self._step(Event.EOF, "")
-        return self._machine.state is not State.CLOSED  # what we have to say can still be written
+        self._step(_EOF, "")
+        return self._machine.state is not _CLOSED  # what we have to say can still be written
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._step(Event.LOST, f"lost ({error or 'closed'})")
+        self._step(_LOST, f"lost ({error or 'closed'})")
         self._transport = None
         self._dialler._closed(self)
 
@@ -334,7 +339,7 @@ class ResponseConnection(asyncio.Protocol):
             self.orderly = event in _ORDERLY_ENDS
             self._context.off_cancel(self._context_changed)
         if action in _CLOSING:
-            if event is Event.EOF:
+            if event is _EOF:
                 self._close()
             else:
                 self._abort()

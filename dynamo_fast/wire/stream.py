@@ -47,7 +47,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from dynamo_fast.codec import TwoPartMessage, TwoPartMessageType
+from dynamo_fast.codec import TwoPartMessage
 from dynamo_fast.errors import ControlError
 from dynamo_fast.wire.control import ControlMessage
 
@@ -222,18 +222,16 @@ _CONTROL_EVENTS = {
     ControlMessage.KILL: Event.KILL,
     ControlMessage.SENTINEL: Event.SENTINEL,
 }
+_USUAL_EVENTS: dict[bytes | memoryview, Event] = {each.encode(): event for each, event in _CONTROL_EVENTS.items()}
 
 
 def classify(message: TwoPartMessage) -> Event:
     """The event that a message is, once the prologue has been exchanged. What is no event of its own is a VIOLATION."""
-    kind = message.message_type
-    if kind is TwoPartMessageType.DATA_ONLY:
-        return Event.DATA
-    if kind is TwoPartMessageType.EMPTY:
-        return Event.EMPTY
-    if kind is TwoPartMessageType.HEADER_AND_DATA:
+    if not message.header:
+        return Event.DATA if message.data else Event.EMPTY
+    if message.data:
         return Event.VIOLATION
     try:
-        return _CONTROL_EVENTS[ControlMessage.decode(message.header)]
+        return _USUAL_EVENTS.get(message.header) or _CONTROL_EVENTS[ControlMessage.decode(message.header)]
     except ControlError:
         return Event.VIOLATION
