@@ -24,7 +24,7 @@ Submit = Callable[[Job], None]
 class Admission:
     """Runs jobs in order, `capacity` at once; `queue_capacity` more may wait. One per process, for all its endpoints."""
 
-    __slots__ = ("_queue", "_tasks", "capacity", "queue_capacity", "rejected", "wait")
+    __slots__ = ("_loop", "_queue", "_tasks", "capacity", "queue_capacity", "rejected", "wait")
 
     def __init__(self, config: TcpServerConfig) -> None:
         if config.engine_request_limit is None:
@@ -36,6 +36,7 @@ class Admission:
         """Jobs that were refused."""
         self.wait = Histogram(PERMIT_WAIT)
         """How long those waited that had to, in seconds."""
+        self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[float, Job]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -60,7 +61,7 @@ class Admission:
             raise ResourceExhausted("Server overloaded: worker at capacity")
 
     def _start(self, job: Job) -> None:
-        task = asyncio.get_running_loop().create_task(job())
+        task = self._loop.create_task(job())
         self._tasks.add(task)
         task.add_done_callback(self._done)
 

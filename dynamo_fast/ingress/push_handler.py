@@ -200,7 +200,7 @@ class _Request:
         await self._stream.uncorking(self._answer())
 
     async def _answer(self) -> None:
-        self._task = asyncio.current_task()
+        self._task = asyncio.current_task(self._handler.dialler.loop)
         self._handler.began(self)
         try:
             await self._dial()

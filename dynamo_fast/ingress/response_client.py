@@ -82,7 +82,7 @@ class Dialler:
     """Connects to routers, and keeps the deadlines of all response connections of a worker."""
 
     def __init__(self, config: WorkerConfig) -> None:
-        loop = asyncio.get_running_loop()
+        self.loop = loop = asyncio.get_running_loop()
         self._connecting: Deadlines[asyncio.Task[object]] = Deadlines(loop, config.connect_timeout, _cancel)
         self._closing: Deadlines[ResponseConnection] = Deadlines(
             loop, config.close_timeout, ResponseConnection.not_closed
@@ -98,11 +98,11 @@ class Dialler:
 
         Raises CannotConnect or ConnectionTimeout, both naming the address.
         """
-        task = asyncio.current_task()
+        task = asyncio.current_task(self.loop)
         assert task is not None
         self._connecting.add(task)
         try:
-            transport = await _connect(*_host_port(info.address), protocol)
+            transport = await _connect(self.loop, *_host_port(info.address), protocol)
         except asyncio.CancelledError:
             if task in self._connecting:
                 raise
@@ -120,7 +120,7 @@ class Dialler:
     async def all_closed(self) -> None:
         """Wait until every finished connection is closed, which takes no longer than the close timeout."""
         while self._closing:
-            self._all_closed = asyncio.get_running_loop().create_future()
+            self._all_closed = self.loop.create_future()
             await self._all_closed
 
     def _closed(self, connection: ResponseConnection) -> None:
@@ -134,8 +134,9 @@ def _cancel(task: asyncio.Task[object]) -> None:
     task.cancel()
 
 
-async def _connect(host: str, port: int, protocol: asyncio.Protocol) -> asyncio.Transport:
-    loop = asyncio.get_running_loop()
+async def _connect(
+    loop: asyncio.AbstractEventLoop, host: str, port: int, protocol: asyncio.Protocol
+) -> asyncio.Transport:
     while True:
         try:
             transport, _ = await loop.create_connection(lambda: protocol, host, port)
@@ -156,7 +157,6 @@ class ResponseConnection(asyncio.Protocol):
         "_dialler",
         "_frames",
         "_head",
-        "_loop",
         "_machine",
         "_peer_finished",
         "_room",
@@ -176,7 +176,6 @@ class ResponseConnection(asyncio.Protocol):
         self._cut_short = cut_short
         self._machine = StreamMachine.worker()
         self._decoder = TwoPartDecoder(MAX_CONTROL_MESSAGE_SIZE)
-        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._head, self._tail = codec.envelope
         self._frames: list[bytes] = []
@@ -235,7 +234,7 @@ class ResponseConnection(asyncio.Protocol):
         if not self.plain.paused:
             await asyncio.sleep(0)
         elif self.open:
-            self._room = self._loop.create_future()
+            self._room = self._dialler.loop.create_future()
             self._dialler._stalled.add(self)
             try:
                 await self._room
@@ -335,7 +334,7 @@ class ResponseConnection(asyncio.Protocol):
         state = self._machine.state
         if self.open and state in _OVER:
             self.open = False
-            self.end = f"{end} in state {before.name}"
+            self.end = f"{end} in state {before._name_}"
             self.orderly = event in _ORDERLY_ENDS
             self._context.off_cancel(self._context_changed)
         if action in _CLOSING:
