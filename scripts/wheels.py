@@ -23,7 +23,10 @@ ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 #: They test the source tree, or need a real Dynamo.
-NOT_OF_A_WHEEL = (*(f"tests/test_{name}.py" for name in ("layers", "readme", "docs", "guides")), "tests/interop")
+NOT_OF_A_WHEEL = (
+    *(f"tests/test_{name}.py" for name in ("layers", "readme", "docs", "guides", "figures")),
+    "tests/interop",
+)
 #: They compare both backends, and import them by name.
 OF_BOTH_BACKENDS = (*(f"tests/test_codec{part}.py" for part in ("", "_edges", "_differential")), "tests/conformance")
 LARGEST = 1_000_000
