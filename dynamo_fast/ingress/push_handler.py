@@ -320,7 +320,9 @@ class _Request:
         """All in one write. Returns whether `room()` must be awaited."""
         stream, encode = self._stream, self._control.payload_codec.encode_item
         for item in items:
-            if stream.open and stream.plain.add(item) is None:
+            if not stream.open:
+                break
+            if stream.plain.add(item) is None:
                 stream.cork(encode(item))
         return stream.uncork()
 

@@ -334,7 +334,7 @@ class ResponseConnection(asyncio.Protocol):
         state = self._machine.state
         if self.open and state in _OVER:
             self.open = False
-            self.end = f"{end} in state {before._name_}"
+            self.end = f"{end} in state {before.name}"
             self.orderly = event in _ORDERLY_ENDS
             self._context.off_cancel(self._context_changed)
         if action in _CLOSING:

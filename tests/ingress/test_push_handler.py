@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from itertools import chain
 from types import ModuleType
 from typing import Any, cast
@@ -129,6 +129,29 @@ async def test_items_of_one_turn_leave_in_one_piece_and_the_first_is_not_held_ba
         assert first.item["data"] == {"data": 0}
         gate.set()
         assert await data_of(answer) == list(range(1, 11))
+
+
+async def test_a_batch_is_read_no_further_once_its_answer_is_stopped(start: Start) -> None:
+    read: list[int] = []
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def handler(request: Any, context: Context) -> AsyncIterator[Any]:
+        def items() -> Iterator[int]:
+            for number in range(100):
+                read.append(number)
+                if number == 3:
+                    context.stop_generating()
+                yield number
+
+        try:
+            yield Batch(items())
+        finally:
+            ended.set_result(None)
+
+    async with Requester(address_of(await start(handler))) as requester:
+        await requester.call(None)
+        await asyncio.wait_for(ended, PATIENCE)
+    assert read == [0, 1, 2, 3]
 
 
 async def test_items_of_every_kind_keep_their_order(start: Start) -> None:
