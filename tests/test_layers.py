@@ -13,7 +13,7 @@ FLOORS = [
     {"_codec_py"},
     {"codec"},
     {"wire"},
-    {"context", "config", "deadlines", "listener"},
+    {"context", "config", "deadlines", "net"},
     {"observability"},
     {"egress", "ingress", "discovery"},
     {"runtime"},

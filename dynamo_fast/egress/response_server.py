@@ -33,7 +33,8 @@ from dynamo_fast.errors import (
     RemoteError,
     ResourceExhausted,
 )
-from dynamo_fast.listener import advertised_ip, listening_socket, local_ip
+from dynamo_fast.net.addresses import advertised_ip, local_ip
+from dynamo_fast.net.listener import listening_socket
 from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.address import EndpointInstanceId, join_host_port
 from dynamo_fast.wire.control import (

@@ -26,7 +26,7 @@ from dynamo_fast.errors import (
     RequestTooLarge,
     ResourceExhausted,
 )
-from dynamo_fast.listener import keep_alive
+from dynamo_fast.net.sockets import keep_alive
 from dynamo_fast.observability import frame_log
 from dynamo_fast.observability.metrics import REQUEST_PLANE, RequestPlaneMetrics
 from dynamo_fast.wire.address import TcpAddress, join_host_port

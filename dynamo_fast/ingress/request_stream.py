@@ -17,7 +17,7 @@ from typing import Any, cast
 from dynamo_fast.codec import TwoPartDecoder
 from dynamo_fast.context import Context
 from dynamo_fast.errors import CodecError, PayloadError
-from dynamo_fast.listener import keep_alive
+from dynamo_fast.net.sockets import keep_alive
 from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.stream import Event, classify

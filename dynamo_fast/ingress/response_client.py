@@ -22,7 +22,7 @@ from dynamo_fast.config import WorkerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CannotConnect, CodecError, ConnectionTimeout
-from dynamo_fast.listener import keep_alive
+from dynamo_fast.net.sockets import keep_alive
 from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.address import split_host_port
 from dynamo_fast.wire.control import (

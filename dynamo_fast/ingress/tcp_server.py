@@ -26,7 +26,8 @@ from dynamo_fast.config import TcpServerConfig
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CodecError, MessageTooLarge, RequestRefused
 from dynamo_fast.ingress.admission import Admission, Submit
-from dynamo_fast.listener import Listener, advertised_ip, local_ip
+from dynamo_fast.net.addresses import advertised_ip, local_ip
+from dynamo_fast.net.listener import Listener
 from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.address import join_host_port
 

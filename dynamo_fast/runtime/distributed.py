@@ -18,7 +18,7 @@ from dynamo_fast.egress.instance_table import InstanceTable
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.errors import Disconnected, InvalidConfig
 from dynamo_fast.ingress.worker import Worker
-from dynamo_fast.listener import advertised_ip
+from dynamo_fast.net.addresses import advertised_ip
 from dynamo_fast.observability.status_server import Health, StatusServer
 from dynamo_fast.runtime.client import Client
 from dynamo_fast.runtime.endpoint import Endpoint

@@ -18,7 +18,7 @@ from dynamo_fast.context import Context
 from dynamo_fast.ingress import response_client
 from dynamo_fast.ingress.push_handler import Batch
 from dynamo_fast.ingress.worker import Worker
-from dynamo_fast.listener import keep_alive
+from dynamo_fast.net.sockets import keep_alive
 from tests.garbage import no_garbage
 from tests.ingress.conftest import Start, address_of
 from tests.ingress.requester import PATIENCE, Answer, Requester, control_frame, two_part

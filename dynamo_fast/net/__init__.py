@@ -1,0 +1,1 @@
+"""How bytes get in and out: addresses, sockets and listeners, for both ends."""

@@ -1,0 +1,33 @@
+"""Options of TCP sockets that both ends set."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+__all__ = ["keep_alive"]
+
+_KEEP_ALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, option), value)
+        for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+        if hasattr(socket, option)
+    ),
+]
+
+
+def keep_alive(endpoint: socket.socket) -> None:
+    """Have the kernel notice within a minute that the machine at the other end is gone. Does nothing if it is known to be.
+
+    Connections that are accepted inherit it from the listening socket.
+    """
+    # An event loop's stand-in for a socket would make a real one for each of these calls, and so cost as much as they.
+    # (Of which family is of no matter here, and takes a while to ask.)
+    real = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=endpoint.fileno())
+    try:
+        with contextlib.suppress(OSError):  # some systems do not take it for a connection that was just reset
+            for level, option, value in _KEEP_ALIVE:
+                real.setsockopt(level, option, value)
+    finally:
+        real.detach()
