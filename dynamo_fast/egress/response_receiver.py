@@ -12,10 +12,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from dynamo_fast.context import Context
+from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.egress.request_client import Ack, RequestConnection
+from dynamo_fast.egress.request_sender import RequestSender
 from dynamo_fast.errors import (
     Cancelled,
     ConnectionTimeout,
@@ -29,14 +31,10 @@ from dynamo_fast.wire.address import EndpointInstanceId
 from dynamo_fast.wire.control import StreamType, TcpStreamConnectionInfo
 from dynamo_fast.wire.stream import Event
 
-if TYPE_CHECKING:
-    from dynamo_fast.egress.request_sender import RequestSender
-    from dynamo_fast.egress.response_server import TcpStreamServer
-
 __all__ = ["ResponseReceiver", "refusal"]
 
 
-class ResponseConnection(Protocol):
+class StreamConnection(Protocol):
     """What a receiver asks of the response connection that belongs to it."""
 
     def step(self, event: Event) -> None: ...
@@ -44,15 +42,34 @@ class ResponseConnection(Protocol):
     def resume_reading(self) -> None: ...
 
 
+class StreamOwner(Protocol):
+    """What a receiver asks of the registry that made it."""
+
+    loop: asyncio.AbstractEventLoop
+    address: str
+    call_home: Deadlines[ResponseReceiver]
+    """Receivers whose worker has not dialled, or not sent its prologue."""
+    orphans: Deadlines[ResponseReceiver]
+    """Those among them whose request connection is lost."""
+
+    def forget(self, receiver: ResponseReceiver) -> None: ...
+
+    def forget_input(self, sender: RequestSender) -> None: ...
+
+
 class ResponseReceiver:
-    """One registered response stream: its subject, its waiting caller, and the frames that have come."""
+    """One registered response stream: its subject, its waiting caller, and the frames that have come.
+
+    Owned by the registry until its worker has dialled, then by its connection, and by the caller's stream all the time;
+    `end` parts it from all of them.
+    """
 
     __slots__ = (
         "_acknowledged",
         "_connection",
+        "_owner",
         "_ready",
         "_request_connection",
-        "_server",
         "_timing",
         "_waiters",
         "context",
@@ -70,12 +87,12 @@ class ResponseReceiver:
 
     _timing: RequestTiming
 
-    def __init__(self, server: TcpStreamServer, subject: str, context: Context) -> None:
-        self._server = server
+    def __init__(self, owner: StreamOwner, subject: str, context: Context) -> None:
+        self._owner = owner
         self.subject = subject
         self.context = context
         self.instance: EndpointInstanceId | None = None
-        self.established: asyncio.Future[None] = server.loop.create_future()
+        self.established: asyncio.Future[None] = owner.loop.create_future()
         """Done when the request is acknowledged and the worker's handler started; or the error that came instead."""
         self.frames: deque[bytes | memoryview] = deque()
         """Wrapped items that nobody has taken yet."""
@@ -92,7 +109,7 @@ class ResponseReceiver:
         """What that input raised."""
         self._acknowledged = False
         self._ready = False  # the worker has sent its prologue
-        self._connection: ResponseConnection | None = None
+        self._connection: StreamConnection | None = None
         self._request_connection: RequestConnection | None = None
         self._waiters: list[asyncio.Future[None]] = []
         context.on_cancel(self._context_changed)
@@ -100,7 +117,7 @@ class ResponseReceiver:
     @property
     def connection_info(self) -> TcpStreamConnectionInfo:
         """Where the worker is to dial, for the control message."""
-        return TcpStreamConnectionInfo(self._server.address, self.subject, self.context.id(), StreamType.RESPONSE)
+        return TcpStreamConnectionInfo(self._owner.address, self.subject, self.context.id(), StreamType.RESPONSE)
 
     # The request connection -------------------------------------------------------------------------------------
 
@@ -123,7 +140,7 @@ class ResponseReceiver:
         else:
             self._acknowledged = True
             if self._connection is None and not self.ended:  # a short answer may be over before its acknowledgement
-                self._server.call_home.add(self)
+                self._owner.call_home.add(self)
                 self._request_connection = ack.result().connection
                 if self._request_connection is not None:
                     self._request_connection.on_lost(self._request_connection_lost)
@@ -132,7 +149,7 @@ class ResponseReceiver:
     def _request_connection_lost(self) -> None:
         # The worker may have dialled already, and its connection be on its way to us: hence the grace.
         if not self.established.done() and self._connection is None:
-            self._server.orphans.add(self)
+            self._owner.orphans.add(self)
 
     def _forget_request_connection(self) -> None:
         if self._request_connection is not None:
@@ -141,21 +158,21 @@ class ResponseReceiver:
 
     # The response connection -------------------------------------------------------------------------------------
 
-    def dialled(self, connection: ResponseConnection) -> None:
+    def dialled(self, connection: StreamConnection) -> None:
         """The worker has dialled back: `connection` is this stream's from now on."""
         self._connection = connection
         if self._acknowledged:
             self._forget_request_connection()
-            self._server.orphans.discard(self)
-            self._server.call_home.discard(self)
-        self._server.call_home.add(self)  # the same time again, for the prologue
+            self._owner.orphans.discard(self)
+            self._owner.call_home.discard(self)
+        self._owner.call_home.add(self)  # the same time again, for the prologue
         if self.context.is_stopped():
             self._context_changed()
 
     def ready(self) -> None:
         """The prologue has come, and it was good."""
         self._ready = True
-        self._server.call_home.discard(self)
+        self._owner.call_home.discard(self)
         self._establish_if_complete()
 
     def _establish_if_complete(self) -> None:
@@ -177,10 +194,10 @@ class ResponseReceiver:
             self.error = error
             self.context.off_cancel(self._context_changed)
             if not self._ready:
-                self._server.forget(self)
+                self._owner.forget(self)
                 self.ready()  # a stream that ended before its prologue, and was not refused, is a stream without items
             if self.sender is not None:
-                self._server.forget_input(self.sender)
+                self._owner.forget_input(self.sender)
             self.wake()
             self._connection = None  # they hold each other: without this only the garbage collector would part them
 
@@ -197,7 +214,7 @@ class ResponseReceiver:
         self.unread = 0
         if self._connection is not None:
             self._connection.resume_reading()
-        waiter: asyncio.Future[None] = self._server.loop.create_future()
+        waiter: asyncio.Future[None] = self._owner.loop.create_future()
         self._waiters.append(waiter)
         return waiter
 
@@ -232,7 +249,7 @@ class ResponseReceiver:
 
     def timed_out(self) -> None:
         """The worker did not dial, or did not send its prologue, in time."""
-        seconds = self._server.call_home.seconds
+        seconds = self._owner.call_home.seconds
         missing = "dial back" if self._connection is None else "start to answer"
         self.fail(ConnectionTimeout(f"Worker acknowledged the request but did not {missing} within {seconds:g} s"))
 

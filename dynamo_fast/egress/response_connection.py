@@ -1,0 +1,281 @@
+"""`ResponseConnection`: the router's end of a response stream, which a worker has dialled (transport.md 4).
+
+What may be received when, and what follows from it, is the table of `wire.stream`; here are only the bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from typing import Protocol
+
+from dynamo_fast.codec import (
+    TwoPartDecoder,
+    TwoPartMessage,
+    TwoPartMessageType,
+    encode_two_part,
+)
+from dynamo_fast.config import ResponseServerConfig
+from dynamo_fast.deadlines import Deadlines
+from dynamo_fast.egress.request_sender import RequestSender
+from dynamo_fast.egress.response_receiver import ResponseReceiver
+from dynamo_fast.errors import (
+    CannotConnect,
+    CodecError,
+    ControlError,
+    Disconnected,
+    DynamoError,
+    RemoteError,
+)
+from dynamo_fast.observability import frame_log
+from dynamo_fast.wire.control import (
+    CallHomeHandshake,
+    ControlMessage,
+    ResponseStreamPrologue,
+    StreamType,
+)
+from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classify
+
+__all__ = ["ConnectionOwner", "ResponseConnection"]
+
+_STOP = encode_two_part(ControlMessage.STOP.encode(), b"")
+_KILL = encode_two_part(ControlMessage.KILL.encode(), b"")
+# What every request needs is looked up once: on Python 3.11 a member of an enumeration costs as much as a call.
+_DATA_ONLY, _HEADER_ONLY = TwoPartMessageType.DATA_ONLY, TwoPartMessageType.HEADER_ONLY
+_DELIVERING = frozenset({State.STREAMING, State.STOPPED})
+_HANDSHAKE, _PROLOGUE, _CLOSED = State.HANDSHAKE, State.PROLOGUE, State.CLOSED
+_DIALLED, _STARTED, _SENTINEL = Event.HANDSHAKE, Event.PROLOGUE_OK, Event.SENTINEL
+_REQUEST, _RESPONSE = StreamType.REQUEST, StreamType.RESPONSE
+_IGNORE = Action.IGNORE
+_LINGER_NOT = struct.pack("ii", 1, 0)
+
+
+class ConnectionOwner(Protocol):
+    """What a response connection asks of the server that accepted it."""
+
+    config: ResponseServerConfig
+    connections: set[ResponseConnection]
+    """Those that are open."""
+    handshakes: Deadlines[ResponseConnection]
+    """Those whose handshake has not come."""
+
+    def take(self, subject: str) -> ResponseReceiver | None: ...
+
+    def take_input(self, subject: str) -> RequestSender | None: ...
+
+
+class ResponseConnection(asyncio.Protocol):
+    """A worker's connection: bytes to frames, frames to events, events to what the table says.
+
+    The event loop makes one for each connection that is accepted. Its handshake names the receiver that it serves; it
+    ends when the machine is closed and the transport is lost.
+    """
+
+    __slots__ = ("_decoder", "_delivers", "_machine", "_paused", "_receiver", "_server", "_transport")
+
+    _transport: asyncio.Transport
+
+    def __init__(self, server: ConnectionOwner) -> None:
+        self._server = server
+        self._machine = StreamMachine.requester()
+        self._decoder = TwoPartDecoder(server.config.max_message_size)
+        self._receiver: ResponseReceiver | None = None
+        self._paused = False
+        self._delivers = False  # whether data frames are items now
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # the loop makes no other for a Protocol
+        server = self._server
+        server.connections.add(self)
+        if len(server.handshakes) >= server.config.max_pending_connections:
+            self.step(Event.TIMEOUT)
+        else:
+            server.handshakes.add(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._server.connections.discard(self)
+        if self._machine.state is not _CLOSED:
+            self.step(Event.LOST, error)
+        self._receiver = None
+
+    def eof_received(self) -> bool:
+        if self._decoder.pending:
+            self._violation(ControlError(f"the worker's stream ends inside a frame ({self._decoder.pending} bytes)"))
+        self.step(Event.EOF)
+        return False
+
+    def data_received(self, data: bytes) -> None:
+        # The hot path: all the frames of one read are queued, then the consumer is woken once.
+        receiver = self._receiver
+        try:
+            if self._delivers and not frame_log.ENABLED:
+                items, messages = self._decoder.feed_data(data)
+                receiver.frames.extend(items)  # type: ignore[union-attr]  # who delivers has a receiver
+            else:
+                messages = self._decoder.feed(data)
+        except CodecError:  # a bad frame with none before it; what to do is the same, see below
+            messages = []
+        if frame_log.ENABLED:
+            frame_log.log_frames(self._transport, messages)
+        for message in messages:
+            if self._delivers and message.message_type is _DATA_ONLY:
+                receiver.frames.append(message.data)  # type: ignore[union-attr]  # the same
+            else:
+                self._receive(message)
+                receiver = self._receiver
+        if self._decoder.failed is not None:
+            self._violation(self._decoder.failed)
+        if receiver is not None and receiver.frames:
+            self._delivered(receiver, len(data))
+
+    def _delivered(self, receiver: ResponseReceiver, size: int) -> None:
+        if receiver.on_first_frame is not None:
+            receiver.on_first_frame()
+            receiver.on_first_frame = None
+        receiver.unread += size
+        config = self._server.config
+        if receiver.unread > config.max_buffered_bytes or len(receiver.frames) > config.max_buffered_frames:
+            self._pause_reading()
+        receiver.wake()
+
+    def _receive(self, message: TwoPartMessage) -> None:
+        state = self._machine.state
+        if state is _HANDSHAKE:
+            self._receive_handshake(message)
+        elif state is _PROLOGUE:
+            self._receive_prologue(message)
+        else:
+            event = classify(message)
+            error = ControlError(f"the worker sent {message}") if event is not _SENTINEL else None
+            self.step(event, error)
+
+    def _receive_handshake(self, message: TwoPartMessage) -> None:
+        try:
+            handshake = CallHomeHandshake.decode(message.header)
+        except ControlError:
+            self.step(Event.VIOLATION)  # whoever dialled is not told why: it is reset, and the caller waits on
+            return
+        if handshake.stream_type is _REQUEST and (sender := self._server.take_input(handshake.subject)):
+            self._become_input(sender)
+            return
+        self._receiver = self._server.take(handshake.subject) if handshake.stream_type is _RESPONSE else None
+        self.step(Event.VIOLATION if self._receiver is None else _DIALLED)
+
+    def _become_input(self, sender: RequestSender) -> None:
+        """It is no response stream: another protocol has this connection from now on."""
+        self._server.handshakes.discard(self)
+        self._server.connections.discard(self)
+        sender.dialled(self._transport)
+
+    def _receive_prologue(self, message: TwoPartMessage) -> None:
+        prefix = "Worker generate() failed before response stream: "
+        if message.message_type is not _HEADER_ONLY:
+            self.step(Event.VIOLATION, CannotConnect(prefix + "malformed prologue: expected HeaderOnly ControlMessage"))
+            return
+        try:
+            prologue = ResponseStreamPrologue.decode(message.header)
+        except ControlError as error:
+            self.step(Event.VIOLATION, CannotConnect(f"{prefix}malformed prologue: {error}"))
+            return
+        if prologue.error is None:
+            self.step(_STARTED)
+        else:
+            self.step(Event.PROLOGUE_ERROR, _prologue_error(prefix + prologue.error, prologue.typed_error))
+
+    def _violation(self, error: DynamoError) -> None:
+        self.step(Event.VIOLATION, error)
+
+    # What the table says ----------------------------------------------------------------------------------------
+
+    def step(self, event: Event, error: BaseException | None = None) -> None:
+        """Tell the machine of `event` and do what it says; `error` is the cause, should this be the end."""
+        action = self._machine.step(event)
+        self._delivers = self._machine.state in _DELIVERING
+        if action is not _IGNORE:
+            _ACTIONS[action](self, error)
+
+    def _accept(self, _: BaseException | None) -> None:
+        assert self._receiver is not None
+        self._server.handshakes.discard(self)
+        self._receiver.dialled(self)
+
+    def _establish(self, _: BaseException | None) -> None:
+        assert self._receiver is not None
+        self._receiver.ready()
+
+    def _refuse(self, error: BaseException | None) -> None:
+        if not isinstance(error, DynamoError) or isinstance(error, ControlError):
+            cause = error
+            error = Disconnected("Worker disconnected before response stream was established")
+            error.__cause__ = cause
+        assert self._receiver is not None
+        self._receiver.fail(error)
+        self._reset(None)
+
+    def _finish(self, _: BaseException | None) -> None:
+        self._close(None)
+
+    def _send_stop(self, _: BaseException | None) -> None:
+        self._transport.write(_STOP)
+
+    def _stop_and_finish(self, _: BaseException | None) -> None:
+        self._transport.write(_STOP)
+        self._close(None)
+
+    def _send_kill(self, error: BaseException | None) -> None:
+        self._transport.write(_KILL)
+        self._close(error)
+
+    def _close(self, error: BaseException | None) -> None:
+        self._server.handshakes.discard(self)
+        self._transport.close()
+        if self._receiver is not None:
+            self._receiver.end(error)
+
+    def _reset(self, _: BaseException | None) -> None:
+        # A worker takes an end of file for "the requester has finished writing", and goes on; a reset stops it.
+        self._server.handshakes.discard(self)
+        with contextlib.suppress(OSError):  # the connection may be gone already, which is as good
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+        self._transport.abort()
+
+    # Back-pressure ------------------------------------------------------------------------------------------------
+
+    def _pause_reading(self) -> None:
+        if not self._paused and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Every frame was taken: read on."""
+        if self._paused and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
+
+
+_ACTIONS = {
+    Action.RESET: ResponseConnection._reset,
+    Action.ACCEPT: ResponseConnection._accept,
+    Action.ESTABLISH: ResponseConnection._establish,
+    Action.REFUSE: ResponseConnection._refuse,
+    Action.FINISH: ResponseConnection._finish,
+    Action.SEND_STOP: ResponseConnection._send_stop,
+    Action.STOP_AND_FINISH: ResponseConnection._stop_and_finish,
+    Action.SEND_KILL: ResponseConnection._send_kill,
+    Action.END: ResponseConnection._close,
+}
+
+
+def _prologue_error(text: str, typed_error: RemoteError | None) -> DynamoError:
+    """The error of a handler that could not be started (transport.md 5.3).
+
+    One that is the caller's fault is raised as the worker wrote it; any other says that this worker cannot serve, with
+    the worker's error, if it sent one, as its cause.
+    """
+    if typed_error is not None and typed_error.error_class == "InvalidRequest":
+        return typed_error
+    error = CannotConnect(text)
+    error.__cause__ = typed_error
+    return error
