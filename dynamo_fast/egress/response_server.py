@@ -18,7 +18,7 @@ from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.egress.stream_registry import StreamRegistry
 from dynamo_fast.errors import ResourceExhausted
 from dynamo_fast.net.addresses import advertised_ip, local_ip
-from dynamo_fast.net.listener import listening_socket
+from dynamo_fast.net.listener import Listener
 from dynamo_fast.wire.address import join_host_port
 from dynamo_fast.wire.stream import Event
 
@@ -41,26 +41,17 @@ class TcpStreamServer(StreamRegistry):
         self.connections: set[ResponseConnection] = set()
         ip = local_ip(config.host, "DYN_TCP_RESPONSE_STREAM_HOST")
         self._max_streams = config.max_streams or _affordable_streams()
-        # The event loop's own accept loop: one connection a request is the protocol's price, and this is the cheapest
-        # way to pay it. It has no answer to running out of descriptors, which `max_streams` keeps from happening.
-        self._socket = listening_socket(ip, config.port, config.backlog)
-        self._server: asyncio.AbstractServer | None = None
-        self.address = join_host_port(advertised_ip(ip), self._socket.getsockname()[1])
+        self._listener = Listener(ip, config.port, config.backlog, partial(ResponseConnection, self))
+        self.address = join_host_port(advertised_ip(ip), self._listener.port)
 
     @classmethod
     async def create(cls, config: ResponseServerConfig | None = None) -> TcpStreamServer:
         """Listen as `config` says, by default as the environment does. Raises InvalidConfig, OSError."""
-        server = cls(ResponseServerConfig.from_env() if config is None else config)
-        server._server = await server.loop.create_server(
-            partial(ResponseConnection, server), sock=server._socket, backlog=server.config.backlog
-        )
-        return server
+        return cls(ResponseServerConfig.from_env() if config is None else config)
 
     async def close(self) -> None:
         """Stop listening; calls that wait fail with Disconnected, streams under way are cut and their workers told."""
-        if self._server is not None:
-            self._server.close()
-        self._socket.close()
+        self._listener.close()
         self.end_registrations()
         for connection in list(self.connections):
             connection.step(Event.DROPPED)

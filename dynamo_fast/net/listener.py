@@ -1,12 +1,16 @@
-"""Listening sockets, and an accept loop that survives running out of descriptors."""
+"""Listening sockets, and accepting that survives running out of descriptors."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
+import os
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from dynamo_fast.net.sockets import keep_alive
 
@@ -16,8 +20,12 @@ logger = logging.getLogger(__name__)
 
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _FIRST_BACK_OFF, _LONGEST_BACK_OFF = 0.005, 1.0
+_SECONDS_BETWEEN_WARNINGS = 60.0
 # After a burst of this many connections those that were accepted get a turn of the loop.
 _ACCEPTS_PER_TURN = 64
+# A look costs two system calls. What is accepted between two of them comes out of the reserve.
+_ACCEPTS_PER_LOOK = 4
+_RESERVE = 32
 
 
 def listening_socket(ip: str, port: int, backlog: int) -> socket.socket:
@@ -32,62 +40,149 @@ def listening_socket(ip: str, port: int, backlog: int) -> socket.socket:
 class Listener:
     """A listening TCP socket whose connections get a protocol each.
 
-    When the process runs out of descriptors or memory, it accepts nothing for 5 ms, then twice as long each time up to
-    a second, and says so once: the connections wait in the backlog meanwhile.
+    The event loop accepts from a duplicate of the socket. When the descriptors of the process run short, the duplicate
+    is closed: connections then wait in the kernel's backlog. It is opened again when there is room, which is looked for
+    after 5 ms, then after twice as long each time, up to a second. A warning is logged, at most once a minute.
+
+    Owns both sockets; `close` ends it, and leaves the connections that were accepted alone. One event loop.
     """
 
     def __init__(self, ip: str, port: int, backlog: int, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
         self._loop = asyncio.get_running_loop()
         self._protocol = protocol
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._backlog = backlog
+        self._highest = _highest_descriptor()
+        self._accepts_per_look = self._before_look = _ACCEPTS_PER_LOOK
         self._back_off = 0.0
+        self._warn_after = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._server: asyncio.AbstractServer | None = None
+        self._closed = False
+        self.paused = False
+        """Whether nothing is accepted, for lack of descriptors."""
         self._socket = listening_socket(ip, port, backlog)
         self.ip = ip
         self.port: int = self._socket.getsockname()[1]
-        self._loop.add_reader(self._socket, self._accept)
+        self._opening = self._loop.create_task(self._open())
 
     def close(self) -> None:
-        """Stop accepting; the connections that there are stay."""
+        """Stop accepting; the connections that there are stay. May be called again."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._socket.fileno() >= 0:
-            self._loop.remove_reader(self._socket)
-            self._socket.close()
+        self._close_server()
+        self._socket.close()
 
-    def _accept(self) -> None:
-        for _ in range(_ACCEPTS_PER_TURN):
-            try:
-                connection, _ = self._socket.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except ConnectionAbortedError:
-                continue  # it was gone before we came to it
-            except OSError as error:
-                if error.errno not in _OUT_OF_RESOURCES:
-                    raise
-                self._pause(error)
-                return
-            self._back_off = 0.0
-            connection.setblocking(False)
-            task = self._loop.create_task(self._attach(connection))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def descriptors(self) -> Iterator[int]:
+        """The numbers of its open sockets."""
+        yield self._socket.fileno()
+        for endpoint in getattr(self._server, "sockets", None) or ():
+            yield endpoint.fileno()
 
-    async def _attach(self, connection: socket.socket) -> None:
-        try:
-            await self._loop.connect_accepted_socket(self._protocol, connection)
-        except OSError:
-            connection.close()  # reset before it was set up
-
-    def _pause(self, error: OSError) -> None:
-        if self._back_off == 0.0:
+    def pause(self, error: OSError) -> None:
+        """Accept nothing for now, because of `error`; tell of it."""
+        if self.paused or self._closed:
+            return
+        self.paused = True
+        now = self._loop.time()
+        if now >= self._warn_after:
+            self._warn_after = now + _SECONDS_BETWEEN_WARNINGS
             logger.warning("cannot accept connections on port %d for now: %s", self.port, error)
-        self._back_off = min(max(2 * self._back_off, _FIRST_BACK_OFF), _LONGEST_BACK_OFF)
-        self._loop.remove_reader(self._socket)
-        self._timer = self._loop.call_later(self._back_off, self._resume)
+        # Not here and now: the connection that is being accepted belongs to the server.
+        self._loop.call_soon(self._wait_for_room)
 
-    def _resume(self) -> None:
+    async def _open(self) -> None:
+        endpoint = _Duplicate(self, self._socket, self._backlog)
+        try:
+            server = await self._loop.create_server(self._accepted, sock=endpoint, backlog=_ACCEPTS_PER_TURN)
+        except BaseException:
+            endpoint.close()
+            raise
+        if self._closed:
+            server.close()
+            return
+        self._server = server
+        self._socket.listen(self._backlog)  # uvloop has told the kernel its own number
+
+    def _accepted(self) -> asyncio.BaseProtocol:
+        self._before_look -= 1
+        if not self._before_look:
+            self._look()
+        return self._protocol()
+
+    def _look(self) -> None:
+        """Pause if descriptors run short: uvloop accepts to the last one, and then resets what comes."""
+        self._before_look = self._accepts_per_look
+        if _next_descriptor() > self._highest:
+            self._highest = _highest_descriptor()  # the limit may be another by now
+            if _next_descriptor() > self._highest:
+                self.pause(OSError(errno.EMFILE, f"all descriptors up to {self._highest} are in use (see ulimit -n)"))
+
+    def _wait_for_room(self) -> None:
+        self._close_server()
+        self._back_off = min(max(2 * self._back_off, _FIRST_BACK_OFF), _LONGEST_BACK_OFF)
+        self._timer = self._loop.call_later(self._back_off, self._look_for_room)
+
+    def _look_for_room(self) -> None:
         self._timer = None
-        self._loop.add_reader(self._socket, self._accept)
+        self._highest = _highest_descriptor()
+        if _next_descriptor() > self._highest:
+            self._wait_for_room()
+            return
+        self._back_off = 0.0
+        # The descriptors kept in reserve may be in use, and this one be the only one: look each time from now on.
+        self._accepts_per_look = self._before_look = 1
+        self.paused = False
+        self._opening = self._loop.create_task(self._open())
+
+    def _close_server(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+
+
+class _Duplicate(socket.socket):
+    """What an event loop of pure Python accepts from: it calls these methods, where uvloop takes the descriptor only."""
+
+    def __init__(self, listener: Listener, original: socket.socket, backlog: int) -> None:
+        super().__init__(original.family, original.type, original.proto, fileno=os.dup(original.fileno()))
+        self.setblocking(False)
+        self._listener = listener
+        self._backlog = backlog
+
+    def listen(self, backlog: int = 0, /) -> None:
+        """The loop's number says how many it accepts in one turn; the kernel is told the true one."""
+        super().listen(self._backlog)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self._listener.paused:
+            raise BlockingIOError
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno not in _OUT_OF_RESOURCES:
+                raise
+            self._listener.pause(error)
+            raise BlockingIOError from error
+
+
+def _next_descriptor() -> int:
+    """The number that the next descriptor of this process gets, the lowest that is free."""
+    try:
+        number = os.dup(0)
+    except OSError as error:
+        return 0 if error.errno == errno.EBADF else sys.maxsize
+    os.close(number)
+    return number
+
+
+def _highest_descriptor() -> int:
+    """The highest number that a connection may have, so that a few descriptors are left for everything else."""
+    with contextlib.suppress(ImportError):  # Windows has no limit
+        import resource
+
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if files != resource.RLIM_INFINITY:
+            return files - 1 - min(_RESERVE, files // 8)
+    return sys.maxsize

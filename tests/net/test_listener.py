@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import subprocess
 import sys
@@ -10,10 +11,15 @@ import pytest
 
 from dynamo_fast.net.listener import Listener
 from dynamo_fast.net.sockets import _KEEP_ALIVE
+from tests.conftest import POLICIES
 
 SERVER = """
 import asyncio, logging, resource, sys
 from dynamo_fast.net.listener import Listener
+if sys.argv[1] == "uvloop":
+    from uvloop import run
+else:
+    from asyncio import run
 
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
@@ -27,19 +33,27 @@ async def main():
     print(listener.port, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
-asyncio.run(main())
+run(main())
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of open files")
-def test_running_out_of_descriptors_is_waited_out() -> None:
-    command = [sys.executable, "-c", SERVER]
+@pytest.mark.parametrize("loop", POLICIES)
+def test_running_out_of_descriptors_is_waited_out(loop: str) -> None:
+    command = [sys.executable, "-c", SERVER, loop]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=Path(__file__).parents[2]) as server:
+    root = Path(__file__).parents[2]
+    with (
+        contextlib.ExitStack() as stack,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True, cwd=root) as server,
+    ):
+        stack.callback(server.kill)
         assert server.stdout is not None
         assert server.stdin is not None
         port = int(server.stdout.readline())
-        connections = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(100)]
+        connections = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)) for _ in range(100)
+        ]
         assert connections[0].recv(1) == b"x"
         assert "cannot accept connections" in server.stdout.readline()
         for connection in connections[:60]:
@@ -47,8 +61,6 @@ def test_running_out_of_descriptors_is_waited_out() -> None:
         assert [connection.recv(1) for connection in connections[60:]] == [b"x"] * 40  # none was lost
         server.stdin.close()
         assert server.stdout.read() == ""  # it was said once
-        for connection in connections[60:]:
-            connection.close()
 
 
 async def test_a_burst_of_connections_fits_the_backlog() -> None:
