@@ -3,18 +3,30 @@
 A context goes one way: running, then stopped, then killed (killed implies stopped; either may be reached at once).
 *Stopped* asks the worker to finish early: what still comes is delivered. *Killed* ends the answer now.
 
-Whoever must act on the change registers a callback (`on_cancel`); there is no monitor task, so a request costs none.
-A context belongs to one event loop; its methods are called on that loop's thread.
+What must act on the change registers a callback (`on_cancel`); there is no monitor task, so a request costs none.
+
+Threads: an engine may stop or kill a context from a thread of its own. The flags change at once, for every thread. A
+callback belongs to the event loop that it was registered for: it runs on that loop, at once if the change was made there,
+else in the loop's next turn (`call_soon_threadsafe`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import threading
 from collections.abc import Callable, Mapping
 
 from dynamo_fast.wire.ids import random_uuid
 
 __all__ = ["Context"]
+
+logger = logging.getLogger(__name__)
+
+# Two threads may take the same step at once, and it is told once. One lock for all contexts: it is held for two
+# assignments, and only when a context is cancelled.
+_STEP = threading.Lock()
 
 
 class Context:
@@ -50,8 +62,8 @@ class Context:
         """The span that the request came from, at a worker that follows traces."""
         self._stopped = False
         self._killed = False
-        # A dict for its order and its cheap removal; made when first needed, since most contexts are never cancelled.
-        self._callbacks: dict[Callable[[], None], None] | None = None
+        # Each callback and its loop. A dict for its order and its cheap removal; made when first needed.
+        self._callbacks: dict[Callable[[], None], asyncio.AbstractEventLoop | None] | None = None
 
     def __repr__(self) -> str:
         state = "killed" if self._killed else "stopped" if self._stopped else "running"
@@ -85,41 +97,47 @@ class Context:
         return self._killed
 
     def stop_generating(self) -> None:
-        """Ask for an early end: the worker is told to stop, items under way are still delivered."""
-        if not self._stopped:
+        """Ask for an early end: the worker is told to stop, items under way are still delivered. From any thread."""
+        with _STEP:
+            if self._stopped:
+                return
             self._stopped = True
-            self._notify()
+        self._notify()
 
     def kill(self) -> None:
-        """End the answer now: the worker is told to quit, nothing more is delivered."""
-        if not self._killed:
+        """End the answer now: the worker is told to quit, nothing more is delivered. From any thread."""
+        with _STEP:
+            if self._killed:
+                return
             self._stopped = self._killed = True
-            self._notify()
+        self._notify()
 
     async def async_killed_or_stopped(self) -> bool:
-        """Wait until the context is stopped or killed; returns True."""
-        if not self._stopped:
-            changed = asyncio.get_running_loop().create_future()
+        """Wait until the context is stopped or killed; returns True. On any event loop."""
+        loop = asyncio.get_running_loop()
+        changed = loop.create_future()
 
-            def wake() -> None:
-                if not changed.done():
-                    changed.set_result(None)
+        def wake() -> None:
+            if not changed.done():
+                changed.set_result(None)
 
-            self.on_cancel(wake)
-            try:
+        self.on_cancel(wake, loop)
+        try:
+            if not self._stopped:  # looked at after the registration: another thread may stop it at any moment
                 await changed
-            finally:
-                self.off_cancel(wake)
+        finally:
+            self.off_cancel(wake)
         return True
 
-    def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Call `callback()` at each step down (stop, then kill) from now on; take it off with `off_cancel`.
+    def on_cancel(self, callback: Callable[[], None], loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Call `callback()` at each step down (stop, then kill) from now on; remove it with `off_cancel`.
 
-        A step that was taken before is not told again: look at `is_stopped()` first.
+        It runs on `loop`, by default the loop that runs now; without either, on the thread that takes the step. What it
+        raises is logged. A step that was taken before is not told again: look at `is_stopped()` after this.
         """
         if self._callbacks is None:
             self._callbacks = {}
-        self._callbacks[callback] = None
+        self._callbacks[callback] = loop or asyncio._get_running_loop()
 
     def off_cancel(self, callback: Callable[[], None]) -> None:
         """Stop calling `callback`; nothing happens if it is not there."""
@@ -138,14 +156,32 @@ class Context:
             elif self._stopped:
                 child.stop_generating()
 
-        self.on_cancel(follow)
+        if self._callbacks is None:
+            self._callbacks = {}
+        self._callbacks[follow] = None  # on any thread: the child's own callbacks find their loops
         follow()
         return lambda: self.off_cancel(follow)
 
     def _notify(self) -> None:
-        # A callback may take itself or another off while we go through them.
-        for callback in list(self._callbacks) if self._callbacks else ():
+        if not self._callbacks:
+            return
+        here = asyncio._get_running_loop()
+        # A copy, made at once: a callback, or another thread, may register and remove callbacks meanwhile.
+        for callback, loop in self._callbacks.copy().items():
+            if loop is None or loop is here:
+                self._call(callback)
+            else:
+                # Where the loop is closed, what the callback would have ended is gone.
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(self._call, callback)
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        if self._callbacks is None or callback not in self._callbacks:
+            return  # removed since
+        try:
             callback()
+        except Exception:
+            logger.exception("a callback of the context %r failed", self._id)
 
 
 def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -98,3 +100,132 @@ async def test_a_cancelled_wait_leaves_nothing_behind() -> None:
     waiting.cancel()
     await asyncio.wait([waiting], timeout=5)
     assert not context._callbacks
+
+
+# Threads
+
+
+def in_a_thread(function: Callable[[], object]) -> None:
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize("step", [Context.stop_generating, Context.kill], ids=["stop", "kill"])
+async def test_a_step_in_another_thread_is_seen_at_once_and_told_on_the_loop(step: Callable[[Context], None]) -> None:
+    context = Context()
+    loop = asyncio.get_running_loop()
+    told: asyncio.Future[int] = loop.create_future()
+    context.on_cancel(lambda: told.set_result(threading.get_ident()))
+    in_a_thread(lambda: step(context))
+    assert context.is_stopped()
+    assert not told.done()
+    assert await asyncio.wait_for(told, 5) == threading.get_ident()
+
+
+async def test_a_wait_is_woken_from_another_thread() -> None:
+    context = Context()
+    waiting = asyncio.ensure_future(context.async_killed_or_stopped())
+    await asyncio.sleep(0)
+    in_a_thread(context.stop_generating)
+    assert await asyncio.wait_for(waiting, 5) is True
+    assert not context._callbacks
+
+
+async def test_each_loop_gets_its_own_callbacks() -> None:
+    context = Context()
+    ready = threading.Event()
+    woken: list[bool] = []
+
+    async def wait() -> bool:
+        asyncio.get_running_loop().call_soon(ready.set)
+        return await context.async_killed_or_stopped()
+
+    other = threading.Thread(target=lambda: woken.append(asyncio.run(wait())))
+    other.start()
+    await asyncio.to_thread(ready.wait, 5)
+    context.kill()
+    await asyncio.to_thread(other.join, 5)
+    assert woken == [True]
+
+
+async def test_a_child_is_stopped_at_once_from_another_thread() -> None:
+    parent, child = Context(), Context()
+    unlink = parent.link_child(child)
+    seen: list[bool] = []
+
+    def stop() -> None:
+        parent.stop_generating()
+        seen.append(child.is_stopped())
+
+    in_a_thread(stop)
+    assert seen == [True]
+    unlink()
+    assert not parent._callbacks
+
+
+def test_a_loop_that_is_closed_is_told_nothing() -> None:
+    context = Context()
+
+    async def register() -> None:
+        context.on_cancel(lambda: None)
+
+    asyncio.run(register())
+    context.stop_generating()
+    assert context.is_stopped()
+
+
+def test_a_callback_that_fails_does_not_keep_the_others_from_running(caplog: pytest.LogCaptureFixture) -> None:
+    context = Context("the id")
+    called: list[str] = []
+
+    def fail() -> None:
+        called.append("first")
+        raise ValueError("on purpose")
+
+    context.on_cancel(fail)
+    context.on_cancel(lambda: called.append("second"))
+    context.stop_generating()
+    assert called == ["first", "second"]
+    assert "a callback of the context 'the id' failed" in caplog.text
+    assert "ValueError: on purpose" in caplog.text
+
+
+async def test_callbacks_and_steps_race_in_many_threads() -> None:
+    """A callback that was registered before a step is called once for it; a later one sees the flag. None is lost."""
+    rounds, threads = 2000, 4
+    contexts = [Context() for _ in range(rounds)]
+    counts = [0] * rounds
+
+    def count(number: int) -> Callable[[], None]:
+        def callback() -> None:
+            counts[number] += 1
+
+        return callback
+
+    def steps(first: int) -> None:
+        for number in range(rounds):
+            at = (number + first) % rounds
+            (contexts[at].kill if first % 2 else contexts[at].stop_generating)()
+
+    def make() -> None:
+        for _ in range(rounds):
+            assert Context().id()
+
+    runners = [threading.Thread(target=steps, args=(0,)) for _ in range(threads)]
+    runners += [threading.Thread(target=make) for _ in range(threads)]
+    waits: list[asyncio.Future[bool]] = []
+    for number, context in enumerate(contexts):
+        if number == rounds // 4:  # some are waited for before, some while the threads run
+            for runner in runners:
+                runner.start()
+        context.on_cancel(count(number))
+        waits.append(asyncio.ensure_future(context.async_killed_or_stopped()))
+        if number % 50 == 0:
+            await asyncio.sleep(0)
+    assert await asyncio.wait_for(asyncio.gather(*waits), 60) == [True] * rounds
+    for runner in runners:
+        await asyncio.to_thread(runner.join, 60)
+    await asyncio.sleep(0)
+    assert counts[: rounds // 4] == [1] * (rounds // 4)
+    assert set(counts) <= {0, 1}

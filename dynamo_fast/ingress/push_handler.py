@@ -6,6 +6,23 @@
 A request that was accepted is always answered: what is wrong with it, or with the handler, becomes an error prologue
 (the handler was not started) or an error item (it was). Dynamo's own worker drops such requests without a word
 (transport.md 2.7). (Source: transport.md 6.2 to 6.4, 4.8; runtime.md 4.2.)
+
+Cancellation
+------------
+
+One task answers a request, and two parties wait in it by turns: the handler, at an `await` of its own, and the framework,
+in `room()`, while the handler is suspended at a `yield`. A cancellation of the task lands where the task waits:
+
+    the handler waits       Python raises it in the handler, at that await
+    the framework waits     `_send_items` returns it, and `Resumed` throws it into the handler, at its yield
+
+So the handler gets every cancellation, whoever asked for it: an `asyncio.timeout` or a `TaskGroup` around its `yield`
+(they cancel the task that they were entered in), a shutdown past its deadline, or the end of the grace period after the
+caller has gone. What the handler does then is its answer: it may yield more, raise another error, or end. Two waits are
+not the handler's: the dial, which has a time limit of its own and during which a shutdown does not cancel, and the
+answer's last write, which does not wait.
+
+An iterator that is no generator has no yield to throw into: a cancellation in `room()` ends its answer.
 """
 
 from __future__ import annotations
@@ -35,6 +52,7 @@ from dynamo_fast.errors import (
 from dynamo_fast.ingress.admission import Submit
 from dynamo_fast.ingress.request_stream import RequestStream
 from dynamo_fast.ingress.response_client import Dialler, ResponseConnection
+from dynamo_fast.ingress.resumed import Resumed
 from dynamo_fast.observability import tracing
 from dynamo_fast.observability.metrics import Histogram
 from dynamo_fast.observability.worker_metrics import EndpointMetrics, WorkerMetrics
@@ -138,9 +156,10 @@ class PushHandler:
             await self._drained
 
     def cancel(self) -> None:
-        """Cancel the handlers that run, and call none for what waits: callers get an error of the type Cancelled.
+        """The process shuts down: cancel the handlers that run, and call none for the requests that wait.
 
-        But for one that is just being dialled back: it hears of it when the connection that its request came by is lost.
+        Callers get the error EngineShutdown, with which both releases of Dynamo try another worker, unless the handler
+        answers its cancellation otherwise.
         """
         self.cancelled = True
         for request in self._running:
@@ -169,6 +188,7 @@ class _Request:
 
     __slots__ = (
         "_accepted_at",
+        "_called",
         "_context",
         "_control",
         "_grace",
@@ -191,6 +211,7 @@ class _Request:
         self._stream = ResponseConnection(handler.dialler, self._context, codec, self._cut_short)
         self._input: RequestStream | None = None
         self._accepted_at = time.monotonic()
+        self._called = False
         self._grace: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[Any] | None = None
         self._was_cut_short = False
@@ -225,8 +246,8 @@ class _Request:
         return self._stream.items
 
     def cancel(self) -> None:
-        """Cancel the handler; its caller gets an error."""
-        if self._task is not None:
+        """Cancel the handler, if it was called; if not, `_start` will not call it."""
+        if self._called and self._task is not None:
             self._task.cancel()
 
     async def _dial(self) -> None:
@@ -241,7 +262,7 @@ class _Request:
     def _start(self) -> AsyncIterator[Any] | None:
         """What the handler returned; None if there is nothing, which the router has been told."""
         if self._handler.cancelled:
-            self._refuse("Generate Error: the worker is shutting down", _cancelled("the worker is shutting down"))
+            self._refuse("Generate Error: the worker is shutting down", _engine_shutdown())
             return None
         try:
             request = self._decode()
@@ -249,6 +270,7 @@ class _Request:
             self._handler.metrics.error("invalid_message")
             self._refuse(f"Invalid request: {error}", _invalid_request(str(error)))
             return None
+        self._called = True
         try:
             iterator = self._handler.call(request, self._context)
         except BaseException as error:  # whatever the handler raises is the caller's to hear
@@ -289,13 +311,17 @@ class _Request:
     async def _push(self, iterator: AsyncIterator[Any]) -> None:
         """Send what `iterator` yields, and how it ended."""
         try:
-            await self._send_items(iterator)
+            cancellation = await self._send_items(iterator)
+            while cancellation is not None:
+                cancellation = await self._send_items(Resumed(iterator, cancellation))
         except BaseException as error:  # as above
             self._failed(error)
+        cancellation = None  # its traceback may hold this frame
         self._stream.finish(self._control.payload_codec.final)
         await _close(iterator)
 
-    async def _send_items(self, iterator: AsyncIterator[Any]) -> None:
+    async def _send_items(self, iterator: AsyncIterator[Any]) -> asyncio.CancelledError | None:
+        """Send what `iterator` yields. Returns the cancellation that came meanwhile, which is the handler's to hear."""
         stream, encode = self._stream, self._control.payload_codec.encode_item
         add_plain = stream.plain.add
         said_goodbye = False
@@ -303,7 +329,7 @@ class _Request:
             if not stream.open:
                 # A handler that noticed may say goodbye, which nobody hears, and leave by itself. Others are closed.
                 if said_goodbye:
-                    return
+                    return None
                 said_goodbye = True
                 continue
             try:
@@ -312,9 +338,13 @@ class _Request:
                     must_wait = self._send_batch(item.items) if item.__class__ is Batch else stream.send(encode(item))
             except SerializationError as error:
                 self._unserialisable(error)
-                return
+                return None
             if must_wait:
-                await stream.room()
+                try:
+                    await stream.room()
+                except asyncio.CancelledError as cancellation:
+                    return cancellation
+        return None
 
     def _send_batch(self, items: Iterable[Any]) -> bool:
         """All in one write. Returns whether `room()` must be awaited."""
@@ -336,7 +366,9 @@ class _Request:
         self._stream.send(codec.encode_error_item(RemoteError(text)))
 
     def _failed(self, error: BaseException) -> None:
-        if self._stream.open:
+        if self._stream.open and self._handler.cancelled and isinstance(error, asyncio.CancelledError):
+            self._stream.send(self._control.payload_codec.encode_error_item(_engine_shutdown()))
+        elif self._stream.open:
             logger.warning("the handler of %s failed", self._handler.endpoint, exc_info=error)
             self._stream.send(self._control.payload_codec.encode_error_item(from_exception(error)))
         elif not isinstance(error, asyncio.CancelledError):  # which is our own doing, see `_cancel`
@@ -413,9 +445,14 @@ def _invalid_request(text: str) -> RemoteError:
     )
 
 
-def _cancelled(text: str) -> RemoteError:
-    like = from_exception(asyncio.CancelledError())
-    return RemoteError(text, error_type=like.error_type, error_class=like.error_class, reason=like.reason)
+def _engine_shutdown() -> RemoteError:
+    """What callers are told of a handler that a shutdown cancelled: in Dynamo's words, and migratable there."""
+    return RemoteError(
+        "engine shutting down",
+        error_type="Backend.EngineShutdown",
+        error_class="Unavailable",
+        reason="backend.engine_shutdown",
+    )
 
 
 async def _close(iterator: AsyncIterator[Any]) -> None:
@@ -425,5 +462,5 @@ async def _close(iterator: AsyncIterator[Any]) -> None:
         return
     try:
         await aclose()
-    except (Exception, asyncio.CancelledError) as error:
+    except BaseException as error:  # a TaskGroup wraps the GeneratorExit that closes it in a BaseExceptionGroup
         logger.warning("a handler did not end cleanly", exc_info=error)

@@ -49,7 +49,8 @@ _STARTED, _FINISHED = Event.PROLOGUE_OK, Event.FINISHED
 _WRITE, _WRITE_END = Action.WRITE, Action.WRITE_END
 _OVER = frozenset({State.DRAINING, State.CLOSED})
 _UNFINISHED = frozenset({State.PROLOGUE, State.STREAMING})
-_CLOSING = frozenset({Action.CLOSE, Action.STOP_CONTEXT, Action.KILL_CONTEXT})
+_CUT = Action.CUT
+_CLOSING = frozenset({Action.CLOSE, Action.CUT, Action.STOP_CONTEXT, Action.KILL_CONTEXT})
 _ORDERLY_ENDS = frozenset(
     {
         Event.FINISHED,
@@ -193,7 +194,7 @@ class ResponseConnection(asyncio.Protocol):
         """Who ended the stream and in which state, for the log."""
         self.orderly = False
         """Whether it was ended by somebody who may."""
-        context.on_cancel(self._context_changed)
+        context.on_cancel(self._context_changed, dialler.loop)
 
     # What the push handler does
 
@@ -338,7 +339,9 @@ class ResponseConnection(asyncio.Protocol):
             self.orderly = event in _ORDERLY_ENDS
             self._context.off_cancel(self._context_changed)
         if action in _CLOSING:
-            if event is _EOF:
+            if action is _CUT:
+                self._write_cut()
+            elif event is _EOF:
                 self._close()
             else:
                 self._abort()
@@ -374,6 +377,15 @@ class ResponseConnection(asyncio.Protocol):
     def _write_end(self, end: bytes) -> None:
         self._flush(end)
         self._dialler._closing.add(self)
+        if self._peer_finished:
+            self._close()
+
+    def _write_cut(self) -> None:
+        self._flush()
+        self._dialler._closing.add(self)
+        self._wake()
+        if self._transport is not None:
+            self._transport.write_eof()
         if self._peer_finished:
             self._close()
 

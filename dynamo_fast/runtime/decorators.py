@@ -8,6 +8,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
+from dynamo_fast.ingress.resumed import Resumed
 from dynamo_fast.runtime.distributed import from_environment
 
 __all__ = ["dynamo_endpoint", "dynamo_worker"]
@@ -43,8 +44,15 @@ def dynamo_endpoint(request_model: Any, response_model: Any) -> Callable[[Callab
         async def with_model(*arguments: Any, **named: Any) -> AsyncIterator[Any]:
             if parse is not None and len(arguments) in (1, 2):
                 arguments = (*arguments[:-1], parse(arguments[-1]))
-            async for item in handler(*arguments, **named):
-                yield item
+            items = rest = handler(*arguments, **named)
+            while rest is not None:
+                source, rest = rest, None
+                async for item in source:
+                    try:
+                        yield item
+                    except asyncio.CancelledError as cancellation:  # which is the handler's, not ours
+                        rest = Resumed(items, cancellation)
+                        break
 
         return with_model
 

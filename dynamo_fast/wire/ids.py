@@ -16,10 +16,12 @@ def random_uuid() -> str:
 
     As `str(uuid.uuid4())`, at a tenth of its cost: many are made at once, of one call to the kernel, and no object is.
     """
-    if not _pool:
-        digits = os.urandom(16 * _BATCH).hex()
-        _pool.extend(_format(digits, at) for at in range(0, len(digits), 32))
-    return _pool.pop()
+    while True:
+        try:
+            return _pool.pop()
+        except IndexError:  # asked for afterwards: another thread may take the last one
+            digits = os.urandom(16 * _BATCH).hex()
+            _pool.extend(_format(digits, at) for at in range(0, len(digits), 32))
 
 
 def _format(digits: str, at: int) -> str:

@@ -32,11 +32,14 @@ The worker's states (`WORKER`):
 
     PROLOGUE     the handshake is written; the handler was not called yet
     STREAMING    the prologue is written; items may be written
-    DRAINING     the sentinel is written; only the requester's end of file is waited for
+    DRAINING     the end is written; only the requester's end of file is waited for
     CLOSED       as above
 
 An end of file from the requester is not a cancellation: it has merely finished writing, which it may do at any time.
 A reset is. After the sentinel both are the normal end.
+
+A handler that stops or kills its own context ends its answer there: the items that it yielded before are written, then an
+end of file without a sentinel. The caller gets those items, then an error: the answer is not complete.
 
 Each table gives, for every state and every event, the next state and the one action that the shell carries out. They
 are total: an event that cannot happen in a state has an entry all the same, so that no input is an exception.
@@ -114,6 +117,7 @@ class Action(_Key):
     # The worker
     WRITE = auto()  #: write the prologue or the item
     WRITE_END = auto()  #: write what belongs to the end, then wait for the requester's end of file
+    CUT = auto()  #: write what is corked and our end of file, no sentinel; then as WRITE_END
     STOP_CONTEXT = auto()  #: stop the handler's context, and close
     KILL_CONTEXT = auto()  #: kill the handler's context, and close
 
@@ -162,14 +166,9 @@ REQUESTER: Table = {
 
 
 def _worker_open(state: State, **entries: Transition) -> dict[Event, Transition]:
-    return _row(
-        (_S.CLOSED, _A.KILL_CONTEXT),
-        EOF=(state, _A.IGNORE),
-        STOP=(_S.CLOSED, _A.STOP_CONTEXT),
-        CONTEXT_STOPPED=(_S.CLOSED, _A.CLOSE),
-        CONTEXT_KILLED=(_S.CLOSED, _A.CLOSE),
-        **entries,
-    )
+    closed = (_S.CLOSED, _A.CLOSE)
+    own = {"CONTEXT_STOPPED": closed, "CONTEXT_KILLED": closed, **entries}
+    return _row((_S.CLOSED, _A.KILL_CONTEXT), EOF=(state, _A.IGNORE), STOP=(_S.CLOSED, _A.STOP_CONTEXT), **own)
 
 
 #: The worker's end.
@@ -178,7 +177,12 @@ WORKER: Table = {
     _S.PROLOGUE: _worker_open(
         _S.PROLOGUE, PROLOGUE_OK=(_S.STREAMING, _A.WRITE), PROLOGUE_ERROR=(_S.DRAINING, _A.WRITE_END)
     ),
-    _S.STREAMING: _worker_open(_S.STREAMING, FINISHED=(_S.DRAINING, _A.WRITE_END)),
+    _S.STREAMING: _worker_open(
+        _S.STREAMING,
+        FINISHED=(_S.DRAINING, _A.WRITE_END),
+        CONTEXT_STOPPED=(_S.DRAINING, _A.CUT),
+        CONTEXT_KILLED=(_S.DRAINING, _A.CUT),
+    ),
     _S.STOPPED: _CLOSED,  # a state of the requester's only
     _S.DRAINING: _row(
         (_S.CLOSED, _A.CLOSE),

@@ -54,12 +54,12 @@ async def test_the_deadline_of_a_shutdown_is_that_of_waiting_requests_too(start:
         assert worker.server.admission.queued == 1
         closing = asyncio.ensure_future(worker.close())
         error, _ = await first.items()
-        assert error["data"]["error"]["class"] == "Cancelled"
+        assert error["data"]["error"]["reason"] == "backend.engine_shutdown"
         second = await requester.dialled()
         prologue = await second.read()
         assert prologue is not None
         assert prologue.header["error"].startswith("Generate Error: ")
-        assert prologue.header["typed_error"]["class"] == "Cancelled"
+        assert prologue.header["typed_error"]["reason"] == "backend.engine_shutdown"
         second.writer.write_eof()
         await asyncio.wait_for(closing, PATIENCE)
         assert began == 1

@@ -110,7 +110,7 @@ async def test_the_deadline_of_a_shutdown_cancels_what_is_left(start: Start) -> 
         closing = asyncio.ensure_future(worker.close())
         error, final = await answer.items()
         assert error["data"]["event"] == "error"
-        assert error["data"]["error"]["class"] == "Cancelled"
+        assert error["data"]["error"]["reason"] == "backend.engine_shutdown"
         assert final == {"complete_final": True}
         await asyncio.wait_for(closing, PATIENCE)
 
