@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from dynamo_fast.errors import InvalidAddress
@@ -20,7 +21,7 @@ __all__ = [
 ]
 
 _MAX_PORT = 0xFFFF
-_PORT = re.compile(r"0*[0-9]{1,5}")
+_PORT = re.compile(r"0{0,10}[0-9]{1,5}")
 _SCOPE = re.compile(r"[A-Za-z0-9._-]{1,15}")  # an index or a name of an interface, which has 15 characters at most
 
 
@@ -81,6 +82,7 @@ class TcpAddress(NamedTuple):
         return f"{join_host_port(self.host, self.port)}/{self.path}"
 
 
+@lru_cache(maxsize=4096)  # a worker reads the addresses of the same few routers with every request
 def split_host_port(text: str) -> tuple[str, int]:
     """The two halves of a response server's address. Raises InvalidAddress.
 

@@ -17,7 +17,8 @@ from typing import Any, Literal, TypeVar
 import msgspec
 import orjson
 
-from dynamo_fast.errors import ControlError, RemoteError
+from dynamo_fast.errors import ControlError, InvalidAddress, RemoteError
+from dynamo_fast.wire.address import split_host_port
 from dynamo_fast.wire.error import decode_error, encodable, encode_error
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.text import UNREADABLE, reason, shown
@@ -85,12 +86,17 @@ class TcpStreamConnectionInfo(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def from_connection_info(cls, connection_info: ConnectionInfo) -> TcpStreamConnectionInfo:
-        """Read it. Raises ControlError."""
+        """Read it. Raises ControlError, also for an address that cannot be dialled."""
         if connection_info.transport != _TCP_SERVER:
             raise ControlError(
                 f"response transport {shown(connection_info.transport)} is not offered, only {_TCP_SERVER!r}"
             )
-        return _decode(_tcp_stream_info, connection_info.info.encode("utf-8", "surrogatepass"), "connection info")
+        info = _decode(_tcp_stream_info, connection_info.info.encode("utf-8", "surrogatepass"), "connection info")
+        try:
+            split_host_port(info.address)
+        except InvalidAddress as error:
+            raise ControlError(f"malformed connection info: {error}") from None
+        return info
 
 
 class RequestControlMessage(msgspec.Struct, frozen=True, gc=False):

@@ -18,7 +18,7 @@ from dynamo_fast.errors import DynamoError, RemoteError
 from dynamo_fast.wire._plain import UNWRITABLE, is_plain
 from dynamo_fast.wire.text import shown
 
-__all__ = ["MAX_CAUSES", "decode_error", "display", "encodable", "encode_error", "from_exception"]
+__all__ = ["MAX_CAUSES", "decode_error", "display", "encodable", "encode_error", "from_exception", "text_of"]
 
 MAX_TEXT_SIZE = 4096
 """Bytes of an error's text; what is longer is cut (1.6)."""
@@ -198,18 +198,19 @@ def from_exception(error: BaseException) -> DynamoError:
         return _remote("Backend.EngineShutdown", "engine shutting down")
     dynamo_type = _dynamo_type(error)
     if dynamo_type is not None:
-        remote = _remote(dynamo_type, _text_of(error))
+        remote = _remote(dynamo_type, text_of(error))
         if dynamo_type == "Backend.InvalidArgument":
             remote.public = {"type": "message", "message": remote.message}
         return remote
-    return _remote(_backend_type(error), f"{type(error).__name__}: {_text_of(error)}")
+    return _remote(_backend_type(error), f"{type(error).__name__}: {text_of(error)}")
 
 
-def _text_of(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """The text of any exception, in characters that can be encoded. Never raises."""
     try:
-        return str(error)
+        return encodable(str(error))
     except Exception as another:
-        return f"<its text cannot be had: {another!r}>"
+        return f"<its text raises {type(another).__name__}>"
 
 
 def _dynamo_type(error: BaseException) -> str | None:
