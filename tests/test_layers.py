@@ -13,6 +13,7 @@ FLOORS = [
     {"_codec_py"},
     {"codec"},
     {"wire"},
+    {"logs"},
     {"context", "config", "deadlines", "net"},
     {"observability"},
     {"egress", "ingress", "discovery"},

@@ -26,6 +26,7 @@ from dynamo_fast.egress.response_stream import ResponseStream
 from dynamo_fast.errors import DynamoError, InvalidRequest, Unavailable
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.payload import Annotated, PayloadCodec
+from dynamo_fast.wire.text import printable, printable_json
 
 __all__ = ["add_parser", "run"]
 
@@ -173,7 +174,7 @@ class _Load:
                 median, late = times[len(times) // 2], times[int(len(times) * 0.99)]
                 print(f"{name}: median {median * 1e3:.2f} ms, 99th percentile {late * 1e3:.2f} ms")
         for text, count in self._errors.most_common():
-            print(f"{count} x {text}")
+            print(f"{count} x {printable(text)}")
 
 
 def _count(text: str) -> int:
@@ -203,6 +204,6 @@ def _print(item: Annotated, raw: bool) -> None:
         value: Any = {name: field for name, field in envelope.items() if field is not None}
     else:
         value = item.data()
-    line = orjson.dumps(value, default=list, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
-    sys.stdout.buffer.write(line)
+    line = orjson.dumps(value, default=list, option=orjson.OPT_NON_STR_KEYS).decode()
+    sys.stdout.buffer.write(printable_json(line).encode() + b"\n")
     sys.stdout.buffer.flush()

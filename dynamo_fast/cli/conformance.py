@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 
 from dynamo_fast.conformance import Case, Outcome, cases, check
 from dynamo_fast.errors import InvalidRequest
+from dynamo_fast.wire.text import printable
 
 __all__ = ["add_parser", "run"]
 
@@ -56,7 +57,7 @@ async def _run(chosen: list[Case], options: argparse.Namespace) -> int:
         if result != "passed" or options.verbose:
             print(f"{result:11} {outcome.case.name}")
         for difference in outcome.differences:
-            print(f"            {difference}")
+            print(f"            {printable(difference)}")
     left = len(chosen) - counts.total()
     if left:
         print(f"gave up: no answer three times in a row, {left} of {len(chosen)} cases were not tried", file=sys.stderr)

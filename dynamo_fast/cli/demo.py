@@ -26,6 +26,7 @@ from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRe
 from dynamo_fast.errors import DynamoError, InvalidRequest, RemoteError, ResponseTimeout
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.instance import Instance
+from dynamo_fast.wire.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -95,6 +96,11 @@ async def _worker_process(folder: str) -> AsyncIterator[asyncio.subprocess.Proce
         if process.returncode is None:
             process.terminate()
         await process.wait()
+
+
+def _last_line(log: Path) -> str:
+    """Which of a traceback names the error."""
+    return log.read_text().strip().rpartition("\n")[2]
 
 
 def _log(folder: str) -> Path:
@@ -170,7 +176,7 @@ async def _demo() -> int:
     console.print(f"Codec backend: [bold]{codec.BACKEND}[/]")
     wrong = [call for call in calls if call.outcome != call.expected]
     for call in wrong:
-        console.print(f"[red]{call.name}[/]: expected {call.expected!r}, got {call.outcome!r}")
+        console.print(f"[red]{call.name}[/]: expected {call.expected!r}, got {_shown(call.outcome)}")
     return 1 if wrong else 0
 
 
@@ -189,7 +195,7 @@ async def _discover(worker: asyncio.subprocess.Process, folder: str) -> Instance
         waits: list[asyncio.Future[Any]] = [found, ended]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if not found.done():
-            raise InvalidRequest(f"the worker ended with status {worker.returncode}: {_log(folder).read_text()}")
+            raise InvalidRequest(f"the worker ended with status {worker.returncode}: {_last_line(_log(folder))}")
         return found.result()
     finally:
         ended.cancel()
@@ -226,5 +232,7 @@ def _summary(calls: list[_Call]) -> Table:
 
 
 def _shown(outcome: str) -> str:
+    from rich.markup import escape
+
     colour = {"complete": "green", "stopped": "yellow", "": ""}.get(outcome, "red")
-    return f"[{colour}]{outcome}[/]" if outcome else ""
+    return f"[{colour}]{escape(printable(outcome))}[/]" if outcome else ""

@@ -29,6 +29,7 @@ from dynamo_fast.codec import (
     TwoPartMessage,
 )
 from dynamo_fast.errors import CodecError
+from dynamo_fast.wire.text import UNREADABLE, reason
 
 __all__ = ["MAX_FRAME_SIZE", "Conversation", "Frame", "Plane", "complete_messages", "plane_of"]
 
@@ -322,7 +323,7 @@ def _with_info(control: Any) -> Any:
         if isinstance(outer, dict) and isinstance(outer.get("info"), str):
             try:
                 read[name] = {**outer, "info": msgspec.json.decode(outer["info"])}
-            except (ValueError, RecursionError):
+            except UNREADABLE:
                 pass  # it stays the text that it is
     return read
 
@@ -338,10 +339,10 @@ def _value(frame: Frame, name: str, data: bytes, at: int, codec: object = None) 
     decode = msgspec.msgpack.decode if codec == "msgpack" else msgspec.json.decode
     try:
         return decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError) as error:
+    except UNREADABLE as error:
         found = _BYTE.search(str(error))
         place = at + int(found[1]) if found else at
-        frame.problems.append(f"{name}, byte {place}: no {codec}: {error}")
+        frame.problems.append(f"{name}, byte {place}: no {codec}: {reason(error)}")
         return data
 
 
@@ -350,7 +351,7 @@ def _codec_of(data: bytes) -> str:
     if data[0] in b'{["-0123456789tfn':
         try:
             msgspec.json.decode(data)
-        except (ValueError, RecursionError):
+        except UNREADABLE:
             # What only looks like JSON is most likely damaged JSON, if it is text at all.
             return "json" if data.isascii() and data[0] in b'{["' else "msgpack"
         return "json"

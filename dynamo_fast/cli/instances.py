@@ -13,6 +13,7 @@ from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.errors import InvalidRequest
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.instance import Instance
+from dynamo_fast.wire.text import printable, printable_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,9 +50,9 @@ async def _list(options: argparse.Namespace) -> int:
             await _watch(discovery, endpoint)
         instances = await discovery.list(endpoint)
         for instance in instances:
-            print(instance.encode().decode() if options.json else "  ".join(_cells(instance)))
+            print(printable_json(instance.encode().decode()) if options.json else "  ".join(_cells(instance)))
     if not instances:
-        print(f"no instance{f' of {endpoint}' if endpoint else ''}", file=sys.stderr)
+        print(printable(f"no instance{f' of {endpoint}' if endpoint else ''}"), file=sys.stderr)
     return 0 if instances else 1
 
 
@@ -69,15 +70,17 @@ async def _watch(discovery: Discovery, endpoint: EndpointId | None) -> None:
 
 def _cells(instance: Instance) -> tuple[str, str, str, str]:
     name = ".".join(instance.endpoint_id)
-    return name, f"{instance.instance_id:x}", instance.transport.address, instance.payload_codec.value
+    address = printable(instance.transport.address)
+    return printable(name), f"{instance.instance_id:x}", address, instance.payload_codec.value
 
 
 def _table(instances: list[Instance]) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=f"{len(instances)} instance{'' if len(instances) == 1 else 's'}")
     for column in ("endpoint", "instance", "address", "codec"):
         table.add_column(column, overflow="fold")
     for instance in instances:
-        table.add_row(*_cells(instance))
+        table.add_row(*map(Text, _cells(instance)))  # not markup, whatever stands in it
     return table

@@ -6,19 +6,31 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from dynamo_fast import __version__, codec
 from dynamo_fast.cli import call, conformance, decode, demo, instances, serve, tap
 from dynamo_fast.errors import DynamoError
+from dynamo_fast.wire.text import printable
 
 __all__ = ["main"]
 
 _COMMANDS = (demo, serve, call, instances, decode, tap, conformance)
 
+_MAX_ERROR = 2000
+"""Characters of an error that are shown."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its errors repeat the arguments, which may have come from anywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message, _MAX_ERROR))
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. What goes wrong is told on standard error, without a traceback."""
-    parser = argparse.ArgumentParser(prog="dynamo-fast", description="Dynamo's request plane from the command line.")
+    parser = _Parser(prog="dynamo-fast", description="Dynamo's request plane from the command line.")
     parser.add_argument(
         "--version", action="version", version=f"dynamo-fast {__version__} (codec backend: {codec.BACKEND})"
     )
@@ -36,6 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )  # or Python complains when it flushes at its exit
         return 141
     except (DynamoError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(printable(f"{type(error).__name__}: {error}", _MAX_ERROR), file=sys.stderr)
         return 1
     return status

@@ -17,6 +17,7 @@ from dynamo_fast.errors import InvalidRequest
 from dynamo_fast.ingress.push_handler import Handler
 from dynamo_fast.ingress.worker import serve
 from dynamo_fast.wire.address import EndpointId
+from dynamo_fast.wire.text import printable
 
 __all__ = ["add_parser", "run"]
 
@@ -71,7 +72,7 @@ async def _serve(handler: Handler, options: argparse.Namespace) -> int:
     async with open_discovery(options) as discovery:
         worker = await serve(handler, endpoint, discovery)
         (served,) = worker.endpoints.values()
-        print(f"serving {options.endpoint} at {served.address}", flush=True)
+        print(printable(f"serving {options.endpoint} at {served.address}"), flush=True)
         await stop.wait()
         running = served.metrics.inflight
         print(f"leaving; {running} request{'' if running == 1 else 's'} to finish", flush=True)

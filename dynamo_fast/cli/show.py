@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from dynamo_fast.cli.frames import Frame
+from dynamo_fast.wire.text import printable, printable_json
 
 __all__ = ["Look", "elided"]
 
@@ -49,8 +50,8 @@ class Look:
         """The line that introduces a connection."""
         if self.as_json:
             line = {"connection": number, "kind": "connection", "dialler": dialler, "listener": listener}
-            return orjson.dumps(line).decode()
-        return self._styled("kind", f"#{number} {dialler} dials {listener}")
+            return _json_line(line)
+        return self._styled("kind", printable(f"#{number} {dialler} dials {listener}"))
 
     def note(self, text: str, number: int | None = None) -> str:
         """A line about the connection, or about the whole input."""
@@ -60,7 +61,7 @@ class Look:
                 if number is None
                 else {"connection": number, "kind": "note", "text": text}
             )
-            return orjson.dumps(note).decode()
+            return _json_line(note)
         return self._styled("dim", ("" if number is None else f"#{number} ") + printable(text))
 
     def _json(self, frame: Frame, number: int | None, time: float | None) -> str:
@@ -75,10 +76,14 @@ class Look:
             "content": jsonable(frame.content),
             "problems": frame.problems,
         }
-        return orjson.dumps({name: value for name, value in line.items() if value not in (None, {}, [])}).decode()
+        return _json_line({name: value for name, value in line.items() if value not in (None, {}, [])})
 
     def _styled(self, style: str, text: str) -> str:
         return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if self._colour else text
+
+
+def _json_line(value: Any) -> str:
+    return printable_json(orjson.dumps(value).decode())
 
 
 def _clock(time: float) -> str:
@@ -143,7 +148,8 @@ def elided(value: Any, full: bool = False, depth: int = 0) -> str:
         return "[" + _joined([elided(each, full, depth + 1) for each in _first(value, full, depth)], len(value)) + "]"
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    return printable(str(value))
+    text = str(value)
+    return printable(text, len(text) if full else _MAX_TEXT)
 
 
 def _first(entries: Iterable[Any], full: bool, depth: int) -> list[Any]:
@@ -166,20 +172,13 @@ def _key(key: Any, full: bool) -> str:
 def _text(text: str, full: bool) -> str:
     left = len(text) - _MAX_TEXT
     shown = text if full or left <= 0 else text[:_MAX_TEXT]
-    quoted = printable(orjson.dumps(shown).decode())
+    quoted = printable_json(orjson.dumps(shown).decode())
     return quoted if shown is text else f"{quoted}… {left} more"
 
 
 def _bytes(data: bytes, full: bool) -> str:
     left = len(data) - _MAX_TEXT // 2
     return f"h'{data.hex()}'" if full or left <= 0 else f"h'{data[: _MAX_TEXT // 2].hex()}'… {left} more"
-
-
-def printable(text: str) -> str:
-    """`text` without what a terminal would obey, whoever sent it."""
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def jsonable(value: Any, depth: int = 0) -> Any:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import logging
 import threading
 import time
 from typing import Any, NamedTuple
@@ -20,12 +19,13 @@ from dynamo_fast.config import EtcdConfig
 from dynamo_fast.discovery.base import Added, Discovery, DiscoveryEvent, Listener, Removed, Watch
 from dynamo_fast.discovery.etcd_client import EtcdClient, Refused, encode, prefix_range
 from dynamo_fast.errors import CannotConnect, InvalidRequest, PayloadError
+from dynamo_fast.logs import get_logger
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.instance import Instance
 
 __all__ = ["EtcdDiscovery"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ROOT = "v1/instances/"
 RETRY = 0.5

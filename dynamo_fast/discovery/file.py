@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import re
 import secrets
@@ -28,12 +27,13 @@ from dynamo_fast.config import env_text
 from dynamo_fast.discovery.base import Added, Discovery, DiscoveryEvent, Listener, Removed, Watch
 from dynamo_fast.discovery.inotify import DirectoryChanges, watch_directory
 from dynamo_fast.errors import InvalidRequest, PayloadError
+from dynamo_fast.logs import get_logger
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.instance import Instance
 
 __all__ = ["FileDiscovery"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 TTL = 10.0
 """Seconds without a heartbeat after which a file is deleted."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ try:
 except (ImportError, OSError):  # not installed, or not Linux
     inotify_simple = None
 
+from dynamo_fast.logs import get_logger
+
 __all__ = ["DirectoryChanges", "inotify_simple", "watch_directory"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class DirectoryChanges:

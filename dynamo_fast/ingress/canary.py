@@ -8,17 +8,17 @@ for real requests mean ready, too, and put the canary off.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Any
 
 from dynamo_fast.config import HealthCheckConfig
 from dynamo_fast.context import Context
 from dynamo_fast.ingress.push_handler import PushHandler
+from dynamo_fast.logs import get_logger
 
 __all__ = ["Canary"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Canary:

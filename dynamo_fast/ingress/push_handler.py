@@ -53,6 +53,7 @@ from dynamo_fast.ingress.admission import Submit
 from dynamo_fast.ingress.request_stream import RequestStream
 from dynamo_fast.ingress.response_client import Dialler, ResponseConnection
 from dynamo_fast.ingress.resumed import Resumed
+from dynamo_fast.logs import get_logger
 from dynamo_fast.observability import tracing
 from dynamo_fast.observability.metrics import Histogram
 from dynamo_fast.observability.worker_metrics import EndpointMetrics, WorkerMetrics
@@ -63,16 +64,18 @@ from dynamo_fast.wire.control import (
     ResponseStreamPrologue,
     TcpStreamConnectionInfo,
 )
-from dynamo_fast.wire.error import from_exception
+from dynamo_fast.wire.error import from_exception, text_of
 from dynamo_fast.wire.headers import FRONTEND_SEND_TS_NS, decode_headers
+from dynamo_fast.wire.text import shown
 
 __all__ = ["Batch", "Handler", "PushHandler", "takes_context"]
 
 _TWO_PART = TwoPartCodec()
 _HEADER_AND_DATA = TwoPartMessageType.HEADER_AND_DATA
+_MAX_TIME_DIGITS = 20  # of an unsigned 64-bit number
 _NO_MESSAGE = TwoPartMessage.from_parts(b"", b"")
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Handler = Callable[..., AsyncIterator[Any]]
 """Called as `handler(request)`, or `handler(request, context=context)` if it has a parameter of that name.
@@ -195,6 +198,7 @@ class _Request:
         "_handler",
         "_info",
         "_input",
+        "_input_info",
         "_message",
         "_stream",
         "_task",
@@ -205,6 +209,8 @@ class _Request:
         self._message = _two_part(frame.payload)
         self._control = RequestControlMessage.decode(self._message.header)
         self._info = TcpStreamConnectionInfo.from_connection_info(self._control.connection_info)
+        second = self._control.request_stream_connection_info if handler.bidirectional else None
+        self._input_info = None if second is None else TcpStreamConnectionInfo.from_connection_info(second)
         self._handler = handler
         self._context = _context(self._control, frame.headers if handler.traces else None)
         codec = self._control.payload_codec
@@ -252,10 +258,9 @@ class _Request:
 
     async def _dial(self) -> None:
         """The input of a bidirectional request first, as Dynamo does; then the answer."""
-        info = self._control.request_stream_connection_info
-        if self._handler.bidirectional and info is not None:
+        if self._input_info is not None:
             stream = RequestStream(self._context, self._control.payload_codec, self._handler.config.max_input_size)
-            await self._handler.dialler.dial(TcpStreamConnectionInfo.from_connection_info(info), stream)
+            await self._handler.dialler.dial(self._input_info, stream)
             self._input = stream
         await self._handler.dialler.dial(self._info, self._stream)
 
@@ -276,7 +281,7 @@ class _Request:
         except BaseException as error:  # whatever the handler raises is the caller's to hear
             self._handler.metrics.error("generate")
             logger.error("the handler of %s cannot be called", self._handler.endpoint, exc_info=error)
-            text = f"{type(error).__name__}: {error}"
+            text = f"{type(error).__name__}: {text_of(error)}"
             self._refuse(f"Generate Error: {text}", RemoteError(text))
             return None
         self._stream.start()
@@ -288,7 +293,7 @@ class _Request:
         message, self._message = self._message, _NO_MESSAGE
         if self._info.context != self._control.id:
             raise ControlError(
-                f"its id is {self._control.id!r}, but its response stream belongs to {self._info.context!r}"
+                f"its id is {shown(self._control.id)}, but its response stream belongs to {shown(self._info.context)}"
             )
         if self._handler.bidirectional:
             return self._checked_input(message)
@@ -432,7 +437,7 @@ def _two_part(payload: bytes | memoryview) -> TwoPartMessage:
 
 def _observe_transit(histogram: Histogram, headers: bytes | memoryview) -> None:
     sent_at = decode_headers(headers).get(FRONTEND_SEND_TS_NS, "")
-    if sent_at.isdecimal():
+    if sent_at.isdecimal() and len(sent_at) <= _MAX_TIME_DIGITS:
         histogram.observe(max(0, time.time_ns() - int(sent_at)) / 1e9)
 
 

@@ -17,7 +17,6 @@ Both releases of Dynamo wake up at the two `Server ...` texts; at any other text
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import cast
 
@@ -26,6 +25,7 @@ from dynamo_fast.config import TcpServerConfig
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CodecError, MessageTooLarge, RequestRefused
 from dynamo_fast.ingress.admission import Admission, Submit
+from dynamo_fast.logs import get_logger
 from dynamo_fast.net.addresses import advertised_ip, local_ip
 from dynamo_fast.net.listener import Listener
 from dynamo_fast.observability import frame_log
@@ -33,7 +33,7 @@ from dynamo_fast.wire.address import join_host_port
 
 __all__ = ["Accept", "SharedTcpServer"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Accept = Callable[[TcpRequestMessage, Submit], None]
 """What an endpoint does with a request frame: look at it and submit the job that answers it. Raises RequestRefused,

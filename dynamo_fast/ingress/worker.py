@@ -15,7 +15,6 @@ have not heard of it; then it refuses, and every request that was taken gets its
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -28,6 +27,7 @@ from dynamo_fast.ingress.canary import Canary
 from dynamo_fast.ingress.push_handler import Handler, PushHandler
 from dynamo_fast.ingress.response_client import Dialler
 from dynamo_fast.ingress.tcp_server import SharedTcpServer
+from dynamo_fast.logs import get_logger
 from dynamo_fast.observability.worker_metrics import EndpointMetrics, WorkerMetrics
 from dynamo_fast.wire.address import EndpointId, endpoint_path, legacy_endpoint_path
 from dynamo_fast.wire.instance import Instance, TransportType
@@ -35,7 +35,7 @@ from dynamo_fast.wire.payload import PayloadCodec
 
 __all__ = ["ServedEndpoint", "Worker", "serve"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Worker:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from dynamo_fast.logs import get_logger
 from dynamo_fast.net.sockets import keep_alive
 
 __all__ = ["Listener", "listening_socket"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _FIRST_BACK_OFF, _LONGEST_BACK_OFF = 0.005, 1.0

@@ -14,13 +14,14 @@ import sys
 from collections.abc import Iterable
 
 from dynamo_fast.config import env_text
+from dynamo_fast.logs import get_logger
 
 __all__ = ["ENABLED", "log_frames"]
 
 #: Whether DYN_LOG asks for it: the level `trace`, for all targets or for this package.
 ENABLED = bool({"trace", "dynamo_fast=trace"} & {part.strip() for part in env_text("DYN_LOG").split(",")})
 
-_logger = logging.getLogger("dynamo_fast.frames")
+_logger = get_logger("dynamo_fast.frames")
 if ENABLED:
     _handler = logging.StreamHandler(sys.stderr)
     _handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(message)s", "%H:%M:%S"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -12,13 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dynamo_fast.config import StatusConfig
 from dynamo_fast.errors import InvalidConfig
+from dynamo_fast.logs import get_logger
 
 if TYPE_CHECKING:
     from aiohttp import web
 
 __all__ = ["EngineRoute", "Health", "StatusServer"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 EngineRoute = Callable[[Any], Awaitable[Any]]
 

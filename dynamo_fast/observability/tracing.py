@@ -21,6 +21,7 @@ __all__ = ["Span", "active", "follow", "outgoing"]
 
 _PARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _SAMPLED = 1
+"""The flag that is handed on; others are read and left out, as W3C wants it (OpenTelemetry's SDKs also set `random`)."""
 
 
 class Span(NamedTuple):
@@ -67,8 +68,7 @@ def _parse(traceparent: str | None) -> tuple[str, str | None, int] | None:
     if match is None:
         return None
     version, trace_id, span_id, flags, more = match.groups()
-    first = version == "00"  # a later version may say more, and mean more by its flags
-    if version == "ff" or (first and (more is not None or int(flags, 16) > 2)):
+    if version == "ff" or (version == "00" and more is not None):  # a later version may say more
         return None
     if not int(trace_id, 16) or not int(span_id, 16):
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from dynamo_fast.egress.instance_table import InstanceTable
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.errors import Disconnected, InvalidConfig
 from dynamo_fast.ingress.worker import Worker
+from dynamo_fast.logs import get_logger
 from dynamo_fast.net.addresses import advertised_ip
 from dynamo_fast.observability.status_server import Health, StatusServer
 from dynamo_fast.runtime.client import Client
@@ -27,7 +27,7 @@ from dynamo_fast.wire.address import EndpointId, join_host_port
 
 __all__ = ["DistributedRuntime"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class DistributedRuntime:

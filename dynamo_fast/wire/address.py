@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from dynamo_fast.errors import InvalidAddress
+from dynamo_fast.wire.text import printable
 
 __all__ = [
     "EndpointId",
@@ -16,6 +19,10 @@ __all__ = [
     "legacy_endpoint_path",
     "split_host_port",
 ]
+
+_MAX_PORT = 0xFFFF
+_PORT = re.compile(r"0{0,10}[0-9]{1,5}")
+_SCOPE = re.compile(r"[A-Za-z0-9._-]{1,15}")  # an index or a name of an interface, which has 15 characters at most
 
 
 class EndpointId(NamedTuple):
@@ -31,7 +38,7 @@ class EndpointId(NamedTuple):
         parts = text.removeprefix("dyn://").split(".")
         if len(parts) != 3:
             raise InvalidAddress(
-                f"Invalid endpoint path '{text}'. Expected format: 'namespace.component.endpoint' or "
+                f"Invalid endpoint path '{printable(text)}'. Expected format: 'namespace.component.endpoint' or "
                 "'dyn://namespace.component.endpoint'"
             )
         return cls(*parts)
@@ -66,7 +73,7 @@ class TcpAddress(NamedTuple):
         host, port = _parse_socket_address(text, socket_address)
         if not slash:
             raise InvalidAddress(
-                f"Invalid TCP address '{text}': the endpoint path is missing (expected IP:PORT/PATH, as workers "
+                f"Invalid TCP address '{printable(text)}': the endpoint path is missing (expected IP:PORT/PATH, as workers "
                 "publish it)"
             )
         return cls(host, port, path)
@@ -75,6 +82,7 @@ class TcpAddress(NamedTuple):
         return f"{join_host_port(self.host, self.port)}/{self.path}"
 
 
+@lru_cache(maxsize=4096)  # a worker reads the addresses of the same few routers with every request
 def split_host_port(text: str) -> tuple[str, int]:
     """The two halves of a response server's address. Raises InvalidAddress.
 
@@ -111,17 +119,20 @@ def _parse_socket_address(text: str, socket_address: str) -> tuple[str, int]:
 
 
 def _checked(text: str, host: str, port: str, accepted: str = "IP:PORT/PATH") -> tuple[str, int]:
-    # isascii: isdecimal alone lets other scripts' digits through, and int() takes signs, blanks and underscores.
-    if not (port.isascii() and port.isdecimal() and int(port) < 0x10000):
+    if _PORT.fullmatch(port) is None or (number := int(port[-5:])) > _MAX_PORT:
+        raise _invalid(text, accepted)
+    address, percent, scope = host.partition("%")
+    if percent and _SCOPE.fullmatch(scope) is None:
         raise _invalid(text, accepted)
     try:
-        ipaddress.ip_address(host)
+        ipaddress.ip_address(address)
     except ValueError:
         raise _invalid(text, accepted) from None
-    return host, int(port)
+    return host, number
 
 
 def _invalid(text: str, accepted: str = "IP:PORT/PATH") -> InvalidAddress:
     return InvalidAddress(
-        f"Invalid TCP address '{text}': invalid socket address syntax (expected {accepted}, with IPv6 in brackets)"
+        f"Invalid TCP address '{printable(text)}': invalid socket address syntax (expected {accepted}, with IPv6 in "
+        "brackets)"
     )

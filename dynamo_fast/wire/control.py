@@ -17,9 +17,11 @@ from typing import Any, Literal, TypeVar
 import msgspec
 import orjson
 
-from dynamo_fast.errors import ControlError, RemoteError
-from dynamo_fast.wire.error import decode_error, encode_error
+from dynamo_fast.errors import ControlError, InvalidAddress, RemoteError
+from dynamo_fast.wire.address import split_host_port
+from dynamo_fast.wire.error import decode_error, encodable, encode_error
 from dynamo_fast.wire.payload import PayloadCodec
+from dynamo_fast.wire.text import UNREADABLE, reason, shown
 
 __all__ = [
     "MAX_CONTROL_MESSAGE_SIZE",
@@ -84,10 +86,17 @@ class TcpStreamConnectionInfo(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def from_connection_info(cls, connection_info: ConnectionInfo) -> TcpStreamConnectionInfo:
-        """Read it. Raises ControlError."""
+        """Read it. Raises ControlError, also for an address that cannot be dialled."""
         if connection_info.transport != _TCP_SERVER:
-            raise ControlError(f"response transport {connection_info.transport!r} is not offered, only {_TCP_SERVER!r}")
-        return _decode(_tcp_stream_info, connection_info.info.encode("utf-8", "surrogatepass"), "connection info")
+            raise ControlError(
+                f"response transport {shown(connection_info.transport)} is not offered, only {_TCP_SERVER!r}"
+            )
+        info = _decode(_tcp_stream_info, connection_info.info.encode("utf-8", "surrogatepass"), "connection info")
+        try:
+            split_host_port(info.address)
+        except InvalidAddress as error:
+            raise ControlError(f"malformed connection info: {error}") from None
+        return info
 
 
 class RequestControlMessage(msgspec.Struct, frozen=True, gc=False):
@@ -176,7 +185,7 @@ class ResponseStreamPrologue(msgspec.Struct, frozen=True):
 
     def encode(self) -> bytes:
         """The JSON text."""
-        prologue: dict[str, object] = {"error": self.error}
+        prologue: dict[str, object] = {"error": None if self.error is None else encodable(self.error)}
         if self.error is not None and self.typed_error is not None:
             prologue["typed_error"] = encode_error(self.typed_error)
         return orjson.dumps(prologue)
@@ -250,11 +259,5 @@ _control: msgspec.json.Decoder[str] = msgspec.json.Decoder(Literal["stop", "kill
 def _decode(decoder: msgspec.json.Decoder[_T], data: bytes | memoryview, what: str) -> _T:
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ControlError(f"malformed {what}: {error} (in {_shown(data)})") from None
-
-
-def _shown(data: bytes | memoryview) -> str:
-    """The beginning of what came, for an error's text."""
-    head = bytes(data[:80])
-    return repr(head) if len(data) <= 80 else f"{head!r}... of {len(data)} bytes"
+    except UNREADABLE as error:
+        raise ControlError(f"malformed {what}: {reason(error)} (in {shown(data)})") from None

@@ -12,12 +12,19 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dynamo_fast.errors import DynamoError, RemoteError
+import orjson
 
-__all__ = ["decode_error", "display", "encode_error", "from_exception"]
+from dynamo_fast.errors import DynamoError, RemoteError
+from dynamo_fast.wire._plain import UNWRITABLE, is_plain
+from dynamo_fast.wire.text import shown
+
+__all__ = ["MAX_CAUSES", "decode_error", "display", "encodable", "encode_error", "from_exception", "text_of"]
 
 MAX_TEXT_SIZE = 4096
 """Bytes of an error's text; what is longer is cut (1.6)."""
+MAX_CAUSES = 64
+"""Errors of a chain of causes, the outermost first, that are read or written. Dynamo's parser takes 127 levels of JSON."""
+_MAX_PUBLIC_DEPTH = 32
 _CUT = "...[truncated]"
 
 # error_type (1.3) -> class and reason (1.6)
@@ -89,9 +96,12 @@ _CLASS_OF_STATUS = {
 
 
 def encode_error(error: DynamoError) -> dict[str, Any]:
-    """The JSON object of an error and of what caused it, with the keys in the order of Dynamo 1.6."""
+    """The JSON object of an error and of what caused it, with the keys in the order of Dynamo 1.6.
+
+    Both payload codecs can write it, whatever the error holds.
+    """
     encoded: dict[str, Any] | None = None
-    for link in reversed(error.chain()):
+    for link in reversed(error.chain()[:MAX_CAUSES]):
         outer = _encode_one(link)
         if encoded is not None:
             outer["caused_by"] = encoded
@@ -111,7 +121,7 @@ def _encode_one(error: DynamoError) -> dict[str, Any]:
     if text:
         encoded["diagnostic"] = text
     public = getattr(error, "public", None)
-    if public is not None:
+    if public is not None and _is_writable(public):
         encoded["public"] = public
     return encoded
 
@@ -121,9 +131,9 @@ def decode_error(value: object) -> RemoteError:
 
     Its causes are its chain of `caused_by`.
     """
-    # Causes are taken from the outside in and built from the inside out; the parser has bounded their depth.
+    # Causes are taken from the outside in and built from the inside out.
     levels = [value if isinstance(value, Mapping) else {"message": value}]
-    while isinstance(cause := levels[-1].get("caused_by"), Mapping):
+    while len(levels) < MAX_CAUSES and isinstance(cause := levels[-1].get("caused_by"), Mapping):
         levels.append(cause)
     error: RemoteError | None = None
     for level in reversed(levels):
@@ -188,18 +198,19 @@ def from_exception(error: BaseException) -> DynamoError:
         return _remote("Backend.EngineShutdown", "engine shutting down")
     dynamo_type = _dynamo_type(error)
     if dynamo_type is not None:
-        remote = _remote(dynamo_type, _text_of(error))
+        remote = _remote(dynamo_type, text_of(error))
         if dynamo_type == "Backend.InvalidArgument":
             remote.public = {"type": "message", "message": remote.message}
         return remote
-    return _remote(_backend_type(error), f"{type(error).__name__}: {_text_of(error)}")
+    return _remote(_backend_type(error), f"{type(error).__name__}: {text_of(error)}")
 
 
-def _text_of(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """The text of any exception, in characters that can be encoded. Never raises."""
     try:
-        return str(error)
+        return encodable(str(error))
     except Exception as another:
-        return f"<its text cannot be had: {another!r}>"
+        return f"<its text raises {type(another).__name__}>"
 
 
 def _dynamo_type(error: BaseException) -> str | None:
@@ -259,6 +270,14 @@ def _wire_type(error_type: str) -> str | dict[str, str]:
     return error_type if error_type in _OF_TYPE else "Unknown"
 
 
+def _is_writable(public: object) -> bool:
+    try:
+        orjson.dumps(public)
+    except UNWRITABLE:
+        return False
+    return is_plain(public, _MAX_PUBLIC_DEPTH)
+
+
 def _type_of(value: object) -> str | None:
     if isinstance(value, str):
         return value
@@ -270,7 +289,12 @@ def _type_of(value: object) -> str | None:
 def _text(value: object) -> str:
     if value is None:
         return ""
-    return value if isinstance(value, str) else repr(value)
+    return value if isinstance(value, str) else shown(value)
+
+
+def encodable(text: str) -> str:
+    """`text` with a question mark for each half of a surrogate pair, which UTF-8 does not have."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _cut(text: str) -> str:

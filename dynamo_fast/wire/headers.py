@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import msgspec
 import orjson
 
+from dynamo_fast.wire.text import UNREADABLE
+
 __all__ = [
     "ENDPOINT_PATH",
     "FRONTEND_SEND_TS_NS",
@@ -39,5 +41,5 @@ def decode_headers(data: bytes | memoryview) -> dict[str, str]:
         return {}
     try:
         return _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         return {}

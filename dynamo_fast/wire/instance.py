@@ -12,6 +12,7 @@ import orjson
 from dynamo_fast.errors import InvalidAddress, PayloadError
 from dynamo_fast.wire.address import EndpointId, EndpointInstanceId
 from dynamo_fast.wire.payload import PayloadCodec
+from dynamo_fast.wire.text import UNREADABLE, reason
 
 __all__ = ["Instance", "TransportType"]
 
@@ -79,8 +80,8 @@ class Instance:
         """Read a record; extra keys are ignored. Raises PayloadError, as Dynamo ignores the record then."""
         try:
             record = _decoder.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise PayloadError(f"not an endpoint's record: {error}") from None
+        except UNREADABLE as error:
+            raise PayloadError(f"not an endpoint's record: {reason(error)}") from None
         if len(record.transport) != 1:
             raise PayloadError(f"not an endpoint's record: {len(record.transport)} transports, expected 1")
         ((kind, address),) = record.transport.items()

@@ -24,6 +24,7 @@ import orjson
 from dynamo_fast.errors import DynamoError, PayloadError, RemoteError, SerializationError
 from dynamo_fast.wire._plain import ENVELOPE_MARK, UNWRITABLE, PlainItems, encode_plain, is_plain
 from dynamo_fast.wire.error import decode_error, encode_error
+from dynamo_fast.wire.text import UNREADABLE, reason, shown
 
 __all__ = ["UNREADABLE", "Annotated", "NetworkStreamWrapper", "PayloadCodec"]
 
@@ -197,12 +198,10 @@ class PayloadCodec(Enum):
                 # Dynamo reads one MessagePack value, and does not look at what follows it.
                 return read(data[: int(end[1])])
         except UNREADABLE as error:
-            reason = str(error).replace("Object missing required field", "missing field")
-            raise PayloadError(f"{reason} (in the {len(data)} bytes of this {self.value} {what})") from None
+            why = reason(error).replace("Object missing required field", "missing field")
+            raise PayloadError(f"{why} (in the {len(data)} bytes of this {self.value} {what})") from None
 
 
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError)
-"""What `PayloadCodec.read_item`, which is `decode_item` at full speed, raises in place of PayloadError."""
 _TRAILING = re.compile(r"trailing characters \(byte (\d+)\)")
 
 
@@ -217,7 +216,7 @@ def _envelope(value: Any) -> dict[str, Any]:
             raise SerializationError(f"the {name} of an annotated item is a str, not {type(envelope[name]).__name__}")
     comment = envelope.get("comment", [])
     if not isinstance(comment, (list, tuple)) or not all(isinstance(each, str) for each in comment):
-        raise SerializationError(f"the comment of an annotated item is a list of str, not {comment!r:.100}")
+        raise SerializationError(f"the comment of an annotated item is a list of str, not {shown(comment)}")
     if "error" in envelope:
         error = envelope["error"]
         envelope["error"] = encode_error(error if isinstance(error, DynamoError) else decode_error(error))
@@ -273,7 +272,7 @@ class _Plain:
         if -(1 << 63) <= value < 1 << 64:
             return value
         if self._big_ints and self._json:
-            return orjson.Fragment(str(value))
+            return orjson.Fragment(_digits(value, path))
         if self._big_ints and -(1 << 127) <= value < 1 << 128:
             return value.to_bytes(16, "big", signed=value < 0)
         kind = "i128" if value < 0 else "u128"
@@ -283,7 +282,7 @@ class _Plain:
         )
 
     def _map(self, value: dict[Any, Any], path: str) -> dict[Any, Any]:
-        return {self._key(key, path): self._convert(each, f"{path}.{key}") for key, each in value.items()}
+        return {(name := self._key(key, path)): self._convert(each, f"{path}.{name}") for key, each in value.items()}
 
     def _key(self, key: Any, path: str) -> Any:
         if isinstance(key, str):
@@ -293,7 +292,7 @@ class _Plain:
         if isinstance(key, bool):
             return "true" if key else "false"
         if isinstance(key, int):
-            return str(int(key))
+            return _digits(int(key), path)
         if isinstance(key, float) and math.isfinite(key):
             return orjson.dumps(float(key)).decode()
         raise SerializationError(f"key must be a string, not {type(key).__name__} (at {path})")
@@ -301,6 +300,13 @@ class _Plain:
 
 def _hashable(value: Any) -> Any:
     return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
+def _digits(value: int, path: str) -> str:
+    try:
+        return str(value)
+    except ValueError as error:  # Python converts 4300 digits by default
+        raise SerializationError(f"{error} (at {path})") from None
 
 
 def _shortened(value: int) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from dynamo_fast.cli.frames import Frame
-from dynamo_fast.cli.show import Look, elided, jsonable, printable
+from dynamo_fast.cli.show import Look, elided, jsonable
+from dynamo_fast.wire.text import printable
 from tests.captured import captured
 from tests.cli.test_frames import HANDSHAKE, ITEM, PROLOGUE, SENTINEL, request_frame
 from tests.cli.test_main import run, settings
@@ -217,7 +218,7 @@ def test_colours_are_for_terminals_or_on_demand(tmp_path: Path) -> None:
         (b"\x00\xff", "h'00ff'"),
         (bytes(50), "h'" + "00" * 40 + "'… 10 more"),
         ({1: b"a", None: float("nan")}, "{1:h'61',null:nan}"),
-        ("\x1b[31m\u202e\x9b\n", '"\\u001b[31m\\u202e\\x9b\\n"'),
+        ("\x1b[31m\u202e\x9b\n", '"\\u001b[31m\\u202e\\u009b\\n"'),
     ],
 )
 def test_values_are_elided_humanely(value: Any, text: str) -> None:

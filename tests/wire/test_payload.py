@@ -435,3 +435,19 @@ def test_a_body_is_what_orjson_reads() -> None:
     """Two readers of JSON agree on what we write."""
     value = {"a": [1, 2.5, None, "é"], "b": {"c": True}}
     assert orjson.loads(JSON.encode(value)) == value
+
+
+@pytest.mark.parametrize("codec", PayloadCodec)
+@pytest.mark.parametrize("place", ["value", "list", "key", "path", "comment"])
+def test_a_number_that_python_does_not_convert_cannot_be_written(codec: PayloadCodec, place: str) -> None:
+    huge = 10**5000
+    values: dict[str, Any] = {
+        "value": huge,
+        "list": [huge],
+        "key": {huge: 1},
+        "path": {"a": {huge: [object()]}},
+        "comment": {"_dynamo_annotated": True, "comment": [[huge]]},
+    }
+    with pytest.raises(SerializationError) as caught:
+        codec.encode_item(values[place])
+    assert len(str(caught.value)) < 1000
