@@ -34,6 +34,7 @@ from dynamo_fast.errors import (
     ResourceExhausted,
 )
 from dynamo_fast.net.addresses import advertised_ip, local_ip
+from dynamo_fast.net.descriptors import PROCESS
 from dynamo_fast.net.listener import listening_socket
 from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.address import EndpointInstanceId, join_host_port
@@ -50,7 +51,6 @@ from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classif
 __all__ = ["TcpStreamServer"]
 
 _TOMBSTONE_SECONDS = 5.0
-_RESERVED_FILES, _FEWEST_STREAMS = 128, 16
 _STOP = encode_two_part(ControlMessage.STOP.encode(), b"")
 _KILL = encode_two_part(ControlMessage.KILL.encode(), b"")
 # What every request needs is looked up once: on Python 3.11 a member of an enumeration costs as much as a call.
@@ -84,7 +84,8 @@ class TcpStreamServer:
         self._tombstones: dict[EndpointInstanceId, float] = {}
         self._closed = False
         ip = local_ip(config.host, "DYN_TCP_RESPONSE_STREAM_HOST")
-        self._max_streams = config.max_streams or _affordable_streams()
+        self._max_streams = config.max_streams or sys.maxsize
+        PROCESS.add(self, calls=True)
         # The event loop's own accept loop: one connection a request is the protocol's price, and this is the cheapest
         # way to pay it. It has no answer to running out of descriptors, which `max_streams` keeps from happening.
         self._socket = listening_socket(ip, config.port, config.backlog)
@@ -125,22 +126,28 @@ class TcpStreamServer:
     def register(self, context: Context) -> ResponseReceiver:
         """A new subject, whose answer will be cancelled by `context`.
 
-        Raises ResourceExhausted if as many streams are open as may be, and Disconnected once the server is closed.
+        Raises ResourceExhausted if as many streams are open as may be, or if the process has no descriptor for the
+        worker's connection, and Disconnected once the server is closed.
         """
         if self._closed:
             raise Disconnected("The response server was closed")
         if len(self._waiting) + len(self.connections) >= self._max_streams:
             raise ResourceExhausted(
-                f"{self._max_streams} response streams are open already, as many as this process may have: raise its "
-                "limit of open files (ulimit -n), or DYNAMO_FAST_MAX_STREAMS"
+                f"{self._max_streams} response streams are open already, as many as DYNAMO_FAST_MAX_STREAMS allows"
             )
+        _promise_descriptor()
         subject = random_uuid()
         receiver = ResponseReceiver(self, subject, context)
         self._waiting[subject] = receiver
         return receiver
 
+    def descriptors(self) -> tuple[int, int]:
+        """See `net.descriptors.Promiser`."""
+        return len(self._waiting) + len(self._inputs), len(self.connections) - len(self.handshakes)
+
     def register_input(self, source: ManyIn, codec: PayloadCodec, receiver: ResponseReceiver) -> RequestSender:
-        """A second subject for the same request, on which the worker will dial for its input."""
+        """A second subject for the same request, on which the worker will dial for its input. Raises ResourceExhausted."""
+        _promise_descriptor()
         subject = random_uuid()
         sender = RequestSender(subject, source, codec, receiver.context, receiver.input_failed)
         receiver.sender = self._inputs[subject] = sender
@@ -406,14 +413,9 @@ _ACTIONS = {
 }
 
 
-def _affordable_streams() -> int:
-    """As many streams as this process may have open files, less a reserve for everything else."""
-    try:
-        import resource
-    except ImportError:  # Windows, where sockets are no files
-        return sys.maxsize
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if files == resource.RLIM_INFINITY else max(_FEWEST_STREAMS, files - _RESERVED_FILES)
+def _promise_descriptor() -> None:
+    if not PROCESS.promise():
+        raise ResourceExhausted(f"This process has no descriptor for the worker's connection: {PROCESS.shortage()}")
 
 
 def _prologue_error(text: str, typed_error: RemoteError | None) -> DynamoError:

@@ -319,12 +319,20 @@ async def test_a_payload_that_is_no_message_is_refused(worker: Worker, payload: 
 # The address to dial back
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "host:80", "[::1", ""])
+@pytest.mark.parametrize("address", ["nowhere", "host:80", "[::1", "", "127.0.0.1:65536"])
+async def test_an_address_that_is_none_is_refused(worker: Worker, address: str) -> None:
+    async with Requester(address_of(worker)) as requester:
+        requester.send(requester.control("x", connection_info=requester.connection_info("x", address=address)), b"1")
+        refusal = f"Server unavailable: unreadable request: Invalid TCP address '{address}': "
+        assert (await requester.ack()).startswith(refusal)
+        assert await data_of(await begun(requester, [1])) == [1]
+
+
 async def test_an_address_that_cannot_be_dialled_costs_one_line(
-    worker: Worker, address: str, caplog: pytest.LogCaptureFixture
+    worker: Worker, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with Requester(address_of(worker)) as requester:
-        control = requester.control("x", connection_info=requester.connection_info("x", address=address))
+        control = requester.control("x", connection_info=requester.connection_info("x", address="127.0.0.1:1"))
         requester.send(control, b"1")
         assert await requester.ack() == ""
         assert await data_of(await begun(requester, [1])) == [1]
