@@ -7,6 +7,7 @@ Sizes are in bytes, times in seconds.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ __all__ = [
 
 _Config = TypeVar("_Config", bound="_FromEnvironment")
 Parser = Callable[[str], Any]
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MIB = 1024 * 1024
 
@@ -109,6 +111,20 @@ def names(text: str) -> str:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise ValueError(accepted)
     return text
+
+
+def networks(text: str) -> str:
+    """IP networks, separated by commas, as they stand; empty: none."""
+    parse_networks(text)
+    return text
+
+
+def parse_networks(text: str) -> tuple[IpNetwork, ...]:
+    """The networks of `text`, in CIDR notation; one address is a network. Raises ValueError with what is accepted."""
+    try:
+        return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError("IP networks without host bits, such as 10.0.0.0/8,fd00::/8,192.0.2.7") from None
 
 
 PORT = integer(0, 65535)
@@ -222,7 +238,7 @@ class ResponseServerConfig(_FromEnvironment):
     """How much longer to wait for the worker's connection once the connection that carried the request is lost."""
     max_streams: int | None = setting("DYNAMO_FAST_MAX_STREAMS", None, POSITIVE)
     """Streams that wait for their worker or are open; one more request is refused. Unset: what the limit of open files
-    allows."""
+    allows (see `net.descriptors`)."""
     max_pending_connections: int = setting("DYNAMO_FAST_MAX_PENDING_CONNECTIONS", 10_000, POSITIVE)
     """Connections that have not said which request they answer; a further one is reset."""
 
@@ -246,11 +262,34 @@ class TcpServerConfig(_FromEnvironment):
     request_queue_limit: int = setting("DYN_DYNAMO_REQUEST_QUEUE_LIMIT", 16, POSITIVE)
     """Counts the request that is about to run, so that one less can wait (at least one)."""
     max_connections: int = setting("DYNAMO_FAST_MAX_REQUEST_CONNECTIONS", 10_000, POSITIVE)
-    """Connections of routers; beyond it, the one that has been silent for longest is closed."""
+    """Connections of routers; beyond it, the one that has been silent for longest is closed. At most half of the open
+    files that the process may have."""
+    max_new_connections: int = setting("DYNAMO_FAST_MAX_NEW_REQUEST_CONNECTIONS", 512, POSITIVE)
+    """Those of them that have not sent a valid request yet; beyond it, the oldest is closed. At most an eighth of the open
+    files that the process may have."""
+    first_request_timeout: float = setting("DYNAMO_FAST_FIRST_REQUEST_TIMEOUT", 30.0, seconds())
+    """A connection that has sent no valid request for this long after it was opened is closed."""
+    max_buffered_bytes: int | None = setting("DYNAMO_FAST_MAX_BUFFERED_REQUEST_BYTES", None, POSITIVE)
+    """Bytes of unfinished frames (and unread acknowledgements) on all connections together; beyond it, the connection
+    that has most of them is closed. As many bytes again may be held for requests that wait; one more is refused. Unset:
+    16 times `max_message_size`."""
     frame_timeout: float = setting("DYNAMO_FAST_FRAME_TIMEOUT", 60.0, seconds())
     """From the first byte of a request frame to its last."""
     idle_timeout: float = setting("DYNAMO_FAST_IDLE_TIMEOUT", 900.0, seconds())
     """A connection without a request for this long is closed. Dynamo's routers let go of theirs before (300 to 450 s)."""
+
+    @property
+    def buffered_bytes(self) -> int:
+        """`max_buffered_bytes`, or its default."""
+        return 16 * self.max_message_size if self.max_buffered_bytes is None else self.max_buffered_bytes
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.buffered_bytes < self.max_message_size:
+            raise InvalidConfig(
+                f"DYNAMO_FAST_MAX_BUFFERED_REQUEST_BYTES={self.buffered_bytes} is not valid: expected at least "
+                f"DYN_TCP_MAX_MESSAGE_SIZE, {self.max_message_size}"
+            )
 
 
 @dataclass(frozen=True)
@@ -269,8 +308,16 @@ class WorkerConfig(_FromEnvironment):
     """How long a handler may take to notice that its context was stopped before it is cancelled."""
     leave_delay: float = setting("DYNAMO_FAST_LEAVE_DELAY", 0.2, seconds(zero=True))
     """How long requests are still taken after a worker left discovery: routers hear of it a moment later."""
+    response_networks: str = setting("DYNAMO_FAST_RESPONSE_NETWORKS", "", networks)
+    """Networks (CIDR, separated by commas) in which the addresses must lie that a requester wants to be dialled at; a
+    request with another one is refused. Empty: any address."""
     shutdown_timeout: float | None = setting("DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS", None, seconds(zero=True))
     """How long the requests in flight may take to end when a worker shuts down; unset: as long as they need."""
+
+    @property
+    def allowed_networks(self) -> tuple[IpNetwork, ...]:
+        """What `response_networks` says."""
+        return parse_networks(self.response_networks)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,10 @@ class Deadlines(Generic[_Key]):
         """The keys that wait, oldest first."""
         return list(self._deadlines)
 
+    def oldest(self) -> _Key:
+        """The key that has waited for longest. Raises StopIteration if none waits."""
+        return next(iter(self._deadlines))
+
     def add(self, key: _Key) -> None:
         """Start the wait of `key`, which must not be waiting already."""
         self._deadlines[key] = self._loop.time() + self.seconds

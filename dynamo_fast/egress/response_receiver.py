@@ -112,7 +112,7 @@ class ResponseReceiver:
         self._connection: StreamConnection | None = None
         self._request_connection: RequestConnection | None = None
         self._waiters: list[asyncio.Future[None]] = []
-        context.on_cancel(self._context_changed, server.loop)
+        context.on_cancel(self._context_changed, owner.loop)
 
     @property
     def connection_info(self) -> TcpStreamConnectionInfo:

@@ -13,18 +13,19 @@ from functools import partial
 from dynamo_fast.config import ResponseServerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
+from dynamo_fast.egress.request_sender import ManyIn, RequestSender
 from dynamo_fast.egress.response_connection import ResponseConnection
 from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.egress.stream_registry import StreamRegistry
 from dynamo_fast.errors import ResourceExhausted
 from dynamo_fast.net.addresses import advertised_ip, local_ip
+from dynamo_fast.net.descriptors import PROCESS
 from dynamo_fast.net.listener import Listener
 from dynamo_fast.wire.address import join_host_port
+from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.stream import Event
 
 __all__ = ["TcpStreamServer"]
-
-_RESERVED_FILES, _FEWEST_STREAMS = 128, 16
 
 
 class TcpStreamServer(StreamRegistry):
@@ -40,7 +41,8 @@ class TcpStreamServer(StreamRegistry):
         )
         self.connections: set[ResponseConnection] = set()
         ip = local_ip(config.host, "DYN_TCP_RESPONSE_STREAM_HOST")
-        self._max_streams = config.max_streams or _affordable_streams()
+        self._max_streams = config.max_streams or sys.maxsize
+        PROCESS.add(self, calls=True)
         self._listener = Listener(ip, config.port, config.backlog, partial(ResponseConnection, self))
         self.address = join_host_port(advertised_ip(ip), self._listener.port)
 
@@ -61,21 +63,26 @@ class TcpStreamServer(StreamRegistry):
     def register(self, context: Context) -> ResponseReceiver:
         """A new subject, whose answer will be cancelled by `context`.
 
-        Raises ResourceExhausted if as many streams are open as may be, and Disconnected once the server is closed.
+        Raises ResourceExhausted if as many streams are open as may be, or if the process has no descriptor for the
+        worker's connection, and Disconnected once the server is closed.
         """
         if len(self._waiting) + len(self.connections) >= self._max_streams:
             raise ResourceExhausted(
-                f"{self._max_streams} response streams are open already, as many as this process may have: raise its "
-                "limit of open files (ulimit -n), or DYNAMO_FAST_MAX_STREAMS"
+                f"{self._max_streams} response streams are open already, as many as DYNAMO_FAST_MAX_STREAMS allows"
             )
+        _promise_descriptor()
         return super().register(context)
 
+    def register_input(self, source: ManyIn, codec: PayloadCodec, receiver: ResponseReceiver) -> RequestSender:
+        """A second subject for the same request, on which the worker will dial for its input. Raises ResourceExhausted."""
+        _promise_descriptor()
+        return super().register_input(source, codec, receiver)
 
-def _affordable_streams() -> int:
-    """As many streams as this process may have open files, less a reserve for everything else."""
-    try:
-        import resource
-    except ImportError:  # Windows, where sockets are no files
-        return sys.maxsize
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if files == resource.RLIM_INFINITY else max(_FEWEST_STREAMS, files - _RESERVED_FILES)
+    def descriptors(self) -> tuple[int, int]:
+        """See `net.descriptors.Promiser`."""
+        return len(self._waiting) + len(self._inputs), len(self.connections) - len(self.handshakes)
+
+
+def _promise_descriptor() -> None:
+    if not PROCESS.promise():
+        raise ResourceExhausted(f"This process has no descriptor for the worker's connection: {PROCESS.shortage()}")

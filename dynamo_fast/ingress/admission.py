@@ -6,27 +6,57 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from dynamo_fast.config import TcpServerConfig
 from dynamo_fast.errors import ResourceExhausted
+from dynamo_fast.net.descriptors import PROCESS, Descriptors
 from dynamo_fast.observability.metrics import Histogram
 from dynamo_fast.observability.worker_metrics import PERMIT_WAIT
 
 __all__ = ["Admission", "Job", "Submit"]
 
-Job = Callable[[], Coroutine[Any, Any, None]]
-"""One request that was accepted: called when its turn comes, and awaited in a task of its own until its answer ended."""
+
+class Job(Protocol):
+    """One request that a worker accepts."""
+
+    descriptors: int
+    """Connections to the router that it will dial and has not begun to dial."""
+    size: int
+    """Bytes of its message, until its body is decoded."""
+
+    def run(self) -> Coroutine[Any, Any, None]:
+        """Called when its turn comes, and awaited in a task of its own until its answer has ended."""
+
+
 Submit = Callable[[Job], None]
 """`Admission.submit`."""
 
 
 class Admission:
-    """Runs jobs in order, `capacity` at once; `queue_capacity` more may wait. One per process, for all its endpoints."""
+    """Runs jobs in order, `capacity` at once; `queue_capacity` more may wait. One per worker, for all its endpoints.
 
-    __slots__ = ("_loop", "_queue", "_tasks", "capacity", "queue_capacity", "rejected", "wait")
+    It refuses a job that the worker could not finish: one whose connection to the router needs a descriptor that the
+    process does not have, and one whose body does not fit beside those that wait (see `TcpServerConfig.buffered_bytes`).
+    """
 
-    def __init__(self, config: TcpServerConfig) -> None:
+    __slots__ = (
+        "__weakref__",
+        "_descriptors",
+        "_loop",
+        "_max_bytes",
+        "_queue",
+        "_tasks",
+        "bytes",
+        "capacity",
+        "promised",
+        "queue_capacity",
+        "rejected",
+        "wait",
+    )
+
+    def __init__(self, config: TcpServerConfig, descriptors: Descriptors = PROCESS) -> None:
         if config.engine_request_limit is None:
             self.capacity, self.queue_capacity = config.worker_pool_size, config.work_queue_size
         else:
@@ -36,9 +66,16 @@ class Admission:
         """Jobs that were refused."""
         self.wait = Histogram(PERMIT_WAIT)
         """How long those waited that had to, in seconds."""
+        self.promised = 0
+        """Connections that accepted jobs have not begun to dial."""
+        self.bytes = 0
+        """Bytes of the messages of accepted jobs whose body is not decoded yet."""
+        self._max_bytes = config.buffered_bytes
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[float, Job]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._descriptors = descriptors
+        descriptors.add(self, calls=False)
 
     @property
     def running(self) -> int:
@@ -51,22 +88,53 @@ class Admission:
         return len(self._queue)
 
     def submit(self, job: Job) -> None:
-        """Run `job` now or later; raises ResourceExhausted, with the text that Dynamo's routers know."""
-        if len(self._tasks) < self.capacity:
+        """Run `job` now or later; raises ResourceExhausted, with a text that Dynamo's routers know."""
+        running, queued = len(self._tasks), len(self._queue)
+        if running >= self.capacity and queued >= self.queue_capacity:
+            raise self._refusal("worker at capacity")
+        if self.bytes + job.size > self._max_bytes:
+            raise self._refusal(
+                f"{self.bytes} bytes of requests wait, and {job.size} more are over the limit of {self._max_bytes} "
+                "(DYNAMO_FAST_MAX_BUFFERED_REQUEST_BYTES)"
+            )
+        if not self._descriptors.promise(job.descriptors, running + queued):
+            raise self._refusal(self._descriptors.shortage())
+        self.promised += job.descriptors
+        self.bytes += job.size
+        if running < self.capacity:
             self._start(job)
-        elif len(self._queue) < self.queue_capacity:
-            self._queue.append((time.monotonic(), job))
         else:
-            self.rejected += 1
-            raise ResourceExhausted("Server overloaded: worker at capacity")
+            self._queue.append((time.monotonic(), job))
+
+    def dials(self, job: Job) -> None:
+        """`job` opens one of its connections now."""
+        job.descriptors -= 1
+        self.promised -= 1
+
+    def decoded(self, job: Job) -> None:
+        """`job` has released its message."""
+        self.bytes -= job.size
+        job.size = 0
+
+    def descriptors(self) -> tuple[int, int]:
+        """See `Promiser`."""
+        return self.promised, max(0, len(self._tasks) + len(self._queue) - self.promised)
+
+    def _refusal(self, reason: str) -> ResourceExhausted:
+        self.rejected += 1
+        return ResourceExhausted(f"Server overloaded: {reason}")
 
     def _start(self, job: Job) -> None:
-        task = self._loop.create_task(job())
+        task = self._loop.create_task(job.run())
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(partial(self._done, job))
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, job: Job, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        # What it has not used: it may have ended, or been cancelled, at any point.
+        self.promised -= job.descriptors
+        job.descriptors = 0
+        self.decoded(job)
         if self._queue:
             since, job = self._queue.popleft()
             self.wait.observe(time.monotonic() - since)

@@ -49,8 +49,10 @@ from dynamo_fast.errors import (
     TransportError,
     Unavailable,
 )
-from dynamo_fast.ingress.admission import Submit
+from dynamo_fast.ingress.admission import Admission, Submit
+from dynamo_fast.ingress.buffered_bytes import BufferedBytes
 from dynamo_fast.ingress.request_stream import RequestStream
+from dynamo_fast.ingress.response_addresses import ResponseAddresses
 from dynamo_fast.ingress.response_client import Dialler, ResponseConnection
 from dynamo_fast.ingress.resumed import Resumed
 from dynamo_fast.logs import get_logger
@@ -59,6 +61,7 @@ from dynamo_fast.observability.metrics import Histogram
 from dynamo_fast.observability.worker_metrics import EndpointMetrics, WorkerMetrics
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.control import (
+    MAX_CONTROL_MESSAGE_SIZE,
     RequestControlMessage,
     RequestType,
     ResponseStreamPrologue,
@@ -104,12 +107,17 @@ class PushHandler:
         endpoint: EndpointId,
         *,
         dialler: Dialler,
+        admission: Admission,
+        buffered: BufferedBytes,
         config: WorkerConfig,
         metrics: EndpointMetrics,
         worker_metrics: WorkerMetrics,
         bidirectional: bool = False,
     ) -> None:
         self.endpoint = endpoint
+        self.admission = admission
+        self.buffered = buffered
+        self.addresses = ResponseAddresses(config)
         self.bidirectional = bidirectional
         self.dialler = dialler
         self.config = config
@@ -128,15 +136,14 @@ class PushHandler:
     def accept(self, frame: TcpRequestMessage, submit: Submit) -> None:
         """Submit the job that answers this request.
 
-        Raises Unavailable if it cannot be told whom to answer, and what `submit` raises.
+        Raises Unavailable if it cannot be told whom to answer, or may not be answered there, and what `submit` raises.
         """
         try:
             request = _Request(self, frame)
-        except ProtocolError as error:
+        except (ProtocolError, InvalidAddress) as error:
             self.metrics.error("deserialization")
-            logger.warning("refusing a request for %s that cannot be read: %s", self.endpoint, error)
             raise Unavailable(f"Server unavailable: unreadable request: {error}") from error
-        submit(request.run)
+        submit(request)
         self.metrics.requests += 1
         self.metrics.inflight += 1
         self.metrics.request_bytes += len(frame.payload)
@@ -187,7 +194,10 @@ class PushHandler:
 
 
 class _Request:
-    """One accepted request. Raises ProtocolError if it cannot be told whom to answer."""
+    """One accepted request, a `Job`.
+
+    Raises ProtocolError or InvalidAddress if it cannot be told whom to answer, Unavailable if it may not be answered there.
+    """
 
     __slots__ = (
         "_accepted_at",
@@ -203,14 +213,22 @@ class _Request:
         "_stream",
         "_task",
         "_was_cut_short",
+        "descriptors",
+        "size",
     )
 
     def __init__(self, handler: PushHandler, frame: TcpRequestMessage) -> None:
         self._message = _two_part(frame.payload)
-        self._control = RequestControlMessage.decode(self._message.header)
+        self._control = _control(self._message)
         self._info = TcpStreamConnectionInfo.from_connection_info(self._control.connection_info)
-        second = self._control.request_stream_connection_info if handler.bidirectional else None
-        self._input_info = None if second is None else TcpStreamConnectionInfo.from_connection_info(second)
+        handler.addresses.check(self._info.address)
+        self._input_info: TcpStreamConnectionInfo | None = None
+        self.descriptors = 1
+        self.size = len(frame.payload)
+        if handler.bidirectional and (info := self._control.request_stream_connection_info) is not None:
+            self._input_info = TcpStreamConnectionInfo.from_connection_info(info)
+            handler.addresses.check(self._input_info.address)
+            self.descriptors = 2
         self._handler = handler
         self._context = _context(self._control, frame.headers if handler.traces else None)
         codec = self._control.payload_codec
@@ -258,11 +276,16 @@ class _Request:
 
     async def _dial(self) -> None:
         """The input of a bidirectional request first, as Dynamo does; then the answer."""
+        handler = self._handler
         if self._input_info is not None:
-            stream = RequestStream(self._context, self._control.payload_codec, self._handler.config.max_input_size)
-            await self._handler.dialler.dial(self._input_info, stream)
+            stream = RequestStream(
+                self._context, self._control.payload_codec, handler.config.max_input_size, handler.buffered
+            )
+            handler.admission.dials(self)
+            await handler.dialler.dial(self._input_info, stream)
             self._input = stream
-        await self._handler.dialler.dial(self._info, self._stream)
+        handler.admission.dials(self)
+        await handler.dialler.dial(self._info, self._stream)
 
     def _start(self) -> AsyncIterator[Any] | None:
         """What the handler returned; None if there is nothing, which the router has been told."""
@@ -291,6 +314,7 @@ class _Request:
     def _decode(self) -> Any:
         """The request that the handler gets; lets go of the bytes."""
         message, self._message = self._message, _NO_MESSAGE
+        self._handler.admission.decoded(self)
         if self._info.context != self._control.id:
             raise ControlError(
                 f"its id is {shown(self._control.id)}, but its response stream belongs to {shown(self._info.context)}"
@@ -407,6 +431,14 @@ class _Request:
             stream.bytes,
             seconds,
         )
+
+
+def _control(message: TwoPartMessage) -> RequestControlMessage:
+    """Raises ControlError. What it holds lives as long as the request, so that it has the limit that routers have."""
+    size = len(message.header)
+    if size > MAX_CONTROL_MESSAGE_SIZE:
+        raise ControlError(f"a control message of {size} bytes exceeds the limit of {MAX_CONTROL_MESSAGE_SIZE}")
+    return RequestControlMessage.decode(message.header)
 
 
 def _context(control: RequestControlMessage, headers: bytes | memoryview | None) -> Context:

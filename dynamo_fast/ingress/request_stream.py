@@ -11,12 +11,14 @@ one in each data frame, then how it ended:
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from typing import Any, cast
 
 from dynamo_fast.codec import TwoPartDecoder
 from dynamo_fast.context import Context
 from dynamo_fast.errors import CodecError, PayloadError
+from dynamo_fast.ingress.buffered_bytes import BufferedBytes
 from dynamo_fast.net.sockets import keep_alive
 from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.payload import PayloadCodec
@@ -24,18 +26,25 @@ from dynamo_fast.wire.stream import Event, classify
 
 __all__ = ["RequestStream"]
 
+logger = logging.getLogger(__name__)
+
 # Items that wait for the handler before the router is no longer read, and how few are left when it is read again.
 _HIGH_WATER, _LOW_WATER = 64, 16
 _HIGH_WATER_BYTES = 1 << 20
+# Less than this is not reported: a connection costs as much.
+_SMALL = 4096
 
 
 class RequestStream(asyncio.Protocol):
     """What the handler of a bidirectional endpoint gets: an async iterator of the decoded input items, for one consumer.
 
     It ends when the router has ended its input, or when the request was cancelled (see the context for which).
+
+    It owns the connection to the router and the items that the handler has not taken. Their bytes count in `buffered`,
+    with those of an unfinished frame; the request that holds most of them is killed when all hold too much.
     """
 
-    def __init__(self, context: Context, codec: PayloadCodec, max_message_size: int) -> None:
+    def __init__(self, context: Context, codec: PayloadCodec, max_message_size: int, buffered: BufferedBytes) -> None:
         self._context = context
         self._codec = codec
         self._decoder = TwoPartDecoder(max_message_size)
@@ -44,7 +53,9 @@ class RequestStream(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
         self._reading = True
-        self._buffered = 0  # bytes that came since the items were last all taken
+        self._size = 0  # bytes of the items that came since they were last all taken
+        self._held = 0  # bytes that were reported
+        self._buffered = buffered
 
     def __aiter__(self) -> RequestStream:
         return self
@@ -56,7 +67,8 @@ class RequestStream(asyncio.Protocol):
             await self._wait()
         item = self._items.popleft()
         if not self._items:
-            self._buffered = 0
+            self._size = 0
+            self._hold()
         if not self._reading and len(self._items) <= _LOW_WATER and self._transport is not None:
             self._reading = True
             self._transport.resume_reading()
@@ -65,6 +77,8 @@ class RequestStream(asyncio.Protocol):
     def close(self) -> None:
         """The answer has ended: nobody reads the input any more."""
         self._end()
+        self._items.clear()
+        self._buffered.release(self)
         if self._transport is not None:
             self._transport.close()
 
@@ -86,8 +100,8 @@ class RequestStream(asyncio.Protocol):
         if self._decoder.failed is not None:
             self._violated()
         self._wake()
-        self._buffered += len(data)
-        is_full = len(self._items) >= _HIGH_WATER or (self._items and self._buffered >= _HIGH_WATER_BYTES)
+        self._hold()
+        is_full = len(self._items) >= _HIGH_WATER or (self._items and self._size >= _HIGH_WATER_BYTES)
         if is_full and self._reading and self._transport is not None:
             self._reading = False
             self._transport.pause_reading()
@@ -101,11 +115,35 @@ class RequestStream(asyncio.Protocol):
         self._transport = None
         if not self._ended:
             self._violated()
+        self._hold()
+
+    def crowded_out(self, total: int, limit: int) -> None:
+        """See `buffered_bytes.Holder`."""
+        logger.warning(
+            "killing request %s: its input holds most of %d buffered bytes, over the limit of %d "
+            "(DYNAMO_FAST_MAX_BUFFERED_REQUEST_BYTES)",
+            self._context.id(),
+            total,
+            limit,
+        )
+        self._items.clear()
+        self._size = 0
+        if self._transport is not None:
+            self._transport.abort()
+        if not self._ended:
+            self._violated()
+
+    def _hold(self) -> None:
+        size = self._size + (self._decoder.pending if self._transport is not None else 0)
+        if size > _SMALL or self._held:
+            self._held = size if size > _SMALL else 0
+            self._buffered.hold(self, self._held)
 
     def _take(self, event: Event, data: bytes | memoryview) -> None:
         if event is Event.DATA:
             try:
                 self._items.append(self._codec.decode(data))
+                self._size += len(data)
             except PayloadError:
                 self._violated()
         elif event is Event.SENTINEL:

@@ -13,7 +13,7 @@ import asyncio
 import errno
 import types
 from collections.abc import Callable, Coroutine, Generator
-from functools import cache, lru_cache
+from functools import cache
 from time import monotonic
 from typing import Any
 
@@ -22,9 +22,9 @@ from dynamo_fast.config import WorkerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CannotConnect, CodecError, ConnectionTimeout
+from dynamo_fast.ingress.response_addresses import host_and_port
 from dynamo_fast.net.sockets import keep_alive
 from dynamo_fast.observability import frame_log
-from dynamo_fast.wire.address import split_host_port
 from dynamo_fast.wire.control import (
     MAX_CONTROL_MESSAGE_SIZE,
     CallHomeHandshake,
@@ -67,9 +67,6 @@ _SENTINEL = encode_two_part(ControlMessage.SENTINEL.encode(), b"")
 _FRAME_OVERHEAD = len(encode_two_part(b"", b""))
 
 
-_host_port = lru_cache(maxsize=4096)(split_host_port)
-
-
 def _nothing() -> None:
     pass
 
@@ -103,7 +100,7 @@ class Dialler:
         assert task is not None
         self._connecting.add(task)
         try:
-            transport = await _connect(self.loop, *_host_port(info.address), protocol)
+            transport = await _connect(self.loop, *host_and_port(info.address), protocol)
         except asyncio.CancelledError:
             if task in self._connecting:
                 raise

@@ -6,12 +6,17 @@ acknowledgement, in order: empty if the request was taken, else the reason why n
 
     accepted                        (empty)
     no such endpoint                Server unavailable: unknown endpoint <path>
-    nobody could be answered        Server unavailable: <why the request cannot be read>
+    the request cannot be read      Server unavailable: unreadable request: <why>
+    an address not to be dialled    Server unavailable: this worker may not dial <address> ...
     too many requests               Server overloaded: worker at capacity
+    too many bytes or descriptors   Server overloaded: <both numbers, and which limit to raise>
     the path is not UTF-8           Invalid endpoint path
     a frame over the limit          Read error: message too large: <total> bytes (max: <max> bytes), then closed
 
 Both releases of Dynamo wake up at the two `Server ...` texts; at any other text they wait for an answer for ever.
+
+A connection is *new* until one of its requests could be read. New connections have a limit and a deadline of their own,
+so that silent ones cannot take the place of routers: the oldest of them is closed for the next.
 """
 
 from __future__ import annotations
@@ -23,12 +28,15 @@ from typing import cast
 from dynamo_fast.codec import TcpRequestDecoder, TcpRequestMessage, TcpResponseCodec, TcpResponseMessage
 from dynamo_fast.config import TcpServerConfig
 from dynamo_fast.deadlines import Deadlines
-from dynamo_fast.errors import CodecError, MessageTooLarge, RequestRefused
+from dynamo_fast.errors import CodecError, MessageTooLarge, RequestRefused, ResourceExhausted
 from dynamo_fast.ingress.admission import Admission, Submit
+from dynamo_fast.ingress.buffered_bytes import BufferedBytes
 from dynamo_fast.logs import get_logger
 from dynamo_fast.net.addresses import advertised_ip, local_ip
+from dynamo_fast.net.descriptors import PROCESS
 from dynamo_fast.net.listener import Listener
 from dynamo_fast.observability import frame_log
+from dynamo_fast.observability.limited_log import LimitedLog
 from dynamo_fast.wire.address import join_host_port
 
 __all__ = ["Accept", "SharedTcpServer"]
@@ -40,24 +48,38 @@ Accept = Callable[[TcpRequestMessage, Submit], None]
 whose text becomes the acknowledgement."""
 
 _ACCEPTED = TcpResponseCodec().encode_message(TcpResponseMessage.from_parts(b""))
+# How long a closed connection may take to read the acknowledgements that were written to it.
+_CLOSE_SECONDS = 10.0
+_SHOWN = 300  # characters of a refusal in the log: it may carry what the peer sent
 
 
 class SharedTcpServer:
-    """The request-plane server of a process. Made and used on one event loop."""
+    """The request-plane server of a process. Made and used on one event loop.
+
+    It owns the listener, the connections and their deadlines. A connection is in every table until it is closed or lost,
+    then in none, but for `_closing`: there it stays while acknowledgements wait to be read.
+    """
 
     def __init__(self, config: TcpServerConfig | None = None, admission: Admission | None = None) -> None:
         self.config = config or TcpServerConfig.from_env()
         self.admission = admission or Admission(self.config)
+        self.buffered = BufferedBytes(self.config.buffered_bytes)
+        """What connections hold of unfinished frames, the inputs of bidirectional requests included."""
+        loop = asyncio.get_running_loop()
+        self.log = LimitedLog(loop, logger)
         self._endpoints: dict[bytes, Accept] = {}
         self._aliases: dict[bytes, set[bytes]] = {}
         self._listener: Listener | None = None
         self._connections: set[_RequestConnection] = set()
-        loop = asyncio.get_running_loop()
         # Ordered by the last request: the first connection is the one that has been silent for longest.
         self._idle: Deadlines[_RequestConnection] = Deadlines(loop, self.config.idle_timeout, _RequestConnection.idle)
+        self._new: Deadlines[_RequestConnection] = Deadlines(
+            loop, self.config.first_request_timeout, _RequestConnection.stayed_new
+        )
         self._unfinished: Deadlines[_RequestConnection] = Deadlines(
             loop, self.config.frame_timeout, _RequestConnection.stuck
         )
+        self._closing: Deadlines[_RequestConnection] = Deadlines(loop, _CLOSE_SECONDS, _RequestConnection.abort)
 
     async def start(self) -> None:
         """Listen. Raises OSError if the port is taken, InvalidConfig if the host means no address."""
@@ -94,8 +116,9 @@ class SharedTcpServer:
             self._listener.close()
         for connection in list(self._connections):
             connection.close()
-        self._idle.close()
-        self._unfinished.close()
+        for deadlines in (self._idle, self._new, self._unfinished):
+            deadlines.close()
+        self.log.close()
 
     def _find(self, path: bytes) -> Accept | None:
         accept = self._endpoints.get(path)
@@ -104,33 +127,49 @@ class SharedTcpServer:
         return accept
 
     def _opened(self, connection: _RequestConnection) -> None:
-        if len(self._connections) >= self.config.max_connections:
-            self._idle.keys()[0].close(
-                "there are %d others, and it has been silent for longest", self.config.max_connections
-            )
+        files = PROCESS.usable
+        if len(self._new) >= (limit := min(self.config.max_new_connections, max(1, files // 8))):
+            self._new.oldest().close("new", "it has sent no request, and there are %d like it", limit)
+        if len(self._connections) >= (limit := min(self.config.max_connections, max(1, files // 2))):
+            self._idle.oldest().close("full", "there are %d others, and it has been silent for longest", limit)
         self._connections.add(connection)
         self._idle.add(connection)
+        self._new.add(connection)
 
     def _closed(self, connection: _RequestConnection) -> None:
         self._connections.discard(connection)
         self._idle.discard(connection)
+        self._new.discard(connection)
         self._unfinished.discard(connection)
+
+    def _lost(self, connection: _RequestConnection) -> None:
+        self._closed(connection)
+        self._closing.discard(connection)
+        self.buffered.release(connection)
 
 
 class _RequestConnection(asyncio.Protocol):
-    """One router's connection: request frames in, acknowledgements out."""
+    """One router's connection: request frames in, acknowledgements out.
+
+    Made by the listener. It ends with `connection_lost`; `close` and `abort` bring that about.
+    """
+
+    _transport: asyncio.Transport
 
     def __init__(self, server: SharedTcpServer) -> None:
         self._server = server
         self._decoder = TcpRequestDecoder(server.config.max_message_size)
-        self._transport: asyncio.Transport | None = None
+        self._open = False
+        self._new = True
+        self._held = 0  # bytes reported to the server
+        self._unread = 0  # bytes of acknowledgements, while the router does not read them
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._open = True
         self._server._opened(self)
 
     def data_received(self, data: bytes) -> None:
-        assert self._transport is not None
         try:
             messages = self._decoder.feed(data)
         except CodecError:  # a bad frame with none before it; what to do is the same, see below
@@ -144,70 +183,126 @@ class _RequestConnection(asyncio.Protocol):
         if acknowledgements:
             self._transport.write(b"".join(acknowledgements))
         if error is not None:
-            self.close("its bytes are no request frame: %s", error)
-        else:
+            self.close("bytes", "its bytes are no request frame: %s", error)
+        if self._open:
             self._restart_deadlines(bool(acknowledgements))
 
     def pause_writing(self) -> None:
         # A router that does not read its acknowledgements gets no further request read.
-        if self._transport is not None:
+        self._unread = self._transport.get_write_buffer_size()
+        self._hold(self._decoder.pending)
+        if self._open:
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if self._transport is not None:
+        self._unread = 0
+        self._hold(self._decoder.pending)
+        if self._open:
             self._transport.resume_reading()
 
     def eof_received(self) -> None:
         if self._decoder.pending:
-            logger.warning(
-                "%s closed its connection inside a request frame, after %d bytes", self, self._decoder.pending
+            self._server.log.tell(
+                "eof",
+                "%s closed its connection inside a request frame, after %d bytes",
+                _peer(self._transport),
+                self._decoder.pending,
             )
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
-        self._server._closed(self)
+        self._open = False
+        self._server._lost(self)
 
-    def close(self, reason: str = "", *args: object) -> None:
-        """Close after what was written; `reason` is logged."""
-        transport, self._transport = self._transport, None
-        if transport is not None:
-            if reason:
-                logger.warning("closing the connection of %s: " + reason, _peer(transport), *args)
-            self._server._closed(self)
-            transport.close()
+    def close(self, cause: str = "", reason: str = "", *args: object) -> None:
+        """Close after what was written; `reason` is logged, for each `cause` once in a while."""
+        if not self._open:
+            return
+        self._open = False
+        if cause:
+            self._server.log.tell(cause, "closing the connection of %s: " + reason, _peer(self._transport), *args)
+        self._server._closed(self)
+        if self._transport.get_write_buffer_size():
+            self._server._closing.add(self)
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close now; acknowledgements that the router has not read are dropped."""
+        self._open = False
+        self._transport.abort()
 
     def idle(self) -> None:
         """Nothing came for the idle timeout."""
-        self.close("no request came for %g s", self._server.config.idle_timeout)
+        self.close("idle", "no request came for %g s", self._server.config.idle_timeout)
+
+    def stayed_new(self) -> None:
+        """No request came since it was opened. A large one may be on its way: it has the frame timeout."""
+        if self._decoder.pending:
+            self._server._new.add(self)
+        else:
+            self.close("silent", "it has sent no request within %g s", self._server.config.first_request_timeout)
 
     def stuck(self) -> None:
         """A frame was begun and not finished for the frame timeout."""
         self.close(
+            "stuck",
             "%d bytes of a request frame came, but not the rest within %g s",
             self._decoder.pending,
             self._server.config.frame_timeout,
         )
 
+    def crowded_out(self, total: int, limit: int) -> None:
+        """See `Holder`."""
+        self._server.log.tell(
+            "buffered",
+            "closing the connection of %s: it holds %d of %d buffered bytes, over the limit of %d "
+            "(DYNAMO_FAST_MAX_BUFFERED_REQUEST_BYTES)",
+            _peer(self._transport),
+            self._held,
+            total,
+            limit,
+        )
+        self._server._closed(self)
+        self.abort()
+
     def _answer(self, message: TcpRequestMessage) -> bytes:
         accept = self._server._find(bytes(message.endpoint_path))
         if accept is None:
-            return _unknown(bytes(message.endpoint_path))
+            return self._refuse("unknown", _unknown(bytes(message.endpoint_path)))
         try:
             accept(message, self._server.admission.submit)
+        except ResourceExhausted as refusal:
+            self._is_known()
+            return self._refuse("overloaded", str(refusal))
         except RequestRefused as refusal:
-            return _refusal(str(refusal))
+            return self._refuse("unavailable", str(refusal))
+        if self._new:
+            self._is_known()
         return _ACCEPTED
 
+    def _refuse(self, cause: str, text: str) -> bytes:
+        self._server.log.tell(cause, "refusing a request of %s: %r", _peer(self._transport), text[:_SHOWN])
+        return _refusal(text)
+
+    def _is_known(self) -> None:
+        self._new = False
+        self._server._new.discard(self)
+
     def _restart_deadlines(self, got_request: bool) -> None:
-        idle, unfinished = self._server._idle, self._server._unfinished
+        idle, unfinished, pending = self._server._idle, self._server._unfinished, self._decoder.pending
         if got_request:
             idle.discard(self)
             idle.add(self)
             unfinished.discard(self)
-        if not self._decoder.pending:
+        if not pending:
             unfinished.discard(self)
         elif self not in unfinished:
             unfinished.add(self)
+        if pending or self._held:
+            self._hold(pending)
+
+    def _hold(self, pending: int) -> None:
+        self._held = pending + self._unread
+        self._server.buffered.hold(self, self._held)
 
 
 def _read_error(error: CodecError) -> str:
@@ -216,11 +311,11 @@ def _read_error(error: CodecError) -> str:
     return f"Read error: {error}"
 
 
-def _unknown(path: bytes) -> bytes:
+def _unknown(path: bytes) -> str:
     try:
-        return _refusal(f"Server unavailable: unknown endpoint {path.decode()}")
+        return f"Server unavailable: unknown endpoint {path.decode()}"
     except UnicodeDecodeError:
-        return _refusal("Invalid endpoint path")
+        return "Invalid endpoint path"
 
 
 def _refusal(text: str) -> bytes:

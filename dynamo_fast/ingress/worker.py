@@ -136,6 +136,8 @@ class ServedEndpoint:
             handler,
             endpoint,
             dialler=worker.dialler,
+            admission=worker.server.admission,
+            buffered=worker.server.buffered,
             config=worker.config,
             metrics=self.metrics,
             worker_metrics=worker.metrics,

@@ -319,7 +319,7 @@ async def test_a_payload_that_is_no_message_is_refused(worker: Worker, payload: 
 # The address to dial back
 
 
-@pytest.mark.parametrize("address", ["nowhere", "host:80", "[::1", ""])
+@pytest.mark.parametrize("address", ["nowhere", "host:80", "[::1", "", "127.0.0.1:65536"])
 async def test_what_is_no_address_is_refused(worker: Worker, address: str) -> None:
     async with Requester(address_of(worker)) as requester:
         control = requester.control("x", connection_info=requester.connection_info("x", address=address))

@@ -1,0 +1,50 @@
+"""`BufferedBytes`: how much memory the peers of a worker may make it hold for what they have not finished."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+__all__ = ["BufferedBytes", "Holder"]
+
+
+class Holder(Protocol):
+    """A connection that holds bytes."""
+
+    def crowded_out(self, total: int, limit: int) -> None:
+        """All connections hold `total` bytes, more than `limit`, and this one most of them: it must close now."""
+
+
+class BufferedBytes:
+    """The bytes that the connections of one worker hold, and the limit of their sum.
+
+    Owned by the request server. Connections report what they hold whenever it changes, and release it when they are
+    lost; a connection that holds nothing is not in the table, and costs nothing.
+    """
+
+    __slots__ = ("_held", "limit", "total")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.total = 0
+        """Bytes held by all connections together."""
+        self._held: dict[Holder, int] = {}
+
+    def hold(self, holder: Holder, size: int) -> None:
+        """`holder` holds `size` bytes now. If that is too much in total, the one that holds most is closed."""
+        self.total += size - self._held.get(holder, 0)
+        if size:
+            self._held[holder] = size
+            if self.total > self.limit:
+                self._close_largest()
+        else:
+            self._held.pop(holder, None)
+
+    def release(self, holder: Holder) -> None:
+        """`holder` holds nothing any more."""
+        self.total -= self._held.pop(holder, 0)
+
+    def _close_largest(self) -> None:
+        while self.total > self.limit:
+            total, largest = self.total, max(self._held, key=self._held.__getitem__)
+            self.release(largest)
+            largest.crowded_out(total, self.limit)

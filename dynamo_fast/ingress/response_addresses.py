@@ -1,0 +1,49 @@
+"""Which addresses a requester may have the worker dial.
+
+A request names the address of its response stream, and a bidirectional one that of its input. Both are read before the
+request is acknowledged: an address that cannot be dialled is a refusal, not a call that is never answered.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import lru_cache
+
+from dynamo_fast.config import IpNetwork, WorkerConfig
+from dynamo_fast.errors import Unavailable
+from dynamo_fast.wire.address import split_host_port
+
+__all__ = ["ResponseAddresses", "host_and_port"]
+
+host_and_port = lru_cache(maxsize=4096)(split_host_port)
+
+
+class ResponseAddresses:
+    """The networks of `DYNAMO_FAST_RESPONSE_NETWORKS`; with none of them, every address is allowed."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._networks = tuple(_unmapped(network) for network in config.allowed_networks)
+        self._is_allowed = lru_cache(maxsize=4096)(self._lies_within)
+
+    def check(self, address: str) -> None:
+        """Raises InvalidAddress if it is no `IP:PORT`, and Unavailable if it is in none of the networks."""
+        host, _ = host_and_port(address)
+        if self._networks and not self._is_allowed(host):
+            raise Unavailable(
+                f"Server unavailable: this worker may not dial {address} for its response (DYNAMO_FAST_RESPONSE_NETWORKS)"
+            )
+
+    def _lies_within(self, host: str) -> bool:
+        address = ipaddress.ip_address(host)
+        if isinstance(address, ipaddress.IPv6Address):
+            address = address.ipv4_mapped or address
+        return any(address in network for network in self._networks)
+
+
+def _unmapped(network: IpNetwork) -> IpNetwork:
+    """The IPv4 network that an IPv4-mapped one (::ffff:a.b.c.d) stands for; any other as it is."""
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= 96:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return ipaddress.IPv4Network((int(mapped), network.prefixlen - 96))
+    return network

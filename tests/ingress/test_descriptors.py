@@ -1,0 +1,117 @@
+"""A worker that runs out of descriptors refuses requests before it acknowledges them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ingress.conftest import Start, address_of
+from tests.ingress.requester import Requester
+from tests.ingress.test_push_handler import data_of
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of open files")
+
+#: Far below the 120 s for which a caller waits for a worker that never dials.
+LIMIT = 30.0
+
+
+@asynccontextmanager
+async def few_descriptors(files: int, backend: str = "") -> AsyncIterator[asyncio.subprocess.Process]:
+    """A worker that may have `files` open files, on the event loop of this test."""
+    loop = "uvloop" if type(asyncio.get_running_loop()).__module__.startswith("uvloop") else "asyncio"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.ingress.few_descriptors", loop, str(files), *([backend] if backend else [])),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def address_from(process: asyncio.subprocess.Process) -> str:
+    assert process.stdout is not None
+    return (await asyncio.wait_for(process.stdout.readline(), LIMIT)).decode().strip()
+
+
+async def send_all(requester: Requester, count: int) -> tuple[list[str], list[str]]:
+    """Send `count` requests at once. Returns the subjects that were acknowledged, and the texts of the refusals."""
+    subjects = []
+    for _ in range(count):
+        requester.send(requester.control(), b"1")
+        subjects.append(requester.subject)
+    acks = [await requester.ack() for _ in range(count)]
+    taken = [subject for subject, ack in zip(subjects, acks, strict=True) if not ack]
+    return taken, [ack for ack in acks if ack]
+
+
+async def test_every_acknowledged_request_is_dialled() -> None:
+    async with few_descriptors(256) as process, Requester(await address_from(process)) as requester:
+        taken, refusals = await send_all(requester, 600)
+        answers = await asyncio.wait_for(asyncio.gather(*(requester.dialled(each) for each in taken)), LIMIT)
+        assert len(taken) > 100  # a limit of 256 leaves room for these
+        assert len(taken) + len(refusals) == 600
+        for refusal in refusals:
+            assert refusal.startswith("Server overloaded: ")
+            assert "of 256 open files" in refusal
+            assert "ulimit -n" in refusal
+        assert process.stdin is not None
+        process.stdin.write(b"\n")
+        for answer in answers:
+            await answer.read()
+            assert await data_of(answer) == ["done"]
+        again, _ = await send_all(requester, 1)  # what was lost is not held against the next
+        await requester.dialled(again[0])
+
+
+async def test_a_middle_tier_answers_or_refuses_every_request(start: Start) -> None:
+    """It serves and calls, so that each of its requests needs two descriptors."""
+    arrived = 0
+    changed = asyncio.Condition()
+    released = asyncio.Event()
+
+    async def backend(request: Any) -> AsyncIterator[Any]:
+        nonlocal arrived
+        arrived += 1
+        async with changed:
+            changed.notify_all()
+        await released.wait()
+        yield "done"
+
+    refused = 0
+
+    async def answered(requester: Requester, subject: str) -> bool:
+        nonlocal refused
+        answer = await requester.dialled(subject)
+        await answer.read()
+        item, _ = await answer.items()
+        if item["data"].get("event") != "error":
+            return True
+        assert "ulimit -n" in str(item)
+        refused += 1
+        async with changed:
+            changed.notify_all()
+        return False
+
+    worker = await start(backend)
+    async with few_descriptors(256, address_of(worker)) as process, Requester(await address_from(process)) as requester:
+        taken, refusals = await send_all(requester, 200)
+        answers = [asyncio.ensure_future(answered(requester, each)) for each in taken]
+        async with changed:  # every one is held by the backend, or was refused
+            await asyncio.wait_for(changed.wait_for(lambda: arrived + refused == len(taken)), LIMIT)
+        released.set()
+        results = await asyncio.wait_for(asyncio.gather(*answers), LIMIT)
+        assert all(refusal.startswith("Server overloaded: ") for refusal in refusals)
+        assert results.count(True) > 50
+        # What was acknowledged had room for its own call as well.
+        assert results.count(False) <= 10
