@@ -19,7 +19,7 @@ FLOORS = [
     {"egress", "ingress", "discovery"},
     {"runtime"},
     {"conformance"},
-    {"cli"},
+    {"cli", "testing"},
     {"__main__"},
 ]
 #: One may import another of its floor: a worker is told where to register.
