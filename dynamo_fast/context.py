@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import threading
 from collections.abc import Callable, Mapping
 
+from dynamo_fast.logs import get_logger
 from dynamo_fast.wire.ids import random_uuid
 
 __all__ = ["Context"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Two threads may take the same step at once, and it is told once. One lock for all contexts: it is held for two
 # assignments, and only when a context is cancelled.

@@ -11,7 +11,6 @@ one in each data frame, then how it ended:
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ from dynamo_fast.codec import TwoPartDecoder
 from dynamo_fast.context import Context
 from dynamo_fast.errors import CodecError, PayloadError
 from dynamo_fast.ingress.buffered_bytes import BufferedBytes
+from dynamo_fast.logs import get_logger
 from dynamo_fast.net.sockets import keep_alive
 from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.payload import PayloadCodec
@@ -26,7 +26,7 @@ from dynamo_fast.wire.stream import Event, classify
 
 __all__ = ["RequestStream"]
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # Items that wait for the handler before the router is no longer read, and how few are left when it is read again.
 _HIGH_WATER, _LOW_WATER = 64, 16

@@ -93,7 +93,13 @@ class Listener:
         self._loop.call_soon(self._wait_for_room)
 
     async def _open(self) -> None:
-        endpoint = _Duplicate(self, self._socket, self._backlog)
+        if self._socket.fileno() < 0:  # closed before this task had its turn
+            return
+        try:
+            endpoint = _Duplicate(self, self._socket, self._backlog)
+        except OSError as error:
+            self.pause(error)
+            return
         try:
             server = await self._loop.create_server(self._accepted, sock=endpoint, backlog=_ACCEPTS_PER_TURN)
         except BaseException:

@@ -16,7 +16,7 @@ from tests.conftest import POLICIES
 from tests.egress.raw_worker import FINAL, OK_PROLOGUE, SENTINEL, two_part
 
 ROUTER = """
-import asyncio, json, logging, resource, sys
+import asyncio, json, logging, os, resource, sys
 from dynamo_fast.config import ResponseServerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.egress.response_server import TcpStreamServer
@@ -26,12 +26,13 @@ else:
     from asyncio import run
 
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
 
 async def main():
     config = ResponseServerConfig(host="127.0.0.1", max_streams=200, handshake_timeout=60)
     server = await TcpStreamServer.create(config)
     receivers = [server.register(Context()) for _ in range(100)]
+    files = [open(os.devnull) for _ in range(120)]  # an engine takes what was promised to the calls
     print(json.dumps([server.address, [each.subject for each in receivers]]), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
     print(sum(len(each.frames) for each in receivers), flush=True)
