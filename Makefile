@@ -2,7 +2,7 @@
 # index is needed. `make PYTHON=python3.12 ...` takes another interpreter, VENV another folder.
 PYTHON ?= python3
 VENV   ?= .venv
-BIN    := $(VENV)/bin
+BIN    := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 say     = @printf '\n==> %s\n' $(1)
 
