@@ -6,7 +6,7 @@ BIN    := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 say     = @printf '\n==> %s\n' $(1)
 
-.PHONY: record-compat help demo test lint bench fuzz sanitize wheels peers architecture clean
+.PHONY: record-compat help demo test lint bench fuzz sanitize wheels peers architecture mutants clean
 
 help:
 	@echo "make demo    build, then a router streams from a worker, in two processes"
@@ -18,6 +18,7 @@ help:
 	@echo "make wheels  dist/: the sdist and its wheels, each tested on its own, for each Python found here"
 	@echo "make peers   .peers/: real Dynamo 1.3.1 and 1.6.1, each in an environment of its own"
 	@echo "make architecture  docs/figures/architecture.svg: the packages and who imports whom, from the code"
+	@echo "make mutants  put each kept fault into the code: the test that knows it must fail"
 	@echo "make record-compat   tests/compat/expected: ask real Dynamo again"
 	@echo "make clean   remove what was built"
 
@@ -75,6 +76,10 @@ sanitize: $(VENV)/.test
 wheels: $(VENV)/.wheels
 	$(call say,"the distributions in dist/")
 	@$(BIN)/python scripts/wheels.py
+
+mutants: $(VENV)/.test
+	$(call say,"the kept mutants")
+	@$(BIN)/python -m tests.mutants.run
 
 architecture: $(VENV)/.test
 	@$(BIN)/python -m scripts.architecture
