@@ -28,7 +28,10 @@ demo: $(VENV)/.demo
 test: lint
 	@$(MAKE) --no-print-directory peers || echo "==> no real Dynamo: the tests against it will be skipped"
 	$(call say,"tests: $$($(BIN)/python -c 'from dynamo_fast import codec; print("codec backend", codec.BACKEND)')")
-	@$(BIN)/python -m pytest
+	@rm -f .coverage .coverage.*
+	@$(BIN)/python -m coverage run -m pytest
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage report --skip-covered
 
 lint: $(VENV)/.test
 	$(call say,"ruff")
