@@ -2,11 +2,11 @@
 # index is needed. `make PYTHON=python3.12 ...` takes another interpreter, VENV another folder.
 PYTHON ?= python3
 VENV   ?= .venv
-BIN    := $(VENV)/bin
+BIN    := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 say     = @printf '\n==> %s\n' $(1)
 
-.PHONY: record-compat help demo test lint bench fuzz sanitize wheels peers clean
+.PHONY: record-compat help demo test lint bench fuzz sanitize wheels peers architecture mutants clean
 
 help:
 	@echo "make demo    build, then a router streams from a worker, in two processes"
@@ -17,6 +17,8 @@ help:
 	@echo "make sanitize  the tests of the codec with every check: Python's, and ASan, UBSan and assertions in C (Linux)"
 	@echo "make wheels  dist/: the sdist and its wheels, each tested on its own, for each Python found here"
 	@echo "make peers   .peers/: real Dynamo 1.3.1 and 1.6.1, each in an environment of its own"
+	@echo "make architecture  docs/figures/architecture.svg: the packages and who imports whom, from the code"
+	@echo "make mutants  put each kept fault into the code: the test that knows it must fail"
 	@echo "make record-compat   tests/compat/expected: ask real Dynamo again"
 	@echo "make clean   remove what was built"
 
@@ -26,7 +28,10 @@ demo: $(VENV)/.demo
 test: lint
 	@$(MAKE) --no-print-directory peers || echo "==> no real Dynamo: the tests against it will be skipped"
 	$(call say,"tests: $$($(BIN)/python -c 'from dynamo_fast import codec; print("codec backend", codec.BACKEND)')")
-	@$(BIN)/python -m pytest
+	@rm -f .coverage .coverage.*
+	@$(BIN)/python -m coverage run -m pytest
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage report --skip-covered
 
 lint: $(VENV)/.test
 	$(call say,"ruff")
@@ -74,6 +79,13 @@ sanitize: $(VENV)/.test
 wheels: $(VENV)/.wheels
 	$(call say,"the distributions in dist/")
 	@$(BIN)/python scripts/wheels.py
+
+mutants: $(VENV)/.test
+	$(call say,"the kept mutants")
+	@$(BIN)/python -m tests.mutants.run
+
+architecture: $(VENV)/.test
+	@$(BIN)/python -m scripts.architecture
 
 record-compat: peers $(VENV)/.test
 	@$(BIN)/python -m tests.compat.record

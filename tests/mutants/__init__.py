@@ -1,0 +1,1 @@
+"""Faults that were put into the code by hand, and the test that sees each: `make mutants`."""
