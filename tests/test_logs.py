@@ -12,7 +12,7 @@ import pytest
 
 from dynamo_fast.logs import MAX_TRACEBACK, TRACEBACK_PREFIX, get_logger
 from dynamo_fast.wire.text import MAX_SHOWN
-from tests.test_layers import MODULES, PACKAGE
+from scripts.architecture import PACKAGE, modules
 
 HOSTILE = "a\nERROR forged\r\x1b[2J\x07\x9b31m\u2028\u202etxet\x00\x7f\ud800"
 EXEMPT = {
@@ -94,7 +94,7 @@ def test_the_exception_itself_is_left_to_handlers_that_want_it(log: tuple[loggin
     assert records[0].msg == "it failed with %s"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_every_module_has_its_logger_from_here(path: Path) -> None:
     name = path.relative_to(PACKAGE).as_posix()
     used = {
