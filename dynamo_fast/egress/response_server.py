@@ -33,7 +33,7 @@ from dynamo_fast.errors import (
     RemoteError,
     ResourceExhausted,
 )
-from dynamo_fast.net.addresses import advertised_ip, local_ip
+from dynamo_fast.net.addresses import resolve
 from dynamo_fast.net.listener import listening_socket
 from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.address import EndpointInstanceId, join_host_port
@@ -83,13 +83,13 @@ class TcpStreamServer:
         self._inputs: dict[str, RequestSender] = {}
         self._tombstones: dict[EndpointInstanceId, float] = {}
         self._closed = False
-        ip = local_ip(config.host, "DYN_TCP_RESPONSE_STREAM_HOST")
+        listening = resolve(config.host, "DYN_TCP_RESPONSE_STREAM_HOST")
         self._max_streams = config.max_streams or _affordable_streams()
         # The event loop's own accept loop: one connection a request is the protocol's price, and this is the cheapest
         # way to pay it. It has no answer to running out of descriptors, which `max_streams` keeps from happening.
-        self._socket = listening_socket(ip, config.port, config.backlog)
+        self._socket = listening_socket(listening.bind_ip, config.port, config.backlog)
         self._server: asyncio.AbstractServer | None = None
-        self.address = join_host_port(advertised_ip(ip), self._socket.getsockname()[1])
+        self.address = join_host_port(listening.advertised_ip, self._socket.getsockname()[1])
         """What workers dial, `host:port`."""
 
     @classmethod

@@ -18,7 +18,7 @@ from dynamo_fast.egress.instance_table import InstanceTable
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.errors import Disconnected, InvalidConfig
 from dynamo_fast.ingress.worker import Worker
-from dynamo_fast.net.addresses import advertised_ip
+from dynamo_fast.net.addresses import resolve
 from dynamo_fast.observability.status_server import Health, StatusServer
 from dynamo_fast.runtime.client import Client
 from dynamo_fast.runtime.endpoint import Endpoint
@@ -91,7 +91,7 @@ class DistributedRuntime:
         if self._status is None:
             return None
         ip, port = self._status.address
-        return f"http://{join_host_port(advertised_ip(ip), port)}"
+        return f"http://{join_host_port(resolve(ip, 'DYN_SYSTEM_HOST').advertised_ip, port)}"
 
     def register_engine_route(self, name: str, callback: Callable[..., Any]) -> None:
         """Answer `/engine/{name}` of the status server with `await callback(body)`; nothing without that server."""
