@@ -18,7 +18,7 @@ from dynamo_fast.egress.response_connection import ResponseConnection
 from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.egress.stream_registry import StreamRegistry
 from dynamo_fast.errors import ResourceExhausted
-from dynamo_fast.net.addresses import advertised_ip, local_ip
+from dynamo_fast.net.addresses import resolve
 from dynamo_fast.net.descriptors import PROCESS
 from dynamo_fast.net.listener import Listener
 from dynamo_fast.wire.address import join_host_port
@@ -40,11 +40,11 @@ class TcpStreamServer(StreamRegistry):
             self.loop, config.handshake_timeout, lambda connection: connection.step(Event.TIMEOUT)
         )
         self.connections: set[ResponseConnection] = set()
-        ip = local_ip(config.host, "DYN_TCP_RESPONSE_STREAM_HOST")
+        listening = resolve(config.host, "DYN_TCP_RESPONSE_STREAM_HOST")
         self._max_streams = config.max_streams or sys.maxsize
         PROCESS.add(self, calls=True)
-        self._listener = Listener(ip, config.port, config.backlog, partial(ResponseConnection, self))
-        self.address = join_host_port(advertised_ip(ip), self._listener.port)
+        self._listener = Listener(listening.bind_ip, config.port, config.backlog, partial(ResponseConnection, self))
+        self.address = join_host_port(listening.advertised_ip, self._listener.port)
 
     @classmethod
     async def create(cls, config: ResponseServerConfig | None = None) -> TcpStreamServer:

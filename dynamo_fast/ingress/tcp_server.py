@@ -32,7 +32,7 @@ from dynamo_fast.errors import CodecError, MessageTooLarge, RequestRefused, Reso
 from dynamo_fast.ingress.admission import Admission, Submit
 from dynamo_fast.ingress.buffered_bytes import BufferedBytes
 from dynamo_fast.logs import get_logger
-from dynamo_fast.net.addresses import advertised_ip, local_ip
+from dynamo_fast.net.addresses import Listening, resolve
 from dynamo_fast.net.descriptors import PROCESS
 from dynamo_fast.net.listener import Listener
 from dynamo_fast.observability import frame_log
@@ -69,6 +69,7 @@ class SharedTcpServer:
         self.log = LimitedLog(loop, logger)
         self._endpoints: dict[bytes, Accept] = {}
         self._aliases: dict[bytes, set[bytes]] = {}
+        self._listening: Listening | None = None
         self._listener: Listener | None = None
         self._connections: set[_RequestConnection] = set()
         # Ordered by the last request: the first connection is the one that has been silent for longest.
@@ -83,15 +84,17 @@ class SharedTcpServer:
 
     async def start(self) -> None:
         """Listen. Raises OSError if the port is taken, InvalidConfig if the host means no address."""
-        ip = local_ip(self.config.host, "DYN_TCP_RPC_HOST")
-        self._listener = Listener(ip, self.config.port, self.config.backlog, lambda: _RequestConnection(self))
+        self._listening = resolve(self.config.host, "DYN_TCP_RPC_HOST")
+        self._listener = Listener(
+            self._listening.bind_ip, self.config.port, self.config.backlog, lambda: _RequestConnection(self)
+        )
 
     @property
     def address(self) -> str:
         """`ip:port`, as it stands in instance records (IPv6 in brackets)."""
-        if self._listener is None:
+        if self._listening is None or self._listener is None:
             raise RuntimeError("the server has no address before start()")
-        return join_host_port(advertised_ip(self._listener.ip), self._listener.port)
+        return join_host_port(self._listening.advertised_ip, self._listener.port)
 
     def register(self, path: str, accept: Accept, alias: str = "") -> None:
         """Serve `path`, in place of whoever served it. Also under `alias`, as long as no other path has the same one.

@@ -22,12 +22,13 @@ from typing import Any, Literal
 from dynamo_fast.config import HealthCheckConfig, TcpServerConfig, WorkerConfig, env_text
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.discovery.file import FileDiscovery
-from dynamo_fast.errors import DynamoError
+from dynamo_fast.errors import DynamoError, InvalidConfig
 from dynamo_fast.ingress.canary import Canary
 from dynamo_fast.ingress.push_handler import Handler, PushHandler
 from dynamo_fast.ingress.response_client import Dialler
 from dynamo_fast.ingress.tcp_server import SharedTcpServer
 from dynamo_fast.logs import get_logger
+from dynamo_fast.observability.system_status import SystemStatus
 from dynamo_fast.observability.worker_metrics import EndpointMetrics, WorkerMetrics
 from dynamo_fast.wire.address import EndpointId, endpoint_path, legacy_endpoint_path
 from dynamo_fast.wire.instance import Instance, TransportType
@@ -46,6 +47,7 @@ class Worker:
         discovery: Discovery,
         config: WorkerConfig | None = None,
         server_config: TcpServerConfig | None = None,
+        status: SystemStatus | None = None,
     ) -> None:
         self.discovery = discovery
         self.config = config or WorkerConfig.from_env()
@@ -56,6 +58,11 @@ class Worker:
         self.endpoints: dict[EndpointId, ServedEndpoint] = {}
         self.replaced: set[ServedEndpoint] = set()
         """Those that another handler took the place of, while their last requests are being answered."""
+        self._owns_status = status is None
+        self._has_served = False
+        self.status = status or SystemStatus(discovery.connection_id)
+        """Health and metrics over HTTP (`DYN_SYSTEM_PORT`). Unless it was given, the worker is well once it serves."""
+        self.status.serving = self
 
     @classmethod
     async def start(
@@ -63,13 +70,22 @@ class Worker:
         discovery: Discovery,
         config: WorkerConfig | None = None,
         server_config: TcpServerConfig | None = None,
+        status: SystemStatus | None = None,
     ) -> Worker:
         """A worker that listens and serves nothing yet. Settings that are not given are read from the environment.
 
-        Raises OSError if the port is taken, InvalidConfig for a setting.
+        A `status` that is given was opened, and is closed, by its owner. Raises OSError if the port is taken, InvalidConfig
+        for a setting.
         """
-        worker = cls(discovery, config, server_config)
+        worker = cls(discovery, config, server_config, status)
         await worker.server.start()
+        try:
+            if status is None:
+                worker.status.open()
+        except InvalidConfig:
+            await worker.server.close()
+            raise
+        worker.status.start()
         return worker
 
     async def serve(
@@ -97,6 +113,10 @@ class Worker:
         await served.register()
         if earlier is not None:
             earlier.retire()
+        if health_check_payload is not None:
+            self.status.checked_endpoints.add(endpoint)
+        if self._owns_status and not self._has_served:
+            self._has_served = self.status.healthy = True
         return served
 
     def record(self, endpoint: EndpointId) -> Instance:
@@ -116,6 +136,8 @@ class Worker:
         await self.dialler.all_closed()
         await self.server.close()
         await self.discovery.close()
+        if self._owns_status:
+            await self.status.close()
 
 
 class ServedEndpoint:

@@ -29,9 +29,13 @@ _RESERVE = 32
 
 
 def listening_socket(ip: str, port: int, backlog: int) -> socket.socket:
-    """A listening TCP socket whose connections are kept alive. Raises OSError if the port is taken."""
+    """A listening TCP socket whose connections are kept alive; `::` takes IPv4, too.
+
+    Raises OSError if the port is taken.
+    """
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
-    endpoint = socket.create_server((ip, port), family=family, backlog=backlog)
+    both = ip == "::" and socket.has_dualstack_ipv6()
+    endpoint = socket.create_server((ip, port), family=family, backlog=backlog, dualstack_ipv6=both)
     endpoint.setblocking(False)
     keep_alive(endpoint)
     return endpoint

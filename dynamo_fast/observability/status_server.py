@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dynamo_fast.config import StatusConfig
-from dynamo_fast.errors import InvalidConfig
+from dynamo_fast.errors import InvalidConfig, PayloadError
 from dynamo_fast.logs import get_logger
+from dynamo_fast.net.addresses import resolve
+from dynamo_fast.net.listener import listening_socket
+from dynamo_fast.wire.address import join_host_port
+from dynamo_fast.wire.payload import PayloadCodec
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -19,6 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["EngineRoute", "Health", "StatusServer"]
 
 logger = get_logger(__name__)
+
+_BACKLOG = 128
+_MAX_BODY = 2 * 1024 * 1024
+"""The largest body that an engine route takes, in bytes; Dynamo's limit."""
 
 EngineRoute = Callable[[Any], Awaitable[Any]]
 
@@ -33,7 +40,7 @@ class Health(NamedTuple):
 class StatusServer:
     """Listens from the moment that it is made; answers on the event loop once `start` was called there.
 
-    Raises OSError if the port is taken, InvalidConfig without aiohttp.
+    Raises OSError if the port is taken or the host is unknown, InvalidConfig without aiohttp or for a host that is none.
     """
 
     def __init__(self, config: StatusConfig, health: Callable[[], Health], metrics: Callable[[], bytes]) -> None:
@@ -46,15 +53,12 @@ class StatusServer:
         self._health = health
         self._metrics = metrics
         self._started = time.monotonic()
-        self._socket = socket.create_server((config.host, config.port))
+        listening = resolve(config.host, "DYN_SYSTEM_HOST", names=True)
+        self._socket = listening_socket(listening.bind_ip, config.port, _BACKLOG)
+        self.address = join_host_port(listening.advertised_ip, self._socket.getsockname()[1])
+        """Where others reach it, `IP:PORT`."""
         self._runner: web.AppRunner | None = None
         self._starting: asyncio.Task[None] | None = None
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """The IP address and the port where it listens."""
-        ip, port = self._socket.getsockname()[:2]
-        return ip, port
 
     def start(self) -> None:
         """Answer from now on."""
@@ -72,7 +76,7 @@ class StatusServer:
     async def _start(self) -> None:
         from aiohttp import web
 
-        application = web.Application()
+        application = web.Application(client_max_size=_MAX_BODY)
         for path in dict.fromkeys((self._config.health_path, self._config.live_path)):
             application.router.add_get(path, self._answer_health)
         application.router.add_get("/metrics", self._answer_metrics)
@@ -108,13 +112,20 @@ class StatusServer:
         callback = self.engine_routes.get(name)
         if callback is None:
             return _error("Route not found", f"Route /engine/{name} not found", 404)
+        if request.method != "POST":
+            message = f"engine routes take POST, not {request.method}"
+            return _error("Method not allowed", message, 405, allow="POST")
+        # A web page may send a form or plain text to any address without asking, but not JSON: the browser asks first.
+        if request.content_type.lower() != "application/json":
+            given = request.headers.get("content-type", "")
+            return _error("Unsupported media type", f"engine routes take application/json, not {given!r}", 415)
         body = await request.read()
         try:
-            value = json.loads(body) if body else {}
-        except ValueError as error:
+            value = PayloadCodec.JSON.decode(body) if body else {}
+        except PayloadError as error:
             return _error("Invalid JSON", str(error), 400)
         try:
-            return _text(_compact(await callback(value)), 200)
+            return _text(PayloadCodec.JSON.encode(await callback(value)).decode(), 200)
         except Exception as error:
             logger.warning("the engine route %s failed", name, exc_info=error)
             return _error("Handler error", f"Python callback failed: {type(error).__name__}: {error}", 500)
@@ -128,11 +139,13 @@ def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def _error(error: str, message: str, status: int) -> web.Response:
-    return _text(_compact({"error": error, "message": message}), status)
+def _error(error: str, message: str, status: int, **headers: str) -> web.Response:
+    return _text(_compact({"error": error, "message": message}), status, **headers)
 
 
-def _text(text: str, status: int) -> web.Response:
+def _text(text: str, status: int, **headers: str) -> web.Response:
     from aiohttp import web
 
-    return web.Response(body=text.encode(), status=status, headers={"content-type": "text/plain; charset=utf-8"})
+    # An error may quote a lone surrogate.
+    body = text.encode(errors="backslashreplace")
+    return web.Response(body=body, status=status, headers={"content-type": "text/plain; charset=utf-8", **headers})

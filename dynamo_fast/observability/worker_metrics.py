@@ -18,7 +18,7 @@ from dynamo_fast.wire.address import EndpointId
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-__all__ = ["PERMIT_WAIT", "EndpointMetrics", "Pool", "WorkerMetrics"]
+__all__ = ["PERMIT_WAIT", "EndpointMetrics", "Pool", "WorkerMetrics", "uptime_metric"]
 
 _DURATION = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 _TRANSIT = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1)
@@ -111,11 +111,7 @@ class WorkerMetrics:
         """What prometheus-client calls at each scrape."""
         yield from self._endpoint_metrics()
         yield from self._pool_metrics()
-        uptime = _metric(
-            "dynamo_component_uptime_seconds", "Total uptime of the DistributedRuntime in seconds", "gauge"
-        )
-        uptime.add_sample(uptime.name, {"worker_id": self.worker_id}, time.monotonic() - self.started)
-        yield uptime
+        yield uptime_metric(self.worker_id, self.started)
         for name, documentation, histogram in (
             (
                 "network_transit_seconds",
@@ -228,6 +224,13 @@ class WorkerMetrics:
             metric = _metric(name, documentation, kind)
             metric.add_sample(name + ("_total" if kind == "counter" else ""), {}, value)
             yield metric
+
+
+def uptime_metric(worker_id: str, started: float) -> Metric:
+    """How long a process has been up, from `time.monotonic()` at its start. `worker_id` is in hexadecimal."""
+    metric = _metric("dynamo_component_uptime_seconds", "Total uptime of the DistributedRuntime in seconds", "gauge")
+    metric.add_sample(metric.name, {"worker_id": worker_id}, time.monotonic() - started)
+    return metric
 
 
 def _metric(name: str, documentation: str, kind: str) -> Metric:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
-
-from dynamo_fast.config import StatusConfig
 from dynamo_fast.discovery.connect import check_kind, connect
 from dynamo_fast.egress.addressed_router import AddressedPushRouter
 from dynamo_fast.egress.instance_table import InstanceTable
@@ -18,12 +14,11 @@ from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.errors import Disconnected, InvalidConfig
 from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.logs import get_logger
-from dynamo_fast.net.addresses import advertised_ip
-from dynamo_fast.observability.status_server import Health, StatusServer
+from dynamo_fast.observability.system_status import SystemStatus
 from dynamo_fast.runtime.client import Client
 from dynamo_fast.runtime.endpoint import Endpoint
 from dynamo_fast.runtime.exceptions import NotOffered, argument_error
-from dynamo_fast.wire.address import EndpointId, join_host_port
+from dynamo_fast.wire.address import EndpointId
 
 __all__ = ["DistributedRuntime"]
 
@@ -57,12 +52,8 @@ class DistributedRuntime:
         self._worker: asyncio.Task[Worker] | None = None
         self._router: asyncio.Task[AddressedPushRouter] | None = None
         self._tables: dict[EndpointId, asyncio.Task[InstanceTable]] = {}
-        self._status_config = StatusConfig.from_env()
-        self._healthy = self._status_config.starting_status == "ready"
-        self._started = time.monotonic()
-        self.checked_endpoints: set[EndpointId] = set()
-        """Those that were served with a payload for health checks: on them depends whether the process is well."""
-        self._status = self._open_status_server()
+        self._status = SystemStatus(self._discovery.connection_id)
+        self._open_status()
         self._closing: asyncio.Task[None] | None = None
         self._end: asyncio.Future[None] | None = None
         self._shut_down = False
@@ -84,19 +75,15 @@ class DistributedRuntime:
 
     def set_health_status(self, healthy: bool) -> None:
         """Say whether this process is well."""
-        self._healthy = healthy
+        self._status.healthy = healthy
 
     def system_status_server_url(self) -> str | None:
         """Where the status server answers; None if there is none (`DYN_SYSTEM_PORT` is not set)."""
-        if self._status is None:
-            return None
-        ip, port = self._status.address
-        return f"http://{join_host_port(advertised_ip(ip), port)}"
+        return self._status.url
 
     def register_engine_route(self, name: str, callback: Callable[..., Any]) -> None:
-        """Answer `/engine/{name}` of the status server with `await callback(body)`; nothing without that server."""
-        if self._status is not None:
-            self._status.engine_routes[name] = callback
+        """Answer `POST /engine/{name}` of the status server with `await callback(body)`; nothing without that server."""
+        self._status.register_engine_route(name, callback)
 
     def to_capsule(self) -> Any:
         """Not offered: it is for other bindings of Rust. Raises NotOffered."""
@@ -130,7 +117,7 @@ class DistributedRuntime:
         """What serves the endpoints; one for all of them."""
         self._check_open()
         if self._worker is None:
-            self._worker = asyncio.ensure_future(Worker.start(self._discovery))
+            self._worker = asyncio.ensure_future(Worker.start(self._discovery, status=self._status))
         return await asyncio.shield(self._worker)
 
     async def register(self, endpoint: EndpointId) -> tuple[()]:
@@ -172,54 +159,13 @@ class DistributedRuntime:
         if self._shut_down:
             raise Disconnected("Watch on bucket 'v1/instances' was cancelled before it was established")
 
-    # Status
-
-    def _open_status_server(self) -> StatusServer | None:
-        if self._status_config.port < 0:
-            return None
+    def _open_status(self) -> None:
+        self._status.open()
         try:
-            server = StatusServer(self._status_config, self._health, self._metrics)
-        except OSError as error:
-            logger.error("no status server: %s:%d: %s", self._status_config.host, self._status_config.port, error)
-            return None
-        try:
-            server.start()
+            self._status.start()
         except RuntimeError:  # no loop runs yet
             if isinstance(self._event_loop, asyncio.AbstractEventLoop):
-                self._event_loop.call_soon_threadsafe(server.start)
-        return server
-
-    def _running_worker(self) -> Worker | None:
-        if self._worker is None or not self._worker.done() or self._worker.cancelled() or self._worker.exception():
-            return None
-        return self._worker.result()
-
-    def _health(self) -> Health:
-        worker = self._running_worker()
-        served = {} if worker is None else worker.endpoints
-        endpoints = {endpoint.name: each.ready for endpoint, each in served.items()}
-        wanted = self._status_config.endpoint_names
-        endpoints.update({name: False for name in wanted if name not in endpoints})
-        if wanted:
-            return Health(all(endpoints[name] for name in wanted), endpoints)
-        if self.checked_endpoints:
-            return Health(all(each in served and served[each].ready for each in self.checked_endpoints), endpoints)
-        return Health(self._healthy, endpoints)
-
-    def _metrics(self) -> bytes:
-        worker = self._running_worker()
-        registry = CollectorRegistry()
-        if worker is not None:
-            registry.register(worker.metrics)
-        else:
-            uptime = Gauge(
-                "dynamo_component_uptime_seconds",
-                "Total uptime of the DistributedRuntime in seconds",
-                ["worker_id"],
-                registry=registry,
-            )
-            uptime.labels(f"{self.connection_id:x}").set(time.monotonic() - self._started)
-        return generate_latest(registry)
+                self._event_loop.call_soon_threadsafe(self._status.start)
 
     def _begin_to_close(self) -> None:
         if self._closing is None:
@@ -238,8 +184,7 @@ class DistributedRuntime:
             if self._router is not None:
                 await (await self._router).close()
             await self._discovery.close()
-            if self._status is not None:
-                await self._status.close()
+            await self._status.close()
         finally:
             if not self.ended().done():
                 self.ended().set_result(None)

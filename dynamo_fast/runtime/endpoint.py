@@ -121,8 +121,6 @@ class Endpoint:
                 bidirectional=bidirectional,
                 health_check_payload=health_check_payload,
             )
-            if health_check_payload is not None:
-                self._runtime.checked_endpoints.add(self._id)
         except InvalidRequest as error:
             if not str(error).startswith("Label "):
                 raise

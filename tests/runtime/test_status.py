@@ -42,7 +42,7 @@ async def ask(
     url = f"{runtime.system_status_server_url()}{path}"
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(LIMIT)) as session,
-        session.request(method, url, data=body) as answer,
+        session.request(method, url, data=body, headers={"content-type": "application/json"}) as answer,
     ):
         assert answer.content_type == "text/plain"
         return answer.status, await answer.text()
@@ -125,8 +125,8 @@ async def test_engine_routes() -> None:
 
     runtime.register_engine_route("a/b", route)
     assert await ask(runtime, "/engine/a/b", "POST", b'{"x": 1}') == (200, '{"got":{"x":1}}')
-    assert await ask(runtime, "/engine/a/b") == (200, '{"got":{}}')
-    status, text = await ask(runtime, "/engine/a/b", "PUT", b"not json")
+    assert await ask(runtime, "/engine/a/b", "POST", b"") == (200, '{"got":{}}')
+    status, text = await ask(runtime, "/engine/a/b", "POST", b"not json")
     assert (status, json.loads(text)["error"]) == (400, "Invalid JSON")
     message = '{"error":"Handler error","message":"Python callback failed: ValueError: nope"}'
     assert await ask(runtime, "/engine/a/b", "POST", b'"fail"') == (500, message)

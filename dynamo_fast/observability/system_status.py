@@ -1,0 +1,126 @@
+"""`SystemStatus`: what a process says of itself, whether it is well and what it has counted (runtime.md 5.3 and 7.1)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dynamo_fast.config import StatusConfig
+from dynamo_fast.logs import get_logger
+from dynamo_fast.observability.metrics import REQUEST_PLANE
+from dynamo_fast.observability.status_server import Health, StatusServer
+from dynamo_fast.observability.worker_metrics import uptime_metric
+from dynamo_fast.wire.address import EndpointId
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+__all__ = ["Served", "Serving", "SystemStatus"]
+
+logger = get_logger(__name__)
+
+
+class Served(Protocol):
+    """One endpoint of a process."""
+
+    @property
+    def ready(self) -> bool: ...
+
+
+class Serving(Protocol):
+    """The worker of a process."""
+
+    @property
+    def endpoints(self) -> Mapping[EndpointId, Served]: ...
+
+    @property
+    def metrics(self) -> _Collector: ...
+
+
+class _Collector(Protocol):
+    def collect(self) -> Iterator[Metric]: ...
+
+
+class SystemStatus:
+    """The health and the metrics of one process, and the server that shows them if `DYN_SYSTEM_PORT` asks for one.
+
+    A `DistributedRuntime` or a `Worker` owns it: it makes it, calls `open`, then `start` on its event loop, and `close`
+    after everything else has been closed. The worker of the process sets `serving`.
+    """
+
+    def __init__(self, worker_id: int, config: StatusConfig | None = None) -> None:
+        self.config = config or StatusConfig.from_env()
+        self.healthy = self.config.starting_status == "ready"
+        """What the process says of its own health. It counts while no endpoint has a payload for health checks, and
+        `DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS` names none."""
+        self.checked_endpoints: set[EndpointId] = set()
+        """Those that were served with a payload for health checks: the process is well if these are ready."""
+        self.serving: Serving | None = None
+        self._worker_id = f"{worker_id:x}"
+        self._started = time.monotonic()
+        self._server: StatusServer | None = None
+
+    @property
+    def url(self) -> str | None:
+        """Where the server answers, `http://IP:PORT`; None if there is no server."""
+        return None if self._server is None else f"http://{self._server.address}"
+
+    def open(self) -> None:
+        """Listen, if the environment says so.
+
+        A host or a port that cannot be bound is only logged, as in Dynamo. Raises InvalidConfig for a host that is
+        none, and without aiohttp.
+        """
+        if self.config.port < 0:
+            return
+        try:
+            self._server = StatusServer(self.config, self.health, self.metrics)
+        except OSError as error:
+            where = f"DYN_SYSTEM_HOST={self.config.host!r}, DYN_SYSTEM_PORT={self.config.port}"
+            logger.error("no status server at %s: %s", where, error)
+
+    def start(self) -> None:
+        """Answer, on the event loop that runs; may be called twice."""
+        if self._server is not None:
+            self._server.start()
+
+    async def close(self) -> None:
+        """Stop the server; may be called twice."""
+        if self._server is not None:
+            await self._server.close()
+
+    def register_engine_route(self, name: str, callback: Callable[..., Any]) -> None:
+        """Answer `POST /engine/{name}` with `await callback(body)`. Does nothing without a server."""
+        if self._server is not None:
+            self._server.engine_routes[name] = callback
+
+    def health(self) -> Health:
+        """Whether the process is well, by Dynamo's rules, and which of its endpoints are ready."""
+        served = {} if self.serving is None else self.serving.endpoints
+        endpoints = {endpoint.name: each.ready for endpoint, each in served.items()}
+        wanted = self.config.endpoint_names
+        endpoints.update({name: False for name in wanted if name not in endpoints})
+        if wanted:
+            return Health(all(endpoints[name] for name in wanted), endpoints)
+        if self.checked_endpoints:
+            return Health(all(each in served and served[each].ready for each in self.checked_endpoints), endpoints)
+        return Health(self.healthy, endpoints)
+
+    def metrics(self) -> bytes:
+        """Prometheus's text format: the metrics of the worker, and of the routers if they have sent a request.
+
+        No metric object of prometheus-client is made: in its multi-process mode each would write into the folder of
+        the program that switched the mode on.
+        """
+        from prometheus_client import CollectorRegistry, generate_latest
+
+        registry = CollectorRegistry()
+        registry.register(self if self.serving is None else self.serving.metrics)
+        if REQUEST_PLANE.queue.count:
+            registry.register(REQUEST_PLANE)
+        return generate_latest(registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """What prometheus-client is told while there is no worker."""
+        yield uptime_metric(self._worker_id, self._started)
