@@ -20,6 +20,7 @@ __all__ = [
     "HealthCheckConfig",
     "PushRouterConfig",
     "ResponseServerConfig",
+    "ServeConfig",
     "StatusConfig",
     "TcpClientConfig",
     "TcpServerConfig",
@@ -271,6 +272,15 @@ class WorkerConfig(_FromEnvironment):
     """How long requests are still taken after a worker left discovery: routers hear of it a moment later."""
     shutdown_timeout: float | None = setting("DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS", None, seconds(zero=True))
     """How long the requests in flight may take to end when a worker shuts down; unset: as long as they need."""
+
+
+@dataclass(frozen=True)
+class ServeConfig(_FromEnvironment):
+    """How the command `dynamo-fast serve` ends."""
+
+    grace: float = setting("DYNAMO_FAST_GRACE", 20.0, seconds(zero=True))
+    """How long the requests in flight may take after the first signal, unless `WorkerConfig.shutdown_timeout` is set.
+    Kubernetes kills a container 30 s after its first signal."""
 
 
 @dataclass(frozen=True)

@@ -234,12 +234,17 @@ class ServedEndpoint:
             logger.error("%d requests for %s go on though cancelled", self.metrics.inflight, self.endpoint)
 
 
-async def serve(handler: Handler, endpoint: EndpointId | str, discovery: Discovery | None = None) -> Worker:
+async def serve(
+    handler: Handler,
+    endpoint: EndpointId | str,
+    discovery: Discovery | None = None,
+    config: WorkerConfig | None = None,
+) -> Worker:
     """A worker that serves one endpoint, found through `discovery`: by default files, as the environment says.
 
     Raises what `Worker.start` and `Worker.serve` raise.
     """
-    worker = await Worker.start(FileDiscovery() if discovery is None else discovery)
+    worker = await Worker.start(FileDiscovery() if discovery is None else discovery, config)
     try:
         await worker.serve(handler, endpoint)
     except BaseException:
