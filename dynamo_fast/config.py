@@ -21,6 +21,7 @@ __all__ = [
     "HealthCheckConfig",
     "PushRouterConfig",
     "ResponseServerConfig",
+    "ServeConfig",
     "StatusConfig",
     "TcpClientConfig",
     "TcpServerConfig",
@@ -318,6 +319,15 @@ class WorkerConfig(_FromEnvironment):
     def allowed_networks(self) -> tuple[IpNetwork, ...]:
         """What `response_networks` says."""
         return parse_networks(self.response_networks)
+
+
+@dataclass(frozen=True)
+class ServeConfig(_FromEnvironment):
+    """How the command `dynamo-fast serve` ends."""
+
+    grace: float = setting("DYNAMO_FAST_GRACE", 20.0, seconds(zero=True))
+    """How long the requests in flight may take after the first signal, unless `WorkerConfig.shutdown_timeout` is set.
+    Kubernetes kills a container 30 s after its first signal."""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,18 @@
-"""The event loop of a command: uvloop where there is one."""
+"""The event loop of a command, uvloop where there is one; and the signals that end it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import sys
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
 
-__all__ = ["run"]
+__all__ = ["Termination", "end_now", "run"]
 
 _T = TypeVar("_T")
 
@@ -18,3 +24,33 @@ def run(main: Coroutine[Any, Any, _T]) -> _T:
     except ImportError:  # Windows
         return asyncio.run(main)
     return uvloop.run(main)
+
+
+class Termination:
+    """SIGINT and SIGTERM, once this is made: the first asks the command to end, the second ends the process at once.
+
+    Made on the running loop, in the main thread. These are Python's own signal handlers, not the loop's: the second
+    signal is obeyed also while something blocks the loop.
+    """
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        """Set by the first signal."""
+        self._loop = asyncio.get_running_loop()
+        self._count = itertools.count()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if next(self._count):  # in one step: this may itself be interrupted by the other signal
+            end_now(128 + number)
+        with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+            self._loop.call_soon_threadsafe(self.asked.set)
+
+
+def end_now(status: int) -> NoReturn:
+    """End the process, whatever still runs in it: its connections are closed by the system."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # a signal may have come in the middle of another flush
+            stream.flush()
+    os._exit(status)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import importlib
 import logging
 import os
-import signal
 import sys
+from dataclasses import replace
 from typing import cast
 
 from dynamo_fast.cli.discovery import add_discovery, open_discovery
+from dynamo_fast.cli.loop import Termination, end_now
 from dynamo_fast.cli.loop import run as run_loop
+from dynamo_fast.config import ServeConfig, WorkerConfig
 from dynamo_fast.errors import InvalidRequest
 from dynamo_fast.ingress.push_handler import Handler
 from dynamo_fast.ingress.worker import serve
@@ -28,12 +29,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "serve",
         help="serve a handler: an async generator function of a request",
         description="Serve a handler. SIGINT or SIGTERM ends it: it leaves discovery, and every request that was "
-        "accepted gets its answer first. The settings are Dynamo's, from the environment (DYN_TCP_RPC_HOST, "
+        "accepted gets its answer first, or an error after the grace period. A second signal ends it now, with the "
+        "status 128 + the signal's number. The settings are Dynamo's, from the environment (DYN_TCP_RPC_HOST, "
         "DYN_FILE_KV, ...).",
     )
     parser.add_argument("handler", metavar="MODULE:HANDLER", help="where the handler is, e.g. my_engine:generate")
     parser.add_argument("--endpoint", required=True, metavar="NAMESPACE.COMPONENT.ENDPOINT")
     add_discovery(parser)
+    parser.add_argument(
+        "--grace",
+        type=float,
+        metavar="SECONDS",
+        help="how long the requests in flight may take after the first signal (default: DYNAMO_FAST_GRACE, else "
+        f"{ServeConfig.grace:g}; DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS, if it is set, comes before both)",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="a line for each request at its end")
     parser.set_defaults(run=run)
 
@@ -65,16 +74,26 @@ def load(name: str) -> Handler:
 
 async def _serve(handler: Handler, options: argparse.Namespace) -> int:
     endpoint = EndpointId.parse(options.endpoint)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    config = _worker_config(options.grace)
+    termination = Termination()
     async with open_discovery(options) as discovery:
-        worker = await serve(handler, endpoint, discovery)
+        worker = await serve(handler, endpoint, discovery, config)
         (served,) = worker.endpoints.values()
         print(printable(f"serving {options.endpoint} at {served.address}"), flush=True)
-        await stop.wait()
+        await termination.asked.wait()
         running = served.metrics.inflight
-        print(f"leaving; {running} request{'' if running == 1 else 's'} to finish", flush=True)
+        limit = f", for at most {config.shutdown_timeout:g} s; another signal ends it now" if running else ""
+        print(f"leaving; {running} request{'' if running == 1 else 's'} to finish{limit}", flush=True)
         await worker.close()
+    if worker.server.admission.running:
+        end_now(1)  # handlers that ignore their cancellation, for which the loop would wait
     return 0
+
+
+def _worker_config(grace: float | None) -> WorkerConfig:
+    """As the environment says; the grace period is the command's, unless it is set there."""
+    config = WorkerConfig.from_env()
+    if config.shutdown_timeout is None:
+        serving = ServeConfig.from_env() if grace is None else ServeConfig(grace=grace)
+        config = replace(config, shutdown_timeout=serving.grace)
+    return config

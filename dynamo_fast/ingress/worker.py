@@ -10,6 +10,12 @@
 
 It leaves in Dynamo's order (runtime.md 7.3): out of discovery; for a moment more it takes the requests of routers that
 have not heard of it; then it refuses, and every request that was taken gets its whole answer; then it closes.
+
+A worker that also calls others closes in this order, so that the requests that it has accepted can still call:
+
+    await worker.close()                    # drained; then it closes its discovery, whose watches end
+    push_router.close()
+    await addressed_router.close()
 """
 
 from __future__ import annotations
@@ -131,7 +137,10 @@ class Worker:
         )
 
     async def close(self) -> None:
-        """Leave, let every request in flight have its answer, and close. May be called twice."""
+        """Leave, let every request in flight have its answer, and close; the discovery last. May be called twice.
+
+        Until the last answer has ended the discovery stays open: routers that watch it may be used by the handlers.
+        """
         await asyncio.gather(*(served.close() for served in [*self.endpoints.values(), *self.replaced]))
         await self.dialler.all_closed()
         await self.server.close()
@@ -249,12 +258,17 @@ class ServedEndpoint:
             logger.error("%d requests for %s go on though cancelled", self.metrics.inflight, self.endpoint)
 
 
-async def serve(handler: Handler, endpoint: EndpointId | str, discovery: Discovery | None = None) -> Worker:
+async def serve(
+    handler: Handler,
+    endpoint: EndpointId | str,
+    discovery: Discovery | None = None,
+    config: WorkerConfig | None = None,
+) -> Worker:
     """A worker that serves one endpoint, found through `discovery`: by default files, as the environment says.
 
     Raises what `Worker.start` and `Worker.serve` raise.
     """
-    worker = await Worker.start(FileDiscovery() if discovery is None else discovery)
+    worker = await Worker.start(FileDiscovery() if discovery is None else discovery, config)
     try:
         await worker.serve(handler, endpoint)
     except BaseException:

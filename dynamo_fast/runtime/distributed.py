@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from dynamo_fast.discovery.connect import check_kind, connect
 from dynamo_fast.egress.addressed_router import AddressedPushRouter
@@ -23,6 +23,8 @@ from dynamo_fast.wire.address import EndpointId
 __all__ = ["DistributedRuntime"]
 
 logger = get_logger(__name__)
+
+_T = TypeVar("_T")
 
 
 class DistributedRuntime:
@@ -57,6 +59,7 @@ class DistributedRuntime:
         self._closing: asyncio.Task[None] | None = None
         self._end: asyncio.Future[None] | None = None
         self._shut_down = False
+        self._drained = False
 
     @staticmethod
     def detached() -> DistributedRuntime:
@@ -90,15 +93,21 @@ class DistributedRuntime:
         raise NotOffered("to_capsule is not offered: there is no Rust runtime behind dynamo_fast")
 
     def shutdown(self) -> None:
-        """Leave discovery, let the requests in flight have their answers, and close. Returns at once; may be repeated."""
+        """Leave discovery, let the requests in flight have their answers, and close. Returns at once; may be repeated.
+
+        Any thread and any signal handler may call it. Until the last request that was accepted has its answer, the
+        clients of this process go on: a handler may still call others.
+        """
         self._shut_down = True
         try:
-            asyncio.get_running_loop()
+            loop = asyncio.get_running_loop()
         except RuntimeError:
             if isinstance(self._event_loop, asyncio.AbstractEventLoop) and not self._event_loop.is_closed():
                 self._event_loop.call_soon_threadsafe(self._begin_to_close)
         else:
             self._begin_to_close()
+            # A handler of `signal.signal` interrupts the loop while it sleeps: without this it would sleep on.
+            loop.call_soon_threadsafe(_nothing)
 
     # What endpoints and their clients need
 
@@ -142,7 +151,8 @@ class DistributedRuntime:
 
     async def open_client(self, endpoint: EndpointId, mode: RouterMode | None) -> Client:
         """A client; those of one endpoint share what discovery says, and keep to themselves what they learn."""
-        self._check_open()
+        if self._drained or self._worker is None:
+            self._check_open()
         router = await self._addressed_router()
         if endpoint not in self._tables:
             watch = InstanceTable.watch(endpoint, self._discovery, router.response_server)
@@ -172,22 +182,42 @@ class DistributedRuntime:
             self._closing = asyncio.ensure_future(self._close())
 
     async def _close(self) -> None:
+        """First what is served, until all that was accepted is answered; then what its handlers may have called with."""
         try:
-            for table in self._tables.values():
-                if table.done() and not table.cancelled() and table.exception() is None:
-                    table.result().close()
-                    table.result().clear()
-                else:
-                    table.cancel()
-            if self._worker is not None:
-                await (await self._worker).close()
-            if self._router is not None:
-                await (await self._router).close()
+            worker = await _result(self._worker)
+            if worker is not None:
+                await worker.close()
+            self._drained = True
+            for watching in self._tables.values():
+                if not watching.done():
+                    watching.cancel()
+                table = await _result(watching)
+                if table is not None:
+                    table.close()
+                    table.clear()
+            router = await _result(self._router)
+            if router is not None:
+                await router.close()
             await self._discovery.close()
             await self._status.close()
+        except Exception:
+            logger.exception("the runtime could not close in order")
         finally:
             if not self.ended().done():
                 self.ended().set_result(None)
+
+
+async def _result(task: asyncio.Task[_T] | None) -> _T | None:
+    """What the task makes; None if there is no task, or if it failed, of which its own caller was told."""
+    if task is None:
+        return None
+    if not task.done():
+        await asyncio.wait([task])
+    return None if task.cancelled() or task.exception() is not None else task.result()
+
+
+def _nothing() -> None:
+    pass
 
 
 def from_environment(event_loop: Any) -> DistributedRuntime:

@@ -85,6 +85,12 @@ class Engine:
             number += 1
             await asyncio.sleep(0.01)
 
+    async def self_stopped(self, _: Any, context: Context) -> AsyncIterator[Any]:
+        yield 1
+        yield 2
+        context.stop_generating()
+        yield 3
+
     async def gated(self, _: Any, __: Context) -> AsyncIterator[Any]:
         yield "before"
         self.waiting += 1
@@ -245,6 +251,42 @@ async def test_stop_and_drop_reach_a_handler_that_does_not_look(bench: Bench) ->
     items, error = await bench.call("endless", context_id="dropped", drop_after=3)
     assert (len(items), error) == (3, None)
     assert await asyncio.wait_for(bench.engine.end_of("dropped"), LIMIT) == (True, True)
+
+
+async def test_what_was_yielded_before_a_handler_stops_its_own_context(bench: Bench) -> None:
+    word = "Disconnected" if bench.is_old else "Unavailable"
+    expected = ["ValueError", f"{word}: Stream ended before generation completed"]
+    assert await bench.call("self_stopped") == ([1, 2], expected)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_shutdown_past_its_deadline_is_told_as_what_may_be_tried_elsewhere(
+    version: str, tmp_path: Path
+) -> None:
+    config = WorkerConfig(leave_delay=0.0, shutdown_timeout=0.2)
+    one = TcpServerConfig(host="127.0.0.1", engine_request_limit=1, request_queue_limit=10)
+    worker = await Worker.start(FileDiscovery(tmp_path), config, one)
+    engine = Engine()
+    await worker.serve(engine.generate, ENDPOINT)
+    client = await PeerClient.start(version, tmp_path)
+    try:
+        await client.wait_for(ENDPOINT, 1)
+        begun = asyncio.ensure_future(client.call(ENDPOINT, {"mode": "gated"}))
+        while not engine.waiting:
+            await asyncio.sleep(0.01)
+        waiting = asyncio.ensure_future(client.call(ENDPOINT, {"mode": "gated"}))
+        while not worker.server.admission.queued:
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(worker.close(), LIMIT)
+        word = "BackendEngineShutdown" if version == "1.3.1" else "Unavailable"
+        assert await begun == (["before"], ["ValueError", f"{word}: engine shutting down"])
+        items, error = await waiting
+        assert (items, error is None) == ([], False)
+        # Its caller gives up the call that it was about to have answered, as it hears that the worker has left.
+        word = "Disconnected" if version == "1.3.1" else "Unavailable"
+        assert error == ["Exception", f"{word}: Worker disconnected before response stream was established"]
+    finally:
+        await client.close()
 
 
 async def test_shutdown_under_load_loses_no_request(bench: Bench) -> None:
