@@ -236,7 +236,7 @@ class _Request:
             stream = RequestStream(self._context, self._control.payload_codec, self._handler.config.max_input_size)
             await self._handler.dialler.dial(TcpStreamConnectionInfo.from_connection_info(info), stream)
             self._input = stream
-        await self._handler.dialler.dial(self._info, self._stream)
+        self._stream.dialled(await self._handler.dialler.dial(self._info, self._stream))
 
     def _start(self) -> AsyncIterator[Any] | None:
         """What the handler returned; None if there is nothing, which the router has been told."""
