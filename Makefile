@@ -6,13 +6,15 @@ BIN    := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 say     = @printf '\n==> %s\n' $(1)
 
-.PHONY: record-compat help demo test lint bench fuzz sanitize wheels peers architecture mutants clean
+.PHONY: record-compat help demo test lint bench cost faults soak fuzz sanitize wheels peers architecture mutants clean
 
 help:
 	@echo "make demo    build, then a router streams from a worker, in two processes"
 	@echo "make test    lint, types, and every test, real Dynamo workers included"
 	@echo "make lint    ruff, mypy, and the stubs of the extension against the extension"
 	@echo "make bench   the benchmarks of the codec and of the router, and their figures into the documents"
+	@echo "make faults  every fault at every place of a conversation, on both backends and both event loops"
+	@echo "make soak    300,000 mixed requests between two processes; fails on a slope of memory (SOAK_REQUESTS=n for fewer)"
 	@echo "make fuzz    atheris on each backend of the codec, FUZZ_SECONDS=60 each"
 	@echo "make sanitize  the tests of the codec with every check: Python's, and ASan, UBSan and assertions in C (Linux)"
 	@echo "make wheels  dist/: the sdist and its wheels, each tested on its own, for each Python found here"
@@ -46,6 +48,17 @@ bench: $(VENV)/.bench peers
 	@$(BIN)/python -m benchmarks.codec
 	@$(BIN)/python -m benchmarks.router
 	@$(BIN)/python -m benchmarks.report
+
+faults: $(VENV)/.test
+	$(call say,"every fault on the compiled codec")
+	@FAULTS=all DYNAMO_FAST_BACKEND=cython $(BIN)/python -m pytest -q tests/faults
+	$(call say,"every fault on the Python codec")
+	@FAULTS=all DYNAMO_FAST_BACKEND=python $(BIN)/python -m pytest -q tests/faults
+
+SOAK_REQUESTS ?= 300000
+soak: $(VENV)/.test
+	$(call say,"$(SOAK_REQUESTS) mixed requests")
+	@$(BIN)/python -m tests.soak $(SOAK_REQUESTS)
 
 # Either backend on its own: the search is led by the branches of the Python one, and its inputs run through both.
 FUZZ_SECONDS ?= 60

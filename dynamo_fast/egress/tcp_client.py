@@ -337,6 +337,6 @@ class _RequestConnection(asyncio.Protocol):
                 self._transport.abort()  # an answer to nothing: whatever it is, it is no Dynamo worker
                 return
             self._unacknowledged.popleft().acknowledge(Ack(bytes(message.data), self))
-        if self._decoder.failed is not None:
-            self._transport.abort()
+        if self._decoder.failed is not None or (self._decoder.pending and not self._unacknowledged):
+            self._transport.abort()  # also for the beginning of an answer to nothing: it would be read as the next one's
         self._pool.dispatch()

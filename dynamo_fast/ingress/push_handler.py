@@ -285,7 +285,7 @@ class _Request:
             await handler.dialler.dial(self._input_info, stream)
             self._input = stream
         handler.admission.dials(self)
-        await handler.dialler.dial(self._info, self._stream)
+        self._stream.dialled(await handler.dialler.dial(self._info, self._stream))
 
     def _start(self) -> AsyncIterator[Any] | None:
         """What the handler returned; None if there is nothing, which the router has been told."""

@@ -91,8 +91,8 @@ class Dialler:
         self._young: Deadlines[ResponseConnection] = Deadlines(loop, _LASTING_SECONDS, ResponseConnection.lasts)
         self._all_closed: asyncio.Future[None] | None = None
 
-    async def dial(self, info: TcpStreamConnectionInfo, protocol: asyncio.Protocol) -> None:
-        """Connect `protocol` to the router at `info.address`, and write the handshake.
+    async def dial(self, info: TcpStreamConnectionInfo, protocol: asyncio.Protocol) -> asyncio.Transport:
+        """Connect `protocol` to the router at `info.address`, and write the handshake; returns the transport.
 
         Raises CannotConnect or ConnectionTimeout, both naming the address.
         """
@@ -110,10 +110,10 @@ class Dialler:
             raise CannotConnect(f"{info.address} cannot be reached: {error}") from error
         finally:
             self._connecting.discard(task)
-        if transport.is_closing():  # lost, or given up, before this task had its turn: the protocol knows
-            return
-        # In a write of its own, before the handler runs: it may compute for longer than a router waits for this.
-        transport.write(encode_two_part(CallHomeHandshake(info.subject, info.stream_type).encode(), b""))
+        if not transport.is_closing():  # lost, or given up, before this task had its turn: the protocol knows
+            # In a write of its own, before the handler runs: it may compute for longer than a router waits for this.
+            transport.write(encode_two_part(CallHomeHandshake(info.subject, info.stream_type).encode(), b""))
+        return transport
 
     async def all_closed(self) -> None:
         """Wait until every finished connection is closed, which takes no longer than the close timeout."""
@@ -195,6 +195,16 @@ class ResponseConnection(asyncio.Protocol):
 
     # What the push handler does
 
+    def dialled(self, transport: asyncio.Transport) -> None:
+        """The handshake is written on `transport`, which was not closed before: it says to the router whose end this is.
+
+        (The context may be killed while the router is dialled: by the input of the request, which has a connection of its
+        own. A connection that ends without a handshake would leave the caller waiting for a call home.)
+        """
+        self._transport = transport
+        if not self.open:
+            self._close()
+
     def start(self) -> None:
         """The handler was started: write the prologue."""
         if self._step(_STARTED, "") is _WRITE:
@@ -268,11 +278,6 @@ class ResponseConnection(asyncio.Protocol):
             self._write_end(_final_frames(final))
 
     # What the event loop does
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]  # the loop makes no other for a Protocol
-        if not self.open:  # stopped while it was being dialled
-            self._abort()
 
     def data_received(self, data: bytes) -> None:
         try:

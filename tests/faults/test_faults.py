@@ -1,0 +1,359 @@
+"""Every fault at every place of a conversation: what the caller gets, what becomes of the handler, and when.
+
+The two tables below are the expectation. A row is a frame and a byte of it, a column is a fault (see `proxy`). A cell says
+
+    who was called   the caller's end, two letters        when             the handler's end
+    ok  the answer, all of it                          .  at once          -  it was never called
+    cc  CannotConnect                                  ~  with the         d  it finished
+    ct  ConnectionTimeout                                 next frame       k  its context was killed, then it was cancelled
+    di  Disconnected                                   5  after 5 s        w  the same, when the worker writes again
+    un  Unavailable                                    H  after 10 s       s  its context was stopped, then it was cancelled
+    rr  RequestRefused                                 C  after 120 s
+    re  RemoteError
+    pa  PayloadError
+    pr  ProtocolError
+    wa  it waits for as long as it likes: a worker that is silent in mid-answer has no limit by default
+
+`cc`, `ct`, `di` and `un` may be tried on another worker, the others may not. 5 s are the limit of the acknowledgement, 10 s
+that of a handshake, 120 s that of a call home. After `stop` and `kill` the end of an answer is no error, whatever ended it.
+
+For every cell: the items before the fault came intact and in order; another stream of the same router and worker goes on;
+a call afterwards succeeds; every table, task and descriptor is as before; the event loop has heard of no error.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from dynamo_fast.testing import clock
+from tests.faults import proxy
+from tests.faults.proxy import Fault, Part, Place, Plane, Side
+from tests.faults.world import ITEMS, OUTPUT, REAL, TURNED, Seen, Times, strike, together
+
+#: `forward` and `back` are half-closes: an end of file for the receiver of the frame, and for its sender.
+PLACES = """
+                         cut       finish    forward   back      stall     dribble   garbage   flip
+request         before   cc.-      cc.-      cc.-      cc.k      ct5-      ok.d      ct5-      ct5-
+request         prefix   cc.-      cc.-      cc.-      cc.k      ct5-      ok.d      ct5-      ct5-
+request         headers  cc.-      cc.-      cc.-      cc.k      ct5-      ok.d      rr.-      ok.d
+request         body     cc.-      cc.-      cc.-      cc.k      ct5-      ok.d      un.-      un.-
+request         after    cc.k      cc.k      ok.d      cc.k      ct5k      ok.d      ok.d      re.-
+ack             before   cc.k      cc.k      cc.k      ok.d      ct5k      ok.d      cc.k      ct5k
+ack             prefix   cc.k      cc.k      cc.k      ok.d      ct5k      ok.d      ct5k      ct5k
+ack             after    ok.d      ok.d      ok.d      ok.d      ok.d      ok.d      ok.d      ct5k
+refusal         before   cc.-      cc.-      cc.-      un.-      ct5-      un.-      cc.-      ct5-
+refusal         prefix   cc.-      cc.-      cc.-      un.-      ct5-      un.-      ct5-      ct5-
+refusal         body     cc.-      cc.-      cc.-      un.-      ct5-      un.-      un.-      un.-
+refusal         after    un.-      un.-      un.-      un.-      un.-      un.-      un.-      un.-
+handshake       before   ctCk      ctCk      ctCk      ok.d      ctCd      ok.d      ctCk      ctCk
+handshake       prefix   ctCk      ctCk      ctCk      ok.d      ctCd      ok.d      ctCk      ctCk
+handshake       body     ctCk      ctCk      ctCk      ok.d      ctCd      ok.d      ctCk      ctCk
+prologue        before   di.k      di.w      di.k      ok.d      ctCd      ok.d      di.k      di.k
+prologue        prefix   di.k      di.w      di.k      ok.d      ctCd      ok.d      di.k      cc~k
+prologue        body     di.k      di.w      di.k      ok.d      ctCd      ok.d      cc.k      cc.k
+item-1          before   di.k      di.w      di.w      ok.d      wa.d      ok.d      di.k      di.k
+item-1          prefix   di.k      di.w      di.k      ok.d      wa.d      ok.d      di.k      di~k
+item-1          body     di.k      di.w      di.k      ok.d      wa.d      ok.d      pa.k      pa.k
+item-2          before   di.k      di.d      di.d      ok.d      wa.d      ok.d      di.k      di.k
+item-2          prefix   di.k      di.d      di.k      ok.d      wa.d      ok.d      di.k      di~k
+item-2          body     di.k      di.d      di.k      ok.d      wa.d      ok.d      pa.k      pa.k
+final           before   di.d      di.d      di.d      ok.d      wa.d      ok.d      di.d      di.d
+final           prefix   di.d      di.d      di.d      ok.d      wa.d      ok.d      di.d      di.d
+final           body     di.d      di.d      di.d      ok.d      wa.d      ok.d      pa.d      pa.d
+sentinel        before   ok.d      ok.d      ok.d      ok.d      ok.d      ok.d      ok.d      ok.d
+sentinel        prefix   ok.d      ok.d      ok.d      ok.d      ok.d      ok.d      ok.d      ok.d
+sentinel        body     ok.d      ok.d      ok.d      ok.d      ok.d      ok.d      ok.d      ok.d
+sentinel        after    ok.d      ok.d      ok.d      ok.d      ok.d      ok.d      ok.d      ok.d
+stop            before   ok.k      ok.w      ok.d      ok.s      wa.d      ok.s      ok.k      ok.k
+stop            prefix   ok.k      ok.w      ok.d      ok.s      wa.d      ok.s      ok.k      ok.d
+stop            body     ok.k      ok.w      ok.d      ok.s      wa.d      ok.s      ok.k      ok.k
+stop            after    ok.s      ok.s      ok.s      ok.s      wa.s      ok.s      ok.s      ok.k
+kill            before   ok.k      ok.w      ok.d      ok.k      ok.d      ok.k      ok.k      ok.k
+kill            prefix   ok.k      ok.w      ok.d      ok.k      ok.d      ok.k      ok.k      ok.d
+kill            body     ok.k      ok.w      ok.d      ok.k      ok.d      ok.k      ok.k      ok.k
+kill            after    ok.k      ok.k      ok.k      ok.k      ok.k      ok.k      ok.k      ok.k
+input-handshake before   di.k      di.k      di.k      di.k      diCk      ok.d      di.k      di.k
+input-handshake prefix   di.k      di.k      di.k      di.k      diCk      ok.d      di.k      diHk
+input-handshake body     di.k      di.k      di.k      di.k      diCk      ok.d      di.k      di.k
+input-item      before   di.k      di.k      di.k      di.k      wa.k      ok.d      di.k      di.k
+input-item      prefix   di.k      di.k      di.k      di.k      wa.k      ok.d      di.k      di~k
+input-item      body     di.k      di.k      di.k      di.k      wa.k      ok.d      di.k      ok.d
+input-item-2    before   di.k      di.k      di.k      di.k      wa.k      ok.d      di.k      di.k
+input-sentinel  before   di.k      di.k      di.k      ok.d      wa.k      ok.d      di.k      di.k
+input-sentinel  prefix   di.k      di.k      di.k      ok.d      wa.k      ok.d      di.k      di.k
+input-sentinel  body     di.k      di.k      di.k      ok.d      wa.k      ok.d      di.k      di.k
+input-sentinel  after    ok.d      ok.d      ok.d      ok.d      ok.d      ok.d      ok.d      di.k
+"""
+
+#: Faults of a whole frame.
+FRAMES = """
+                         duplicate drop      huge      small     swap      extra
+request                  ok.d      ct5-      rr.-      un.-      ct5-      ok.d
+ack                      ok.d      ct5k      cc.k      ct5k      ct5k      ok.d
+refusal                  un.-      ct5-      cc.-      un.-      ct5-      un.-
+handshake                di.k      ctCk      ctCk      ctCk      ctCk      cc.k
+prologue                 di.k      cc~k      di.k      cc.k      cc~k      di.k
+item-1                   ok.d      ok.d      di.k      pa.k      ok.d      di.k
+item-2                   ok.d      ok.d      di.k      pa.k      ok.d      di.k
+final                    pr.d      di.d      di.d      pa.d      di.d      ok.d
+sentinel                 ok.d      ok.d      ok.d      ok.d      ok.d      ok.d
+stop                     ok.s      ok.d      ok.k      ok.k      ok.d      ok.s
+kill                     ok.k      ok.d      ok.k      ok.k      ok.k      ok.k
+input-handshake          di.k      diHk      di.k      di.k      diHk      di.k
+input-item               ok.d      ok.d      di.k      di.k      ok.d      di.k
+input-item-2             ok.d      ok.d      di.k      di.k      ok.d      di.k
+input-sentinel           ok.d      di.k      di.k      di.k      ok.d      ok.d
+"""
+
+FAULTS: dict[str, Fault] = {
+    "cut": proxy.cut,
+    "finish": proxy.finish,
+    "forward": proxy.end_forward,
+    "back": proxy.end_back,
+    "stall": proxy.stall,
+    "dribble": proxy.dribble,
+    "garbage": proxy.garbage,
+    "flip": proxy.flip,
+    "duplicate": proxy.duplicate,
+    "drop": proxy.drop,
+    "huge": proxy.huge,
+    "small": proxy.small,
+    "swap": proxy.swap,
+    "extra": proxy.extra,
+}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A row's frame: which call it belongs to, where it passes, and how many items the caller has by then."""
+
+    endpoint: str
+    then: str
+    plane: Plane
+    to: Side
+    frame: int
+    items: int = 0
+
+
+_R, _W = Side.ROUTER, Side.WORKER
+MOMENTS = {
+    "request": Moment("answer", "", Plane.REQUEST, _W, 0),
+    "ack": Moment("answer", "", Plane.REQUEST, _R, 0),
+    "refusal": Moment("nowhere", "", Plane.REQUEST, _R, 0),
+    "handshake": Moment("answer", "", Plane.RESPONSE, _R, 0),
+    "prologue": Moment("answer", "", Plane.RESPONSE, _R, 1),
+    "item-1": Moment("answer", "", Plane.RESPONSE, _R, 2),
+    "item-2": Moment("answer", "", Plane.RESPONSE, _R, 3, 1),
+    "final": Moment("answer", "", Plane.RESPONSE, _R, 5, 3),
+    "sentinel": Moment("answer", "", Plane.RESPONSE, _R, 6, 3),
+    "stop": Moment("answer", "stop", Plane.RESPONSE, _W, 0, 1),
+    "kill": Moment("answer", "kill", Plane.RESPONSE, _W, 0, 1),
+    "input-handshake": Moment("converse", "", Plane.INPUT, _R, 0),
+    "input-item": Moment("converse", "", Plane.INPUT, _W, 0),
+    "input-item-2": Moment("converse", "", Plane.INPUT, _W, 1, 1),
+    "input-sentinel": Moment("converse", "", Plane.INPUT, _W, 2, 2),
+}
+
+_A, _B, _C = ITEMS
+_X, _Y, _END = OUTPUT
+#: The protocol numbers and sums nothing: what a network that loses or repeats whole frames does to items, no end can see.
+#: (TCP does neither. It is written down here so that no reader expects more.)
+UNSEEN: dict[tuple[str, str], list[Any]] = {
+    ("item-1", "duplicate"): [_A, _A, _B, _C],
+    ("item-1", "drop"): [_B, _C],
+    ("item-1", "swap"): [_B, _A, _C],
+    ("item-2", "duplicate"): [_A, _B, _B, _C],
+    ("item-2", "drop"): [_A, _C],
+    ("item-2", "swap"): [_A, _C, _B],
+    ("input-item", "duplicate"): [_X, _X, _Y, _END],
+    ("input-item", "drop"): [_Y, _END],
+    ("input-item", "swap"): [_Y, _X, _END],
+    ("input-item", "flip"): [_Y, _Y, _END],  # "x" with one other bit
+    ("input-item-2", "duplicate"): [_X, _Y, _Y, _END],
+    ("input-item-2", "drop"): [_X, _END],
+    ("input-item-2", "swap"): [_X, _END],
+}
+#: What passes before the fault, and the frame itself where it arrives whole.
+PASSED = {("item-1", "extra"): 1, ("item-2", "extra"): 2, ("input-item", "back"): 1, ("input-item-2", "back"): 2}
+
+_SILENT = "a connection whose worker has stopped acknowledging is kept, and holds its requests for ever"
+_PROLOGUE = "a corrupt length in the prologue is MessageTooLarge, which may not be tried elsewhere"
+_SENTINEL = "a caller that has the final item waits for the sentinel, which may never come"
+_INPUT = "the wait for the worker to dial the input of a bidirectional call has no limit"
+#: Cells whose right value is not reached yet.
+NOT_YET = {
+    **{f"request-{part}-stall": _SILENT for part in ("before", "prefix", "headers", "body", "after")},
+    **{f"ack-{part}-stall": _SILENT for part in ("before", "prefix")},
+    **{f"refusal-{part}-stall": _SILENT for part in ("before", "prefix", "body")},
+    **{f"prologue-{cell}": _PROLOGUE for cell in ("before-garbage", "prefix-garbage", "before-flip", "huge")},
+    **{f"sentinel-{cell}": _SENTINEL for cell in ("before-stall", "prefix-stall", "body-stall", "prefix-flip")},
+    **{f"sentinel-{cell}": _SENTINEL for cell in ("drop", "swap")},
+    **{f"input-handshake-{part}-stall": _INPUT for part in ("before", "prefix", "body")},
+}
+
+CALLER = {
+    "ok": ("ok", None),
+    "cc": ("CannotConnect", True),
+    "ct": ("ConnectionTimeout", True),
+    "di": ("Disconnected", True),
+    "un": ("Unavailable", True),
+    "rr": ("RequestRefused", False),
+    "re": ("RemoteError", False),
+    "pa": ("PayloadError", False),
+    "pr": ("ProtocolError", False),
+    "wa": ("waits", None),
+}
+HANDLER = {"-": "-", "d": "done", "k": "cancelled killed", "w": "cancelled killed", "s": "cancelled stopped"}
+#: Seconds beyond a deadline for the steps on the way to it.
+SLACK = 0.1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell."""
+
+    row: str
+    part: Part
+    fault: str
+    cell: str
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.row, self.part.value, self.fault] if self.fault in _placed() else [self.row, self.fault])
+
+    @property
+    def place(self) -> Place:
+        moment = MOMENTS[self.row]
+        return Place(moment.plane, moment.to, moment.frame, self.part)
+
+    def run(self, times: Times) -> Coroutine[Any, Any, Seen]:
+        moment = MOMENTS[self.row]
+        return strike(times, moment.endpoint, moment.then, self.place, FAULTS[self.fault])
+
+    def wrong(self, seen: Seen) -> list[str]:
+        """What differs from the cell, whatever the clock."""
+        caller, migratable = CALLER[self.cell[:2]]
+        wrong = list(seen.trouble)
+        if (self.row, self.fault) == ("request", "duplicate"):
+            wrong.remove("the handler was called 2 times")  # two requests for all that a worker can see
+        for what, got, right in (
+            ("the call", seen.end, caller),
+            ("migratable", seen.migratable, migratable),
+            ("the handler", seen.handler, HANDLER[self.cell[3]]),
+        ):
+            if got != right:
+                wrong.append(f"{what}: {got}, not {right}")
+        if not self._items_are_right(seen.items):
+            wrong.append(f"the items: {seen.items}")
+        return wrong
+
+    def _items_are_right(self, items: list[Any]) -> bool:
+        moment = MOMENTS[self.row]
+        whole = OUTPUT if moment.endpoint == "converse" else ITEMS
+        unseen = UNSEEN.get((self.row, self.fault))
+        if self.cell[:2] != "ok":
+            return items == whole[: PASSED.get((self.row, self.fault), moment.items)]
+        if moment.then:  # it was ended early: what came is a beginning, and a handler that finished was not ended
+            return items == whole[:1] or (moment.then == "stop" and items == whole)
+        return items == (whole if unseen is None or (self.fault == "flip" and self.part is not Part.BODY) else unseen)
+
+    def late(self, seen: Seen) -> list[str]:
+        """What took longer than the cell says, on a turned clock."""
+        caller, when, handler = self.cell[:2], self.cell[2], self.cell[3]
+        step, grace = TURNED.step, TURNED.worker.cancel_grace
+        # Nothing is left to do once the final item has come; before that an answer takes its time.
+        usual = 1.0 if self.row in ("final", "sentinel") else 4 * step if caller == "ok" else 0.0
+        limit = {
+            ".": usual,
+            "~": step,
+            "5": TURNED.client.request_timeout,
+            "H": TURNED.server.handshake_timeout,
+            "C": TURNED.server.call_home_timeout,
+        }[when]
+        late = []
+        if caller != "wa" and not seen.after <= limit + SLACK:
+            late.append(f"the call ended after {seen.after:.2f} s, not {limit:g}")
+        if when in "5HC" and seen.after < limit - SLACK:
+            late.append(f"the call ended after {seen.after:.2f} s already, not {limit:g}")
+        handler_limit = {"k": seen.after + grace, "s": seen.after + grace, "w": 2 * step + grace}.get(handler)
+        if handler_limit is not None and seen.handler_after > handler_limit + SLACK:
+            late.append(f"the handler ended after {seen.handler_after:.2f} s, not {handler_limit:g}")
+        # The idle timeout of a request connection (900 s), on which an answer is owed; else that of a finished answer.
+        on_requests = MOMENTS[self.row].plane is Plane.REQUEST
+        rest = 1.25 * (TURNED.requests.idle_timeout if on_requests else TURNED.worker.close_timeout)
+        if seen.settled_after > max(seen.after, seen.handler_after) + rest:
+            late.append(f"the tables were as before after {seen.settled_after:.2f} s only")
+        return late
+
+
+def _placed() -> list[str]:
+    return PLACES.split("\n")[1].split()
+
+
+def _cases() -> list[Case]:
+    cases = []
+    for line in PLACES.strip("\n").split("\n")[1:]:
+        row, part, *cells = line.split()
+        cases += [Case(row, Part(part), fault, cell) for fault, cell in zip(_placed(), cells, strict=True)]
+    header, *lines = FRAMES.strip("\n").split("\n")
+    for line in lines:
+        row, *cells = line.split()
+        where = Part.BEFORE if row == "input-item-2" else Part.BODY
+        cases += [Case(row, where, fault, cell) for fault, cell in zip(header.split(), cells, strict=True)]
+    return cases
+
+
+CASES = _cases()
+#: `FAULTS=all` (`make faults`) runs every cell everywhere; 5: each fifth.
+SHARE = os.environ.get("FAULTS", "")
+ALL = SHARE == "all"
+HERE = CASES if ALL or not SHARE else CASES[:: int(SHARE)]
+
+
+def _parameter(case: Case) -> Any:
+    reason = NOT_YET.get(case.name)
+    marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
+    return pytest.param(case, id=case.name, marks=marks)
+
+
+def test_the_tables_are_as_large_as_they_claim() -> None:
+    assert len({(case.row, case.part) for case in CASES}) >= 21
+    assert len({case.fault for case in CASES}) >= 11
+    assert len({case.name for case in CASES}) == len(CASES)
+    assert {case.name for case in CASES} >= set(NOT_YET)
+
+
+@pytest.mark.parametrize("case", [_parameter(case) for case in HERE])
+def test_on_a_turned_clock(case: Case) -> None:
+    (seen,), trouble = clock.run(together(case.run(TURNED)))
+    wrong = case.wrong(seen) + case.late(seen) + trouble
+    assert not wrong, f"{case.name}: {case.cell}\n" + "\n".join(wrong) + f"\n{seen}"
+
+
+BATCH = 49
+_REAL = [case for case in (CASES if ALL else HERE[::5]) if case.name not in NOT_YET and case.cell[:3] != "ct5"]
+"""A connection that owes an acknowledgement ends with the idle timeout of 900 s, which no real clock reaches."""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="uvloop does not run on Windows")
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("first", range(0, len(_REAL), BATCH))
+def test_on_uvloop(first: int) -> None:
+    """Its clock cannot be turned: many cells at once, with short deadlines, and only the outcome is looked at."""
+    import uvloop
+
+    cases = _REAL[first : first + BATCH]
+    loop = uvloop.new_event_loop()
+    try:
+        seen, wrong = loop.run_until_complete(together(*(case.run(REAL) for case in cases)))
+    finally:
+        loop.close()
+    for case, each in zip(cases, seen, strict=True):
+        wrong += [f"{case.name}: {line}" for line in case.wrong(each)]
+    assert not wrong, "\n".join(wrong)
