@@ -6,13 +6,14 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 say     = @printf '\n==> %s\n' $(1)
 
-.PHONY: record-compat help demo test lint bench fuzz sanitize wheels peers clean
+.PHONY: record-compat help demo test lint bench cost fuzz sanitize wheels peers clean
 
 help:
 	@echo "make demo    build, then a router streams from a worker, in two processes"
 	@echo "make test    lint, types, and every test, real Dynamo workers included"
 	@echo "make lint    ruff, mypy, and the stubs of the extension against the extension"
 	@echo "make bench   the benchmarks of the codec and of the router, and their figures into the documents"
+	@echo "make cost    instructions of a frame, an item and a request against benchmarks/cost.json; RECORD=1 writes it (valgrind)"
 	@echo "make fuzz    atheris on each backend of the codec, FUZZ_SECONDS=60 each"
 	@echo "make sanitize  the tests of the codec with every check: Python's, and ASan, UBSan and assertions in C (Linux)"
 	@echo "make wheels  dist/: the sdist and its wheels, each tested on its own, for each Python found here"
@@ -41,6 +42,11 @@ bench: $(VENV)/.bench peers
 	@$(BIN)/python -m benchmarks.codec
 	@$(BIN)/python -m benchmarks.router
 	@$(BIN)/python -m benchmarks.report
+
+# CASES="caller" counts only the cases whose names begin so.
+cost: $(VENV)/.test
+	$(call say,"instructions, against benchmarks/cost.json")
+	@$(BIN)/python -m benchmarks.cost $(if $(RECORD),--record) $(CASES)
 
 # Either backend on its own: the search is led by the branches of the Python one, and its inputs run through both.
 FUZZ_SECONDS ?= 60
