@@ -15,6 +15,7 @@ help:
 	@echo "make bench   the benchmarks of the codec and of the router, and their figures into the documents"
 	@echo "make faults  every fault at every place of a conversation, on both backends and both event loops"
 	@echo "make soak    300,000 mixed requests between two processes; fails on a slope of memory (SOAK_REQUESTS=n for fewer)"
+	@echo "make cost    instructions of a frame, an item and a request against benchmarks/cost.json; RECORD=1 writes it (valgrind)"
 	@echo "make fuzz    atheris on each backend of the codec, FUZZ_SECONDS=60 each"
 	@echo "make sanitize  the tests of the codec with every check: Python's, and ASan, UBSan and assertions in C (Linux)"
 	@echo "make wheels  dist/: the sdist and its wheels, each tested on its own, for each Python found here"
@@ -59,6 +60,11 @@ SOAK_REQUESTS ?= 300000
 soak: $(VENV)/.test
 	$(call say,"$(SOAK_REQUESTS) mixed requests")
 	@$(BIN)/python -m tests.soak $(SOAK_REQUESTS)
+
+# CASES="caller" counts only the cases whose names begin so.
+cost: $(VENV)/.test
+	$(call say,"instructions, against benchmarks/cost.json")
+	@$(BIN)/python -m benchmarks.cost $(if $(RECORD),--record) $(CASES)
 
 # Either backend on its own: the search is led by the branches of the Python one, and its inputs run through both.
 FUZZ_SECONDS ?= 60

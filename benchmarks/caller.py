@@ -1,12 +1,14 @@
 """One caller under test, in a process of its own: `python caller.py KIND WORK ROUNDS`, settings from the environment.
 
-    ours     the router of this project, on uvloop
-    asyncio  the same on asyncio's own loop
-    peer     run by a peer's interpreter: imports `dynamo.runtime`, and nothing of this project
+    ours     the router of this project
+    dropin   the client of `dynamo_fast.runtime`, the drop-in for `dynamo.runtime`
+    peer     the client of `dynamo.runtime`; run by a peer's interpreter, and imports nothing of this project
     grpc     grpc.aio, server streaming, against `grpc_worker.py` (GRPC_TARGET)
+    asyncio  as `ours`, on asyncio's own loop; all others run on uvloop
     floor    blocking sockets and a tight loop: receive, take the frames apart, decode every item, nothing else
     wake     uvloop, and a task that is woken for each read, nothing else
 
+Each caller reads an answer in the fastest way that it has: `data()` of our router's items, bare items of the others.
 Prints one JSON object per round: items, requests, seconds, CPU seconds of this process (all threads, user and system),
 the times to the first item, and the 99th percentile of the time between items where they come one by one.
 """
@@ -74,16 +76,26 @@ async def ours() -> Call:
     return call
 
 
+async def dropin() -> Call:
+    from dynamo_fast.runtime import DistributedRuntime
+
+    return await runtime_client(DistributedRuntime)
+
+
 async def peer() -> Call:
     from dynamo.runtime import DistributedRuntime
 
-    runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
-    client = await runtime.endpoint(ENDPOINT).client()
+    return await runtime_client(DistributedRuntime)
+
+
+async def runtime_client(runtime: Any) -> Call:
+    """The same calls for Dynamo and for the drop-in, with the `DistributedRuntime` of either."""
+    client = await runtime(asyncio.get_running_loop(), "file", "tcp").endpoint(ENDPOINT).client()
     await client.wait_for_instances()
     await asyncio.sleep(0.2)  # 1.3.1 knows the instance a moment before it may use it
 
     async def call(request: dict[str, Any]) -> AsyncIterator[Any]:
-        stream: AsyncIterator[Any] = await client.round_robin(request)
+        stream: AsyncIterator[Any] = await client.round_robin(request, annotated=False)
         return stream
 
     return call
@@ -93,23 +105,16 @@ async def grpc() -> Call:
     import grpc.aio
     import msgspec
 
-    decode = msgspec.msgpack.Decoder().decode
     channel = grpc.aio.insecure_channel(os.environ["GRPC_TARGET"])
-    method = channel.unary_stream("/bench/generate")
-
-    class Item:
-        def __init__(self, data: bytes) -> None:
-            self._data = decode(data)
-
-        def data(self) -> Any:
-            return self._data
-
-    async def items(request: dict[str, Any]) -> AsyncIterator[Item]:
-        async for data in method(msgspec.msgpack.encode(request)):
-            yield Item(data)
+    method = channel.unary_stream(
+        "/bench/generate",
+        request_serializer=msgspec.msgpack.Encoder().encode,
+        response_deserializer=msgspec.msgpack.Decoder().decode,
+    )
 
     async def call(request: dict[str, Any]) -> AsyncIterator[Any]:
-        return items(request)
+        stream: AsyncIterator[Any] = aiter(method(request))
+        return stream
 
     return call
 
@@ -191,8 +196,8 @@ class Floor:
         }
 
 
-async def do(call: Call, work: Work) -> dict[str, Any]:
-    """The work, once."""
+async def do(call: Call, work: Work, wrapped: bool) -> dict[str, Any]:
+    """The work, once. `wrapped`: the data of an item is what its `data` method returns."""
     request = work.request()
     left = iter(range(work.requests))
     first_items: list[float] = []
@@ -211,7 +216,8 @@ async def do(call: Call, work: Work) -> dict[str, Any]:
                     now = time.perf_counter()
                     gaps.append(now - last)
                     last = now
-                item.data()
+                if wrapped:
+                    item.data()
                 got += 1
             assert got == work.items, (got, work.items)
             count += got
@@ -263,14 +269,16 @@ def cpu_seconds() -> float:
 
 async def main() -> None:
     kind, name, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    call = await {"ours": ours, "asyncio": ours, "peer": peer, "grpc": grpc}[kind]()
+    call = await {"ours": ours, "asyncio": ours, "dropin": dropin, "peer": peer, "grpc": grpc}[kind]()
+    wrapped = kind in ("ours", "asyncio")
     if name == "idle":
         print(json.dumps(await idle(call)), flush=True)
         return
     work = WORKS[name]
-    await do(call, Work(min(work.requests, 32), min(work.concurrent, 32), min(work.items, 100), work.size))  # warm up
+    warm_up = Work(min(work.requests, 32), min(work.concurrent, 32), min(work.items, 100), work.size)
+    await do(call, warm_up, wrapped)
     for _ in range(rounds):
-        print(json.dumps(await do(call, work)), flush=True)
+        print(json.dumps(await do(call, work, wrapped)), flush=True)
 
 
 async def wake(work: Work, rounds: int) -> None:
@@ -287,9 +295,9 @@ if __name__ == "__main__":
         floor.do(Work(1, 1, 100))  # warm up
         for _ in range(int(sys.argv[3])):
             print(json.dumps(floor.do(WORKS[sys.argv[2]])), flush=True)
-    elif sys.argv[1] in ("ours", "wake"):
+    elif sys.argv[1] == "asyncio":
+        asyncio.run(main())
+    else:
         import uvloop
 
-        uvloop.run(main() if sys.argv[1] == "ours" else wake(WORKS[sys.argv[2]], int(sys.argv[3])))
-    else:
-        asyncio.run(main())
+        uvloop.run(wake(WORKS[sys.argv[2]], int(sys.argv[3])) if sys.argv[1] == "wake" else main())

@@ -94,11 +94,9 @@ class Worker:
         else:
             self._addresses = dict.fromkeys(HANDLERS, f"127.0.0.1:{line}/any")
 
-    def address(self, handler: str) -> tuple[str, int, str]:
-        """Host, port and path of an endpoint."""
-        host_port, _, path = self._addresses[handler].partition("/")
-        host, _, port = host_port.rpartition(":")
-        return host, int(port), path
+    def address(self, handler: str) -> str:
+        """Host, port and path of an endpoint, as discovery has them."""
+        return self._addresses[handler]
 
     def cpu_seconds(self) -> float:
         """User and system time of all its threads, so far: the process's clock, as clock_getcpuclockid(3) names it."""
@@ -142,16 +140,17 @@ def started(kind: str, python: str, settings: dict[str, str]) -> Iterator[Worker
 
 
 class Replay:
-    """Sends one request after the other, `work.streams` at once, and reads every answer to its end."""
+    """Sends one request after the other to `address`, `work.streams` at once, and reads every answer to its end."""
 
-    def __init__(self, worker: Worker, work: Work) -> None:
+    def __init__(self, address: str, work: Work) -> None:
         self._work = work
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self._listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
-        host, port, path = worker.address(work.handler)
-        self._requests = socket.create_connection((host, port))
+        host_port, _, path = address.partition("/")
+        host, _, port = host_port.rpartition(":")
+        self._requests = socket.create_connection((host, int(port)))
         self._requests.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._frames = [self._frame(path, str(uuid.uuid4())) for _ in range(work.requests)]
         self._sent: dict[bytes, float] = {}
@@ -244,7 +243,7 @@ class Replay:
 
 @contextlib.contextmanager
 def _replay(worker: Worker, work: Work) -> Iterator[Callable[[], list[float]]]:
-    replay = Replay(worker, work)
+    replay = Replay(worker.address(work.handler), work)
     try:
         yield replay.run
     finally:
@@ -255,9 +254,9 @@ def _replay(worker: Worker, work: Work) -> Iterator[Callable[[], list[float]]]:
 def _grpc_client(worker: Worker, work: Work) -> Iterator[Callable[[], list[float]]]:
     import grpc
 
-    host, port, _ = worker.address(work.handler)
+    target = worker.address(work.handler).partition("/")[0]
     options = [("grpc.max_receive_message_length", -1)]
-    with grpc.insecure_channel(f"{host}:{port}", options) as channel, ThreadPoolExecutor(work.streams) as pool:
+    with grpc.insecure_channel(target, options) as channel, ThreadPoolExecutor(work.streams) as pool:
         method = channel.unary_stream("/bench/generate")
 
         def call(body: bytes) -> float:
@@ -296,7 +295,7 @@ def idle_kib(worker: Worker) -> float:
 
 def _hold(worker: Worker, answers: int) -> float:
     """The worker's memory with that many answers open."""
-    replay = Replay(worker, Work("idle", 1, answers, answers))
+    replay = Replay(worker.address("idle"), Work("idle", 1, answers, answers))
     try:
         replay.first_items()
         return worker.resident_kib()
