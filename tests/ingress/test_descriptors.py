@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ LIMIT = 30.0
 
 
 @asynccontextmanager
-async def few_descriptors(files: int, backend: str = "") -> AsyncIterator[asyncio.subprocess.Process]:
+async def few_descriptors(
+    files: int, backend: str = "", environment: Mapping[str, str] | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """A worker that may have `files` open files, on the event loop of this test."""
     loop = "uvloop" if type(asyncio.get_running_loop()).__module__.startswith("uvloop") else "asyncio"
     process = await asyncio.create_subprocess_exec(
@@ -30,6 +33,7 @@ async def few_descriptors(files: int, backend: str = "") -> AsyncIterator[asynci
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         cwd=Path(__file__).parents[2],
+        env={**os.environ, **(environment or {})},
     )
     try:
         yield process
