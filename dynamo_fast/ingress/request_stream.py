@@ -119,7 +119,7 @@ class RequestStream(asyncio.Protocol):
     def crowded_out(self, total: int, limit: int) -> None:
         """See `buffered_bytes.Holder`."""
         logger.warning(
-            "killing request %s: its input holds most of %d buffered bytes, over the limit of %d "
+            "killing request %r: its input holds most of %d buffered bytes, over the limit of %d "
             "(DYNAMO_FAST_MAX_BUFFERED_REQUEST_BYTES)",
             self._context.id(),
             total,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -12,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from dynamo_fast.net.descriptors import Descriptors
 from tests.ingress.conftest import Start, address_of
-from tests.ingress.requester import Requester
+from tests.ingress.requester import Requester, request_frame, two_part
+from tests.ingress.test_bidirectional import Conversation
 from tests.ingress.test_push_handler import data_of
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of open files")
@@ -119,3 +122,24 @@ async def test_a_middle_tier_answers_or_refuses_every_request(start: Start) -> N
         assert results.count(True) > 50
         # What was acknowledged had room for its own call as well.
         assert results.count(False) <= 10
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["single", "bidirectional"])
+async def test_each_connection_to_the_router_counts(start: Start, bidirectional: bool) -> None:
+    """Of 40 files 10 are a reserve and 10 are in use."""
+    worker = await start(Conversation(), bidirectional=bidirectional)
+    worker.server.admission._descriptors = Descriptors(lambda: 40, lambda limit: 10)
+    worker.server.admission._descriptors.add(worker.server.admission, calls=False)
+    async with Requester(address_of(worker)) as requester:
+        frames = []
+        for _ in range(24):
+            changes: dict[str, Any] = {}
+            if bidirectional:
+                info = requester.connection_info("x", "request")
+                changes = {"request_type": "many_in", "request_stream_connection_info": info}
+            control = json.dumps(requester.control("x", **changes)).encode()
+            frames.append(request_frame(requester.path, two_part(control, b"" if bidirectional else b"1")))
+        requester.writer.write(b"".join(frames))
+        acks = [await requester.ack() for _ in frames]
+        assert acks.count("") == (10 if bidirectional else 20)
+        assert acks[-1].startswith("Server overloaded: 10 of 40 open files are in use and 20 more promised")

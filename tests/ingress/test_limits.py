@@ -267,6 +267,25 @@ async def test_a_reset_at_any_moment_leaves_nothing(start: Start, monkeypatch: p
     await losses.until_empty()
 
 
+async def test_a_reset_at_any_moment_of_an_input_leaves_nothing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def copy(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for item in requests:
+            yield item
+
+    worker = await start(copy, bidirectional=True)
+    losses = Losses(worker.server, monkeypatch)
+    item = two_part(b"", json.dumps("i" * 9_000).encode())
+    async with Requester(address_of(worker)) as requester:
+        for turns in range(20):
+            requests, answer = await dialled(requester)
+            requests.send((item * 3)[: 1 + turns * 1000])
+            for _ in range(turns % 4):
+                await asyncio.sleep(0)
+            (requests if turns % 2 else answer).reset()
+    await worker.close()
+    await losses.until_empty()
+
+
 # The log
 
 

@@ -12,6 +12,8 @@ from tests.ingress.requester import Requester
 from tests.ingress.test_bidirectional import Conversation, dialled
 from tests.ingress.test_push_handler import begun, data_of
 
+LONG = f"[fe80::1%{'z' * 100}]:80"
+
 
 def allowed(networks: str, address: str) -> bool:
     try:
@@ -51,7 +53,9 @@ def test_networks(networks: str, address: str, is_allowed: bool) -> None:
     assert allowed(networks, address) is is_allowed
 
 
-@pytest.mark.parametrize("address", ["", "host:80", "10.0.0.1", "10.0.0.1:65536", "10.0.0.1:+1"])
+@pytest.mark.parametrize(
+    "address", ["", "host:80", "10.0.0.1", "10.0.0.1:65536", "10.0.0.1:+1", LONG, "::1:" + "1" * 5000]
+)
 @pytest.mark.parametrize("networks", ["", "0.0.0.0/0"])
 def test_what_is_no_address(networks: str, address: str) -> None:
     with pytest.raises(InvalidAddress):
