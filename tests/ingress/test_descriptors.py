@@ -120,8 +120,8 @@ async def test_a_middle_tier_answers_or_refuses_every_request(start: Start) -> N
         results = await asyncio.wait_for(asyncio.gather(*answers), LIMIT)
         assert all(refusal.startswith("Server overloaded: ") for refusal in refusals)
         assert results.count(True) > 50
-        # What was acknowledged had room for its own call as well.
-        assert results.count(False) <= 10
+        # What was acknowledged had room for its own call as well. (A dial that has just been accepted counts twice.)
+        assert results.count(False) <= len(taken) // 4
 
 
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["single", "bidirectional"])

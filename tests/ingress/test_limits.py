@@ -181,6 +181,18 @@ async def test_requests_that_wait_have_a_limit_in_bytes(start: Start) -> None:
         assert (worker.server.admission.bytes, worker.server.admission.promised) == (0, 0)
 
 
+async def test_a_control_message_has_a_limit(worker: Worker) -> None:
+    """What it says is kept until the answer has ended. Dynamo's routers send at most 131,072 bytes."""
+    async with Requester(address_of(worker)) as requester:
+        spare = 131_072 - len(json.dumps(requester.control("x", metadata={"key": ""})))
+        requester.send(requester.control("x", metadata={"key": "m" * spare}), b"[]")
+        assert await requester.ack() == ""
+        requester.send(requester.control("x", metadata={"key": "m" * (spare + 1)}), b"[]")
+        assert await requester.ack() == (
+            "Server unavailable: unreadable request: a control message of 131073 bytes exceeds the limit of 131072"
+        )
+
+
 async def test_acknowledgements_that_are_not_read_have_a_limit_in_bytes(
     start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
