@@ -60,3 +60,19 @@ def test_a_bad_port(port: str) -> None:
 def test_what_is_built_by_hand_is_checked_as_well() -> None:
     with pytest.raises(InvalidConfig, match="pool_size=0 is not valid: expected"):
         TcpClientConfig(pool_size=0)
+
+
+def test_a_worker_can_hold_at_least_one_request() -> None:
+    assert TcpServerConfig().buffered_bytes == 16 * 32 * 1024 * 1024
+    assert TcpServerConfig.from_env({"DYN_TCP_MAX_MESSAGE_SIZE": "1000"}).buffered_bytes == 16_000
+    assert TcpServerConfig(max_message_size=10, max_buffered_bytes=10).buffered_bytes == 10
+    with pytest.raises(
+        InvalidConfig, match=r"^DYNAMO_FAST_MAX_BUFFERED_REQUEST_BYTES=9 .* DYN_TCP_MAX_MESSAGE_SIZE, 10$"
+    ):
+        TcpServerConfig(max_message_size=10, max_buffered_bytes=9)
+
+
+def test_networks_are_read() -> None:
+    config = WorkerConfig.from_env({"DYNAMO_FAST_RESPONSE_NETWORKS": "10.0.0.0/8, fd00::/8,"})
+    assert [str(network) for network in config.allowed_networks] == ["10.0.0.0/8", "fd00::/8"]
+    assert WorkerConfig().allowed_networks == ()

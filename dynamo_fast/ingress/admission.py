@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any, Protocol
 
 from dynamo_fast.config import TcpServerConfig
@@ -73,7 +72,7 @@ class Admission:
         self._max_bytes = config.buffered_bytes
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[float, Job]] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Job] = {}
         self._descriptors = descriptors
         descriptors.add(self, calls=False)
 
@@ -126,15 +125,15 @@ class Admission:
 
     def _start(self, job: Job) -> None:
         task = self._loop.create_task(job.run())
-        self._tasks.add(task)
-        task.add_done_callback(partial(self._done, job))
+        self._tasks[task] = job
+        task.add_done_callback(self._done)
 
-    def _done(self, job: Job, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        # What it has not used: it may have ended, or been cancelled, at any point.
-        self.promised -= job.descriptors
-        job.descriptors = 0
-        self.decoded(job)
+    def _done(self, task: asyncio.Task[None]) -> None:
+        job = self._tasks.pop(task)
+        if job.size or job.descriptors:  # it failed, or was cancelled, before it came to use them
+            self.decoded(job)
+            self.promised -= job.descriptors
+            job.descriptors = 0
         if self._queue:
             since, job = self._queue.popleft()
             self.wait.observe(time.monotonic() - since)

@@ -219,7 +219,12 @@ class _Request:
 
     def __init__(self, handler: PushHandler, frame: TcpRequestMessage) -> None:
         self._message = _two_part(frame.payload)
-        self._control = _control(self._message)
+        header = self._message.header
+        if len(header) > MAX_CONTROL_MESSAGE_SIZE:  # what it says lives as long as the request
+            raise ControlError(
+                f"a control message of {len(header)} bytes exceeds the limit of {MAX_CONTROL_MESSAGE_SIZE}"
+            )
+        self._control = RequestControlMessage.decode(header)
         self._info = TcpStreamConnectionInfo.from_connection_info(self._control.connection_info)
         handler.addresses.check(self._info.address)
         self._input_info: TcpStreamConnectionInfo | None = None
@@ -431,14 +436,6 @@ class _Request:
             stream.bytes,
             seconds,
         )
-
-
-def _control(message: TwoPartMessage) -> RequestControlMessage:
-    """Raises ControlError. What it holds lives as long as the request, so that it has the limit that routers have."""
-    size = len(message.header)
-    if size > MAX_CONTROL_MESSAGE_SIZE:
-        raise ControlError(f"a control message of {size} bytes exceeds the limit of {MAX_CONTROL_MESSAGE_SIZE}")
-    return RequestControlMessage.decode(message.header)
 
 
 def _context(control: RequestControlMessage, headers: bytes | memoryview | None) -> Context:

@@ -77,8 +77,7 @@ class RequestStream(asyncio.Protocol):
     def close(self) -> None:
         """The answer has ended: nobody reads the input any more."""
         self._end()
-        self._items.clear()
-        self._buffered.release(self)
+        self._drop()
         if self._transport is not None:
             self._transport.close()
 
@@ -120,18 +119,23 @@ class RequestStream(asyncio.Protocol):
     def crowded_out(self, total: int, limit: int) -> None:
         """See `buffered_bytes.Holder`."""
         logger.warning(
-            "killing request %s: its input holds most of %d buffered bytes, over the limit of %d "
+            "killing request %r: its input holds most of %d buffered bytes, over the limit of %d "
             "(DYNAMO_FAST_MAX_BUFFERED_REQUEST_BYTES)",
             self._context.id(),
             total,
             limit,
         )
-        self._items.clear()
-        self._size = 0
+        self._drop()
         if self._transport is not None:
             self._transport.abort()
         if not self._ended:
             self._violated()
+
+    def _drop(self) -> None:
+        """Drop the items that the handler has not taken."""
+        self._items.clear()
+        self._size = self._held = 0
+        self._buffered.release(self)
 
     def _hold(self) -> None:
         size = self._size + (self._decoder.pending if self._transport is not None else 0)

@@ -10,11 +10,12 @@ import ipaddress
 from functools import lru_cache
 
 from dynamo_fast.config import IpNetwork, WorkerConfig
-from dynamo_fast.errors import Unavailable
+from dynamo_fast.errors import InvalidAddress, Unavailable
 from dynamo_fast.wire.address import split_host_port
 
 __all__ = ["ResponseAddresses", "host_and_port"]
 
+_LONGEST = 100  # characters: 39 of an IPv6 address, a zone, brackets and a port
 host_and_port = lru_cache(maxsize=4096)(split_host_port)
 
 
@@ -23,12 +24,14 @@ class ResponseAddresses:
 
     def __init__(self, config: WorkerConfig) -> None:
         self._networks = tuple(_unmapped(network) for network in config.allowed_networks)
-        self._is_allowed = lru_cache(maxsize=4096)(self._lies_within)
+        self.check = lru_cache(maxsize=4096)(self._check)
+        """`check(address)` raises InvalidAddress if it is no `IP:PORT`, Unavailable if it is in none of the networks."""
 
-    def check(self, address: str) -> None:
-        """Raises InvalidAddress if it is no `IP:PORT`, and Unavailable if it is in none of the networks."""
+    def _check(self, address: str) -> None:
+        if len(address) > _LONGEST:  # a zone may have any length, and what is read is remembered
+            raise InvalidAddress(f"a response address of {len(address)} characters exceeds the limit of {_LONGEST}")
         host, _ = host_and_port(address)
-        if self._networks and not self._is_allowed(host):
+        if self._networks and not self._lies_within(host):
             raise Unavailable(
                 f"Server unavailable: this worker may not dial {address} for its response (DYNAMO_FAST_RESPONSE_NETWORKS)"
             )

@@ -26,7 +26,6 @@ from dynamo_fast.ingress.response_addresses import host_and_port
 from dynamo_fast.net.sockets import keep_alive
 from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.control import (
-    MAX_CONTROL_MESSAGE_SIZE,
     CallHomeHandshake,
     ControlMessage,
     ResponseStreamPrologue,
@@ -37,6 +36,8 @@ from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classif
 
 __all__ = ["Dialler", "ResponseConnection"]
 
+# A router writes "stop" or "kill", in 30 bytes. Anything longer is a violation, and need not be held until it is whole.
+_MAX_CONTROL_SIZE = 1024
 _CORK_SECONDS = 0.001
 _CORK_FRAMES = 128
 _CORK_BYTES = 64 * 1024
@@ -173,7 +174,7 @@ class ResponseConnection(asyncio.Protocol):
         self._context = context
         self._cut_short = cut_short
         self._machine = StreamMachine.worker()
-        self._decoder = TwoPartDecoder(MAX_CONTROL_MESSAGE_SIZE)
+        self._decoder = TwoPartDecoder(_MAX_CONTROL_SIZE)
         self._transport: asyncio.Transport | None = None
         self._head, self._tail = codec.envelope
         self._frames: list[bytes] = []

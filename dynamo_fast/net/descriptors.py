@@ -21,12 +21,15 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Protocol
 
+if sys.platform != "win32":
+    import resource
+
 __all__ = ["PROCESS", "Descriptors", "Promiser"]
 
 _MOST_RESERVED = 128
 # A count may take this share of the time; and however fast it is, so many seconds lie between two of them.
 _SHARE_OF_TIME, _SHARE_WHEN_SHORT = 0.01, 0.1
-_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 0.01, 1.0
+_SHORTEST_INTERVAL, _LONGEST_INTERVAL = 0.1, 1.0
 _OPEN_FILES = "/proc/self/fd"
 
 
@@ -52,10 +55,10 @@ class Descriptors:
     def forget(self) -> None:
         """Forget all promises and counts: in a forked child they are the parent's."""
         self._promisers: list[tuple[weakref.ref[Promiser], bool]] = []
-        self._limit = self._read_limit()
         self._in_use = self._committed = 0
-        self._share = self.usable
         self._next_look = self._earliest_look = 0.0
+        self._see_limit()
+        self._share = self.usable
 
     def add(self, promiser: Promiser, *, calls: bool) -> None:
         """Ask `promiser` at each count from now on, for as long as it lives. `calls`: it is a router's, not a worker's."""
@@ -63,28 +66,17 @@ class Descriptors:
         self._promisers = [*alive, (weakref.ref(promiser), calls)]
         self._next_look = 0.0
 
-    @property
-    def usable(self) -> int:
-        """RLIMIT_NOFILE as last seen, minus the reserve."""
-        return self._limit - min(_MOST_RESERVED, self._limit // 4)
-
     def promise(self, count: int = 1, requests: int = 0) -> bool:
         """Whether `count` descriptors more may be promised; if so, the promiser counts them as its own from now on.
 
         A worker says how many `requests` it has accepted that have not ended: in a process that also calls, they get at
         most half of what there is, since each will probably make a call of its own.
         """
-        now = monotonic()
-        if self._committed + count > self.usable or requests >= self._share:
-            if now < self._earliest_look:
-                return False
-            self._look(now)
-        elif now >= self._next_look:
-            self._look(now)
-        if self._committed + count > self.usable or requests >= self._share:
-            return False
-        self._committed += count
-        return True
+        committed = self._committed + count
+        if committed <= self.usable and requests < self._share and monotonic() < self._next_look:
+            self._committed = committed
+            return True
+        return self._look_and_promise(count, requests)
 
     def shortage(self) -> str:
         """Why `promise` said no, with both numbers and what to do."""
@@ -93,8 +85,22 @@ class Descriptors:
             f"to requests, {self._limit - self.usable} are a reserve: raise the limit (ulimit -n)"
         )
 
-    def _look(self, began: float) -> None:
+    def _look_and_promise(self, count: int, requests: int) -> bool:
+        now = monotonic()
+        if now >= self._earliest_look:
+            self._look(now)
+        if self._committed + count > self.usable or requests >= self._share:
+            return False
+        self._committed += count
+        return True
+
+    def _see_limit(self) -> None:
         self._limit = self._read_limit()
+        self.usable = self._limit - min(_MOST_RESERVED, self._limit // 4)
+        """RLIMIT_NOFILE as last seen, minus the reserve."""
+
+    def _look(self, began: float) -> None:
+        self._see_limit()
         self._in_use = self._read_in_use(self._limit)
         promised = opened = 0
         has_router = False
@@ -115,9 +121,7 @@ class Descriptors:
 
 def _soft_limit() -> int:
     """RLIMIT_NOFILE, which can be changed at run time."""
-    try:
-        import resource
-    except ImportError:  # Windows, where sockets are no files
+    if sys.platform == "win32":  # where sockets are no files
         return sys.maxsize
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if files == resource.RLIM_INFINITY else files

@@ -3,18 +3,20 @@
     python -m tests.ingress.few_descriptors LOOP FILES [BACKEND]
 
 It prints its address, `ip:port/path`. Its handler holds every answer until a line comes on stdin, then yields "done";
-with the address of a BACKEND, it calls that one instead and yields what it gets.
+with the address of a BACKEND, it calls that one instead and yields what it gets. With DYN_FILE_KV it can be found there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
 from dynamo_fast.config import ResponseServerConfig, TcpServerConfig, WorkerConfig
+from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.discovery.memory import MemoryDiscovery
 from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.response_server import TcpStreamServer
@@ -29,7 +31,8 @@ async def main(backend: str | None) -> None:
         await released.wait()
         yield "done"
 
-    worker = await Worker.start(MemoryDiscovery(), WorkerConfig(), TcpServerConfig(host="127.0.0.1"))
+    discovery = FileDiscovery() if "DYN_FILE_KV" in os.environ else MemoryDiscovery()
+    worker = await Worker.start(discovery, WorkerConfig(), TcpServerConfig(host="127.0.0.1"))
     if backend is None:
         handler: Any = hold
     else:

@@ -14,6 +14,7 @@ from dynamo_fast.context import Context
 from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.ingress.push_handler import Batch
 from dynamo_fast.ingress.worker import Worker
+from tests.ingress.test_descriptors import address_from, few_descriptors
 from tests.interop.peers import VERSIONS, PeerClient
 
 LIMIT = 30.0
@@ -333,3 +334,40 @@ async def test_a_worker_that_is_full_says_so(tmp_path: Path) -> None:
     assert all("CapacityExhausted: " in error[1] for error in refused)
     await client.close()
     await worker.close()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_an_address_outside_the_networks_is_refused_at_once(version: str, tmp_path: Path) -> None:
+    settings = WorkerConfig(leave_delay=0.0, response_networks="10.0.0.0/8")
+    worker = await Worker.start(FileDiscovery(tmp_path), settings, LOOPBACK)
+    await worker.serve(Engine().generate, ENDPOINT)
+    client = await PeerClient.start(version, tmp_path)
+    await client.wait_for(ENDPOINT, 1)
+    items, error = await client.call(ENDPOINT, {"mode": "count", "n": 1})
+    assert items == []
+    assert error is not None
+    assert "Unavailable: Server unavailable: this worker may not dial " in error[1]
+    await client.close()
+    await worker.close()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_worker_without_descriptors_says_so(version: str, tmp_path: Path) -> None:
+    client = await PeerClient.start(version, tmp_path)
+    async with few_descriptors(128, environment={"DYN_FILE_KV": str(tmp_path)}) as process:
+        await address_from(process)
+        await client.wait_for("a.b.c", 1)
+        calls = [asyncio.ensure_future(client.call("a.b.c", 1)) for _ in range(200)]
+        errors: list[str] = []
+        for call in asyncio.as_completed(calls):
+            items, error = await call
+            if error is None:
+                assert items == ["done"]
+                continue
+            errors.append(error[1])
+            if len(errors) == 1:  # the first refusal: whatever was acknowledged may be answered now
+                assert process.stdin is not None
+                process.stdin.write(b"\n")
+        assert any("Server overloaded: " in error and "of 128 open files" in error for error in errors)
+        assert all("Server overloaded: " in error or "are busy" in error for error in errors)
+    await client.close()
