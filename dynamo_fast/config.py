@@ -222,9 +222,10 @@ class ResponseServerConfig(_FromEnvironment):
     """How much longer to wait for the worker's connection once the connection that carried the request is lost."""
     max_streams: int | None = setting("DYNAMO_FAST_MAX_STREAMS", None, POSITIVE)
     """Streams that wait for their worker or are open; one more request is refused. Unset: what the limit of open files
-    allows."""
-    max_pending_connections: int = setting("DYNAMO_FAST_MAX_PENDING_CONNECTIONS", 10_000, POSITIVE)
-    """Connections that have not said which request they answer; a further one is reset."""
+    allows, less 128 and an eighth of the rest."""
+    max_pending_connections: int | None = setting("DYNAMO_FAST_MAX_PENDING_CONNECTIONS", None, POSITIVE)
+    """Connections that have not said which request they answer, beyond the calls that wait for one; at a further one the
+    oldest silent one is reset. Unset: an eighth of the streams, 16 to 1,024."""
 
 
 @dataclass(frozen=True)

@@ -7,40 +7,27 @@ subject in its handshake, and its connection is that request's from then on.
 from __future__ import annotations
 
 import asyncio
-import sys
 from functools import partial
 
 from dynamo_fast.config import ResponseServerConfig
-from dynamo_fast.context import Context
-from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.egress.response_connection import ResponseConnection
-from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.egress.stream_registry import StreamRegistry
-from dynamo_fast.errors import ResourceExhausted
 from dynamo_fast.net.addresses import advertised_ip, local_ip
 from dynamo_fast.net.listener import Listener
 from dynamo_fast.wire.address import join_host_port
-from dynamo_fast.wire.stream import Event
 
 __all__ = ["TcpStreamServer"]
-
-_RESERVED_FILES, _FEWEST_STREAMS = 128, 16
 
 
 class TcpStreamServer(StreamRegistry):
     """The response server of a router: its registry, and the listener that workers dial. Make it with `create`.
 
-    Owns the listener and the connections that were accepted; `close` ends them. One event loop.
+    Owns the listener; `close` ends it, and all that is in the registry. One event loop.
     """
 
     def __init__(self, config: ResponseServerConfig) -> None:
         super().__init__(config)
-        self.handshakes: Deadlines[ResponseConnection] = Deadlines(
-            self.loop, config.handshake_timeout, lambda connection: connection.step(Event.TIMEOUT)
-        )
-        self.connections: set[ResponseConnection] = set()
         ip = local_ip(config.host, "DYN_TCP_RESPONSE_STREAM_HOST")
-        self._max_streams = config.max_streams or _affordable_streams()
         self._listener = Listener(ip, config.port, config.backlog, partial(ResponseConnection, self))
         self.address = join_host_port(advertised_ip(ip), self._listener.port)
 
@@ -52,30 +39,5 @@ class TcpStreamServer(StreamRegistry):
     async def close(self) -> None:
         """Stop listening; calls that wait fail with Disconnected, streams under way are cut and their workers told."""
         self._listener.close()
-        self.end_registrations()
-        for connection in list(self.connections):
-            connection.step(Event.DROPPED)
-        self.handshakes.close()
+        self.end_streams()
         await asyncio.sleep(0)  # the transports close in the next turn
-
-    def register(self, context: Context) -> ResponseReceiver:
-        """A new subject, whose answer will be cancelled by `context`.
-
-        Raises ResourceExhausted if as many streams are open as may be, and Disconnected once the server is closed.
-        """
-        if len(self._waiting) + len(self.connections) >= self._max_streams:
-            raise ResourceExhausted(
-                f"{self._max_streams} response streams are open already, as many as this process may have: raise its "
-                "limit of open files (ulimit -n), or DYNAMO_FAST_MAX_STREAMS"
-            )
-        return super().register(context)
-
-
-def _affordable_streams() -> int:
-    """As many streams as this process may have open files, less a reserve for everything else."""
-    try:
-        import resource
-    except ImportError:  # Windows, where sockets are no files
-        return sys.maxsize
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if files == resource.RLIM_INFINITY else max(_FEWEST_STREAMS, files - _RESERVED_FILES)
