@@ -185,6 +185,8 @@ class TcpClientConfig(_FromEnvironment):
     """Connects under way at once, to all workers together."""
     host_idle_ttl: float = setting("DYN_TCP_HOST_IDLE_TTL_SECS", 300.0, seconds())
     """The connections to a worker are closed after this time without a request."""
+    user_timeout: float = setting("DYNAMO_FAST_TCP_USER_TIMEOUT", 30.0, seconds())
+    """A request connection is lost when the other end's kernel takes nothing for this long (Linux)."""
 
 
 @dataclass(frozen=True)
@@ -252,6 +254,8 @@ class TcpServerConfig(_FromEnvironment):
     """From the first byte of a request frame to its last."""
     idle_timeout: float = setting("DYNAMO_FAST_IDLE_TIMEOUT", 900.0, seconds())
     """A connection without a request for this long is closed. Dynamo's routers let go of theirs before (300 to 450 s)."""
+    user_timeout: float = setting("DYNAMO_FAST_TCP_USER_TIMEOUT", 30.0, seconds())
+    """As `TcpClientConfig.user_timeout`, for acknowledgements."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,13 @@ class SharedTcpServer:
     async def start(self) -> None:
         """Listen. Raises OSError if the port is taken, InvalidConfig if the host means no address."""
         ip = local_ip(self.config.host, "DYN_TCP_RPC_HOST")
-        self._listener = Listener(ip, self.config.port, self.config.backlog, lambda: _RequestConnection(self))
+        self._listener = Listener(
+            ip,
+            self.config.port,
+            self.config.backlog,
+            lambda: _RequestConnection(self),
+            user_timeout=self.config.user_timeout,
+        )
 
     @property
     def address(self) -> str:
