@@ -579,6 +579,12 @@ cdef class _Decoder:
     def __reduce__(self):
         raise TypeError(f"a {type(self).__name__} cannot be pickled or copied: it is a place in a stream")
 
+    @property
+    @cython.critical_section
+    def expected(self):
+        """Bytes of the incomplete message, as far as its lengths have come; 0 if none is pending."""
+        return self.codec.required(<bytes>self.held, 0, self.pending, 0) if self.pending else 0
+
     @cython.critical_section
     def feed(self, chunk):
         """The messages that `chunk` completes, in order.

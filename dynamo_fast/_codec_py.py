@@ -558,6 +558,14 @@ class _Decoder(Generic[M]):
         return self._pending
 
     @property
+    def expected(self) -> int:
+        """Bytes of the incomplete message, as far as its lengths have come; 0 if none is pending."""
+        if not self._pending:
+            return 0
+        with self._held.getbuffer() as held:
+            return self._codec._required(held, 0, self._pending, 0)
+
+    @property
     def failed(self) -> CodecError | None:
         """The error that broke this stream, if one did."""
         return self._failed

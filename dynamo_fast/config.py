@@ -202,6 +202,8 @@ class TcpClientConfig(_FromEnvironment):
     """Connects under way at once, to all workers together."""
     host_idle_ttl: float = setting("DYN_TCP_HOST_IDLE_TTL_SECS", 300.0, seconds())
     """The connections to a worker are closed after this time without a request."""
+    user_timeout: float = setting("DYNAMO_FAST_TCP_USER_TIMEOUT", 30.0, seconds())
+    """A request connection is lost when the other end's kernel takes nothing for this long (Linux)."""
 
 
 @dataclass(frozen=True)
@@ -240,8 +242,9 @@ class ResponseServerConfig(_FromEnvironment):
     max_streams: int | None = setting("DYNAMO_FAST_MAX_STREAMS", None, POSITIVE)
     """Streams that wait for their worker or are open; one more request is refused. Unset: what the limit of open files
     allows (see `net.descriptors`)."""
-    max_pending_connections: int = setting("DYNAMO_FAST_MAX_PENDING_CONNECTIONS", 10_000, POSITIVE)
-    """Connections that have not said which request they answer; a further one is reset."""
+    max_pending_connections: int | None = setting("DYNAMO_FAST_MAX_PENDING_CONNECTIONS", None, POSITIVE)
+    """Connections that have not said which request they answer, beyond the calls that wait for one; at a further one the
+    oldest silent one is reset. Unset: an eighth of the streams, 16 to 1,024."""
 
 
 @dataclass(frozen=True)
@@ -278,6 +281,8 @@ class TcpServerConfig(_FromEnvironment):
     """From the first byte of a request frame to its last."""
     idle_timeout: float = setting("DYNAMO_FAST_IDLE_TIMEOUT", 900.0, seconds())
     """A connection without a request for this long is closed. Dynamo's routers let go of theirs before (300 to 450 s)."""
+    user_timeout: float = setting("DYNAMO_FAST_TCP_USER_TIMEOUT", 30.0, seconds())
+    """As `TcpClientConfig.user_timeout`, for acknowledgements."""
 
     @property
     def buffered_bytes(self) -> int:

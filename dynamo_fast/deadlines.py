@@ -8,7 +8,7 @@ discarding cost a dict operation, where a timer per wait would cost a handle eac
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 __all__ = ["Deadlines"]
@@ -33,6 +33,10 @@ class Deadlines(Generic[_Key]):
 
     def __contains__(self, key: _Key) -> bool:
         return key in self._deadlines
+
+    def __iter__(self) -> Iterator[_Key]:
+        """The keys that wait, oldest first; none may be added or discarded meanwhile."""
+        return iter(self._deadlines)
 
     def keys(self) -> list[_Key]:
         """The keys that wait, oldest first."""

@@ -80,7 +80,7 @@ def decoded(backend: Any, kind: str, options: dict[str, Any], chunks: list[bytes
     trace: list[Any] = []
     for chunk in [*chunks, b""]:
         trace.append(outcome(lambda chunk=chunk: fed(made, feed, chunk)))
-        trace.append((made.pending, str(made.failed), type(made.failed).__name__))
+        trace.append((made.pending, made.expected, str(made.failed), type(made.failed).__name__))
     return trace
 
 

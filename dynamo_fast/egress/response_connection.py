@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 import struct
 from typing import Protocol
@@ -27,10 +28,12 @@ from dynamo_fast.errors import (
     ControlError,
     Disconnected,
     DynamoError,
+    MessageTooLarge,
     RemoteError,
 )
 from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.control import (
+    MAX_CONTROL_MESSAGE_SIZE,
     CallHomeHandshake,
     ControlMessage,
     ResponseStreamPrologue,
@@ -50,6 +53,10 @@ _DIALLED, _STARTED, _SENTINEL = Event.HANDSHAKE, Event.PROLOGUE_OK, Event.SENTIN
 _REQUEST, _RESPONSE = StreamType.REQUEST, StreamType.RESPONSE
 _IGNORE = Action.IGNORE
 _LINGER_NOT = struct.pack("ii", 1, 0)
+# What a worker may send before it is known, and before it has begun to answer: whole frames, in bytes.
+_HANDSHAKE_LIMIT, _PROLOGUE_LIMIT = 4096, MAX_CONTROL_MESSAGE_SIZE
+_LIMITS = {_HANDSHAKE: _HANDSHAKE_LIMIT, _PROLOGUE: _PROLOGUE_LIMIT}
+_PREFIX_SIZE = len(encode_two_part(b"", b""))
 
 
 class ConnectionOwner(Protocol):
@@ -58,8 +65,14 @@ class ConnectionOwner(Protocol):
     config: ResponseServerConfig
     connections: set[ResponseConnection]
     """Those that are open."""
-    handshakes: Deadlines[ResponseConnection]
-    """Those whose handshake has not come."""
+    strangers: Deadlines[ResponseConnection]
+    """Those among them whose handshake has not come."""
+    max_strangers: int
+    """With up to this many connections, there is no need to `limit_strangers`."""
+    strangers_reset: int
+    """Connections that were reset without a valid handshake."""
+
+    def limit_strangers(self) -> None: ...
 
     def take(self, subject: str) -> ResponseReceiver | None: ...
 
@@ -89,14 +102,14 @@ class ResponseConnection(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # the loop makes no other for a Protocol
         server = self._server
         server.connections.add(self)
-        if len(server.handshakes) >= server.config.max_pending_connections:
-            self.step(Event.TIMEOUT)
-        else:
-            server.handshakes.add(self)
+        server.strangers.add(self)
+        if len(server.connections) > server.max_strangers:
+            server.limit_strangers()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.connections.discard(self)
         if self._machine.state is not _CLOSED:
+            self._server.strangers.discard(self)
             self.step(Event.LOST, error)
         self._receiver = None
 
@@ -127,6 +140,8 @@ class ResponseConnection(asyncio.Protocol):
                 receiver = self._receiver
         if self._decoder.failed is not None:
             self._violation(self._decoder.failed)
+        elif not self._delivers and self._decoder.pending:
+            self._check_opening()
         if receiver is not None and receiver.frames:
             self._delivered(receiver, len(data))
 
@@ -151,7 +166,21 @@ class ResponseConnection(asyncio.Protocol):
             error = ControlError(f"the worker sent {message}") if event is not _SENTINEL else None
             self.step(event, error)
 
+    def _check_opening(self) -> None:
+        """Refuse an incomplete handshake or prologue that will be too large."""
+        limit = _LIMITS.get(self._machine.state)
+        if limit is not None and self._decoder.expected > limit:
+            self._too_large(self._decoder.expected, limit)
+
+    def _too_large(self, size: int, limit: int) -> None:
+        text = f"the worker's opening message is too large: {size} bytes, limit {limit}"
+        self._violation(MessageTooLarge(text, size=size, limit=limit))
+
     def _receive_handshake(self, message: TwoPartMessage) -> None:
+        size = _PREFIX_SIZE + len(message.header) + len(message.data)
+        if size > _HANDSHAKE_LIMIT:
+            self._too_large(size, _HANDSHAKE_LIMIT)
+            return
         try:
             handshake = CallHomeHandshake.decode(message.header)
         except ControlError:
@@ -165,7 +194,7 @@ class ResponseConnection(asyncio.Protocol):
 
     def _become_input(self, sender: RequestSender) -> None:
         """It is no response stream: another protocol has this connection from now on."""
-        self._server.handshakes.discard(self)
+        self._server.strangers.discard(self)
         self._server.connections.discard(self)
         sender.dialled(self._transport)
 
@@ -173,6 +202,10 @@ class ResponseConnection(asyncio.Protocol):
         prefix = "Worker generate() failed before response stream: "
         if message.message_type is not _HEADER_ONLY:
             self.step(Event.VIOLATION, CannotConnect(prefix + "malformed prologue: expected HeaderOnly ControlMessage"))
+            return
+        size = _PREFIX_SIZE + len(message.header)
+        if size > _PROLOGUE_LIMIT:
+            self._too_large(size, _PROLOGUE_LIMIT)
             return
         try:
             prologue = ResponseStreamPrologue.decode(message.header)
@@ -198,7 +231,7 @@ class ResponseConnection(asyncio.Protocol):
 
     def _accept(self, _: BaseException | None) -> None:
         assert self._receiver is not None
-        self._server.handshakes.discard(self)
+        self._server.strangers.discard(self)
         self._receiver.dialled(self)
 
     def _establish(self, _: BaseException | None) -> None:
@@ -206,16 +239,13 @@ class ResponseConnection(asyncio.Protocol):
         self._receiver.ready()
 
     def _refuse(self, error: BaseException | None) -> None:
-        if not isinstance(error, DynamoError) or isinstance(error, ControlError):
+        if not isinstance(error, DynamoError) or isinstance(error, (CodecError, ControlError)):
             cause = error
             error = Disconnected("Worker disconnected before response stream was established")
             error.__cause__ = cause
         assert self._receiver is not None
         self._receiver.fail(error)
         self._reset(None)
-
-    def _finish(self, _: BaseException | None) -> None:
-        self._close(None)
 
     def _send_stop(self, _: BaseException | None) -> None:
         self._transport.write(_STOP)
@@ -229,14 +259,25 @@ class ResponseConnection(asyncio.Protocol):
         self._close(error)
 
     def _close(self, error: BaseException | None) -> None:
-        self._server.handshakes.discard(self)
         self._transport.close()
         if self._receiver is not None:
             self._receiver.end(error)
 
+    def is_silent(self) -> bool:
+        """Whether nothing that the other end has sent waits to be read."""
+        if not hasattr(select, "poll"):  # Windows
+            return True
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not poll.poll(0)
+
+    def _reset_stranger(self, _: BaseException | None) -> None:
+        self._server.strangers.discard(self)
+        self._server.strangers_reset += 1
+        self._reset(None)
+
     def _reset(self, _: BaseException | None) -> None:
         # A worker takes an end of file for "the requester has finished writing", and goes on; a reset stops it.
-        self._server.handshakes.discard(self)
         with contextlib.suppress(OSError):  # the connection may be gone already, which is as good
             self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
         self._transport.abort()
@@ -256,11 +297,11 @@ class ResponseConnection(asyncio.Protocol):
 
 
 _ACTIONS = {
-    Action.RESET: ResponseConnection._reset,
+    Action.RESET: ResponseConnection._reset_stranger,
     Action.ACCEPT: ResponseConnection._accept,
     Action.ESTABLISH: ResponseConnection._establish,
     Action.REFUSE: ResponseConnection._refuse,
-    Action.FINISH: ResponseConnection._finish,
+    Action.FINISH: ResponseConnection._close,
     Action.SEND_STOP: ResponseConnection._send_stop,
     Action.STOP_AND_FINISH: ResponseConnection._stop_and_finish,
     Action.SEND_KILL: ResponseConnection._send_kill,

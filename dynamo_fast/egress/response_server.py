@@ -7,23 +7,18 @@ subject in its handshake, and its connection is that request's from then on.
 from __future__ import annotations
 
 import asyncio
-import sys
 from functools import partial
 
 from dynamo_fast.config import ResponseServerConfig
 from dynamo_fast.context import Context
-from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.egress.request_sender import ManyIn, RequestSender
 from dynamo_fast.egress.response_connection import ResponseConnection
-from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.egress.stream_registry import StreamRegistry
 from dynamo_fast.errors import ResourceExhausted
-from dynamo_fast.net.addresses import resolve
 from dynamo_fast.net.descriptors import PROCESS
 from dynamo_fast.net.listener import Listener
 from dynamo_fast.wire.address import join_host_port
 from dynamo_fast.wire.payload import PayloadCodec
-from dynamo_fast.wire.stream import Event
 
 __all__ = ["TcpStreamServer"]
 
@@ -31,20 +26,14 @@ __all__ = ["TcpStreamServer"]
 class TcpStreamServer(StreamRegistry):
     """The response server of a router: its registry, and the listener that workers dial. Make it with `create`.
 
-    Owns the listener and the connections that were accepted; `close` ends them. One event loop.
+    Owns the listener; `close` ends it, and all that is in the registry. One event loop.
     """
 
     def __init__(self, config: ResponseServerConfig) -> None:
         super().__init__(config)
-        self.handshakes: Deadlines[ResponseConnection] = Deadlines(
-            self.loop, config.handshake_timeout, lambda connection: connection.step(Event.TIMEOUT)
-        )
-        self.connections: set[ResponseConnection] = set()
-        listening = resolve(config.host, "DYN_TCP_RESPONSE_STREAM_HOST")
-        self._max_streams = config.max_streams or sys.maxsize
-        PROCESS.add(self, calls=True)
-        self._listener = Listener(listening.bind_ip, config.port, config.backlog, partial(ResponseConnection, self))
-        self.address = join_host_port(listening.advertised_ip, self._listener.port)
+        ip = local_ip(config.host, "DYN_TCP_RESPONSE_STREAM_HOST")
+        self._listener = Listener(ip, config.port, config.backlog, partial(ResponseConnection, self))
+        self.address = join_host_port(advertised_ip(ip), self._listener.port)
 
     @classmethod
     async def create(cls, config: ResponseServerConfig | None = None) -> TcpStreamServer:
@@ -54,10 +43,7 @@ class TcpStreamServer(StreamRegistry):
     async def close(self) -> None:
         """Stop listening; calls that wait fail with Disconnected, streams under way are cut and their workers told."""
         self._listener.close()
-        self.end_registrations()
-        for connection in list(self.connections):
-            connection.step(Event.DROPPED)
-        self.handshakes.close()
+        self.end_streams()
         await asyncio.sleep(0)  # the transports close in the next turn
 
     def register(self, context: Context) -> ResponseReceiver:

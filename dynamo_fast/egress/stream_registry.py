@@ -1,33 +1,45 @@
-"""`StreamRegistry`: the streams of a router that wait for their worker to dial back (transport.md 4.1, 5.5).
+"""`StreamRegistry`: the response streams of a router, from their registration to their end (transport.md 4.1, 5.5).
 
 A request registers a subject, a random text that the worker names when it dials. The first handshake with a subject takes
-its stream out of the registry, so a subject is used once.
+the stream, so a subject is used once. Connections whose handshake has not come are *strangers*: they have a limit of their
+own, well below that of the streams.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
+from itertools import islice
 
 from dynamo_fast.config import ResponseServerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.egress.request_sender import ManyIn, RequestSender
+from dynamo_fast.egress.response_connection import ResponseConnection
 from dynamo_fast.egress.response_receiver import ResponseReceiver
-from dynamo_fast.errors import Disconnected
+from dynamo_fast.errors import Disconnected, ResourceExhausted
+from dynamo_fast.logs import get_logger
+from dynamo_fast.net.descriptors import PROCESS
 from dynamo_fast.wire.address import EndpointInstanceId
 from dynamo_fast.wire.ids import random_uuid
 from dynamo_fast.wire.payload import PayloadCodec
+from dynamo_fast.wire.stream import Event
 
 __all__ = ["StreamRegistry"]
 
+logger = get_logger(__name__)
+
+_FEWEST_STRANGERS, _MOST_STRANGERS = 16, 1024
+_SECONDS_BETWEEN_WARNINGS = 10.0
+_STRANGERS_TO_LOOK_AT = 16
 _TOMBSTONE_SECONDS = 5.0
 
 
 class StreamRegistry:
-    """The subjects of a router, their deadlines, and the tombstones of removed workers.
+    """The subjects of a router, their deadlines, the open connections, and the tombstones of removed workers.
 
-    Owns each registered stream until its worker dials or it ends. The router registers, response connections take,
-    receivers forget; it ends with the response server that it is part of. One event loop.
+    Owns each registered stream until its worker dials or it ends, and each connection while it is open. The router
+    registers, response connections take, receivers forget; `end_streams` ends it. One event loop.
     """
 
     address: str
@@ -42,18 +54,33 @@ class StreamRegistry:
         self.orphans: Deadlines[ResponseReceiver] = Deadlines(
             self.loop, config.call_home_grace, ResponseReceiver.orphaned
         )
+        self.connections: set[ResponseConnection] = set()
+        """Those that are open."""
+        self.strangers: Deadlines[ResponseConnection] = Deadlines(
+            self.loop, config.handshake_timeout, lambda connection: connection.step(Event.TIMEOUT)
+        )
+        """Those among them whose handshake has not come."""
+        self.strangers_reset = 0
+        """Connections that were reset without a valid handshake, since the registry was made."""
+        self._max_streams = config.max_streams or sys.maxsize
+        self.max_strangers = config.max_pending_connections or _strangers_beside(min(self._max_streams, PROCESS.usable))
+        """How many of `strangers` there may be, beyond the calls that wait for their worker."""
+        self._warn_after = 0.0
         self._waiting: dict[str, ResponseReceiver] = {}
         self._inputs: dict[str, RequestSender] = {}
         self._tombstones: dict[EndpointInstanceId, float] = {}
         self._closed = False
+        PROCESS.add(self, calls=True)
 
-    def end_registrations(self) -> None:
-        """Fail the calls that wait with Disconnected, and register no further one."""
+    def end_streams(self) -> None:
+        """Fail the calls that wait with Disconnected, cut the streams under way, and tell their workers."""
         self._closed = True
         for receiver in list(self._waiting.values()):
             receiver.fail(Disconnected("The response server was closed"))
-        self.call_home.close()
-        self.orphans.close()
+        for connection in list(self.connections):
+            connection.step(Event.DROPPED)
+        for deadlines in (self.strangers, self.call_home, self.orphans):
+            deadlines.close()
 
     @property
     def pending(self) -> int:
@@ -63,17 +90,25 @@ class StreamRegistry:
     def register(self, context: Context) -> ResponseReceiver:
         """A new subject, whose answer will be cancelled by `context`.
 
-        Raises Disconnected once the registry is closed.
+        Raises ResourceExhausted if as many streams are open as may be, or if the process has no descriptor for the
+        worker's connection, and Disconnected once the server is closed.
         """
         if self._closed:
             raise Disconnected("The response server was closed")
+        sockets = len(self._waiting) + len(self.connections)
+        if sockets >= self._max_streams and sockets - len(self.strangers) >= self._max_streams:
+            raise ResourceExhausted(
+                f"{self._max_streams} response streams are open already, as many as DYNAMO_FAST_MAX_STREAMS allows"
+            )
+        _promise_descriptor()
         subject = random_uuid()
         receiver = ResponseReceiver(self, subject, context)
         self._waiting[subject] = receiver
         return receiver
 
     def register_input(self, source: ManyIn, codec: PayloadCodec, receiver: ResponseReceiver) -> RequestSender:
-        """A second subject for the same request, on which the worker will dial for its input."""
+        """A second subject for the same request, on which the worker will dial for its input. Raises ResourceExhausted."""
+        _promise_descriptor()
         subject = random_uuid()
         sender = RequestSender(subject, source, codec, receiver.context, receiver.input_failed)
         receiver.sender = self._inputs[subject] = sender
@@ -105,6 +140,34 @@ class StreamRegistry:
             return False
         receiver.fail(Disconnected("Worker disconnected before response stream was established"))
         return True
+
+    def descriptors(self) -> tuple[int, int]:
+        """See `net.descriptors.Promiser`."""
+        return len(self._waiting) + len(self._inputs), len(self.connections) - len(self.strangers)
+
+    # Strangers --------------------------------------------------------------------------------------------
+
+    def limit_strangers(self) -> None:
+        """Reset the connection that has been silent for longest, if there are too many whose handshake has not come.
+
+        As many as there are calls that wait for their worker may be workers of ours: only those beyond count.
+        """
+        if len(self.strangers) <= self.max_strangers + len(self._waiting):
+            return
+        oldest = list(islice(self.strangers, _STRANGERS_TO_LOOK_AT))
+        # After a pause of the loop the handshakes of many may be here, and not be read yet.
+        silent = next((each for each in oldest if each.is_silent()), oldest[0])
+        silent.step(Event.TIMEOUT)
+        now = self.loop.time()
+        if now >= self._warn_after:
+            self._warn_after = now + _SECONDS_BETWEEN_WARNINGS
+            logger.warning(
+                "more than %d connections to %s have not said which request they answer: reset the oldest of them "
+                "(%d connections were reset until now; see DYNAMO_FAST_MAX_PENDING_CONNECTIONS)",
+                self.max_strangers,
+                self.address,
+                self.strangers_reset,
+            )
 
     # Instances and their tombstones (transport.md 5.5) --------------------------------------------------------------
 
@@ -139,3 +202,13 @@ class StreamRegistry:
     def _is_tombstoned(self, instance: EndpointInstanceId) -> bool:
         until = self._tombstones.get(instance)
         return until is not None and until > self.loop.time()
+
+
+def _promise_descriptor() -> None:
+    if not PROCESS.promise():
+        raise ResourceExhausted(f"This process has no descriptor for the worker's connection: {PROCESS.shortage()}")
+
+
+def _strangers_beside(streams: int) -> int:
+    """How many connections without a handshake are allowed beside so many streams."""
+    return min(max(streams // 8, _FEWEST_STRANGERS), _MOST_STRANGERS)

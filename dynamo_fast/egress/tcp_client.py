@@ -2,7 +2,8 @@
 
 A connection carries many requests at once; the worker acknowledges them in order, so a queue of futures is all the
 matching there is. Another connection to the same worker is opened only when each of those that there are has
-`channel_buffer` requests unacknowledged.
+`channel_buffer` requests unacknowledged, or is *retired*: an acknowledgement on it did not come in time. No new request
+goes onto a retired connection, and it is closed when nothing waits on it any more.
 """
 
 from __future__ import annotations
@@ -116,11 +117,13 @@ class TcpRequestClient(RequestPlaneClient):
 class _Request:
     """A request between the call and its acknowledgement."""
 
-    __slots__ = ("_client", "_peer", "frame", "future")
+    __slots__ = ("_client", "_peer", "connection", "frame", "future")
 
     def __init__(self, client: TcpRequestClient, peer: str, frame: bytes) -> None:
         self._client = client
         self._peer = peer
+        self.connection: _RequestConnection | None = None
+        """Where it was written."""
         self.frame = frame
         self.future: asyncio.Future[Ack] = client.loop.create_future()
 
@@ -148,6 +151,8 @@ class _Request:
         if not self.future.done():
             self._client.metrics.tcp_errors += 1
             self.future.set_exception(ConnectionTimeout(f"TCP request to {self._peer} timed out"))
+        if self.connection is not None:
+            self.connection.retire()
 
 
 class _Pool:
@@ -231,8 +236,8 @@ class _Pool:
         return None
 
     def _grow(self) -> None:
-        """Open another connection, one at a time, if every one of those that there are is full."""
-        full = all(connection.is_full() for connection in self._connections)
+        """Open another connection, one at a time, if every one of those that there are is full or retired."""
+        full = all(connection.is_full() or connection.retired for connection in self._connections)
         if self._connect_task is None and full and len(self._connections) < self._client.config.pool_size:
             self._connect_task = self._client.loop.create_task(self._connect())
 
@@ -250,7 +255,8 @@ class _Pool:
                 self._fail_waiting(error)
             return
         self._connect_task = None
-        self._connections.append(connection)
+        if not connection.is_lost():  # before this task had its turn: there is nobody to take it out again
+            self._connections.append(connection)
         self.dispatch()
 
     def _fail_waiting(self, cause: BaseException | None) -> None:
@@ -261,7 +267,7 @@ class _Pool:
 class _RequestConnection(asyncio.Protocol):
     """One connection to a worker: frames out, acknowledgements in."""
 
-    __slots__ = ("_client", "_decoder", "_on_lost", "_paused", "_pool", "_transport", "_unacknowledged")
+    __slots__ = ("_client", "_decoder", "_on_lost", "_paused", "_pool", "_transport", "_unacknowledged", "retired")
 
     _transport: asyncio.Transport
 
@@ -272,10 +278,12 @@ class _RequestConnection(asyncio.Protocol):
         self._unacknowledged: deque[_Request] = deque()
         self._paused = False
         self._on_lost: set[Callable[[], None]] = set()
+        self.retired = False
+        """Whether an acknowledgement did not come in time: the worker, or what is between, may be deaf."""
 
     def has_room(self) -> bool:
         """Whether a request may be sent now."""
-        return not self._paused and not self.is_full() and not self._transport.is_closing()
+        return not self._paused and not self.retired and not self.is_full() and not self._transport.is_closing()
 
     def is_full(self) -> bool:
         """Whether as many requests are unacknowledged as may be."""
@@ -284,6 +292,16 @@ class _RequestConnection(asyncio.Protocol):
     def is_idle(self) -> bool:
         """Whether neither an acknowledgement nor a dial-back is waited for."""
         return not self._unacknowledged and not self._on_lost
+
+    def is_lost(self) -> bool:
+        """Whether it is closed, or about to be."""
+        return self._transport.is_closing()
+
+    def retire(self) -> None:
+        """Send no new request here, and close as soon as nothing waits on it."""
+        self.retired = True
+        self._close_if_unused()
+        self._pool.dispatch()
 
     def on_lost(self, callback: Callable[[], None]) -> None:
         """See RequestConnection."""
@@ -295,10 +313,17 @@ class _RequestConnection(asyncio.Protocol):
     def off_lost(self, callback: Callable[[], None]) -> None:
         """See RequestConnection."""
         self._on_lost.discard(callback)
+        if self.retired:
+            self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if not self._on_lost and all(request.future.done() for request in self._unacknowledged):
+            self.close()
 
     def send(self, request: _Request) -> None:
         """Write a request."""
         self._unacknowledged.append(request)
+        request.connection = self
         self._transport.write(request.frame)
         self._client.metrics.tcp_bytes_sent += len(request.frame)
         request.frame = b""  # the transport has it; a large one is not to be held until the acknowledgement
@@ -308,7 +333,7 @@ class _RequestConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        keep_alive(transport.get_extra_info("socket"))
+        keep_alive(transport.get_extra_info("socket"), self._client.config.user_timeout)
 
     def connection_lost(self, error: Exception | None) -> None:
         while self._unacknowledged:
@@ -339,4 +364,6 @@ class _RequestConnection(asyncio.Protocol):
             self._unacknowledged.popleft().acknowledge(Ack(bytes(message.data), self))
         if self._decoder.failed is not None or (self._decoder.pending and not self._unacknowledged):
             self._transport.abort()  # also for the beginning of an answer to nothing: it would be read as the next one's
+        elif self.retired:
+            self._close_if_unused()
         self._pool.dispatch()

@@ -318,7 +318,8 @@ class ResponseConnection(asyncio.Protocol):
         (Not asked for at once: it costs a tenth of a request of one item, and most are over before the first probe.)
         """
         if self._transport is not None and not self._transport.is_closing():
-            keep_alive(self._transport.get_extra_info("socket"))
+            # A slow router may leave its window closed for as long as it may stall, and no longer.
+            keep_alive(self._transport.get_extra_info("socket"), self._dialler._stalled.seconds)
 
     def not_closed(self) -> None:
         """The router did not close a finished stream in time."""

@@ -86,7 +86,11 @@ class SharedTcpServer:
         """Listen. Raises OSError if the port is taken, InvalidConfig if the host means no address."""
         self._listening = resolve(self.config.host, "DYN_TCP_RPC_HOST")
         self._listener = Listener(
-            self._listening.bind_ip, self.config.port, self.config.backlog, lambda: _RequestConnection(self)
+            self._listening.bind_ip,
+            self.config.port,
+            self.config.backlog,
+            lambda: _RequestConnection(self),
+            user_timeout=self.config.user_timeout,
         )
 
     @property

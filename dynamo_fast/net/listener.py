@@ -28,7 +28,7 @@ _ACCEPTS_PER_LOOK = 4
 _RESERVE = 32
 
 
-def listening_socket(ip: str, port: int, backlog: int) -> socket.socket:
+def listening_socket(ip: str, port: int, backlog: int, user_timeout: float | None = None) -> socket.socket:
     """A listening TCP socket whose connections are kept alive; `::` takes IPv4, too.
 
     Raises OSError if the port is taken.
@@ -37,7 +37,7 @@ def listening_socket(ip: str, port: int, backlog: int) -> socket.socket:
     both = ip == "::" and socket.has_dualstack_ipv6()
     endpoint = socket.create_server((ip, port), family=family, backlog=backlog, dualstack_ipv6=both)
     endpoint.setblocking(False)
-    keep_alive(endpoint)
+    keep_alive(endpoint, user_timeout)
     return endpoint
 
 
@@ -51,7 +51,16 @@ class Listener:
     Owns both sockets; `close` ends it, and leaves the connections that were accepted alone. One event loop.
     """
 
-    def __init__(self, ip: str, port: int, backlog: int, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
+    def __init__(
+        self,
+        ip: str,
+        port: int,
+        backlog: int,
+        protocol: Callable[[], asyncio.BaseProtocol],
+        *,
+        user_timeout: float | None = None,
+    ) -> None:
+        """Listen on `ip` and `port` (0: chosen by the system); see `keep_alive` for `user_timeout`. Raises OSError."""
         self._loop = asyncio.get_running_loop()
         self._protocol = protocol
         self._backlog = backlog
@@ -64,7 +73,7 @@ class Listener:
         self._closed = False
         self.paused = False
         """Whether nothing is accepted, for lack of descriptors."""
-        self._socket = listening_socket(ip, port, backlog)
+        self._socket = listening_socket(ip, port, backlog, user_timeout)
         self.ip = ip
         self.port: int = self._socket.getsockname()[1]
         self._opening = self._loop.create_task(self._open())

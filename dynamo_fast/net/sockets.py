@@ -17,10 +17,12 @@ _KEEP_ALIVE = [
 ]
 
 
-def keep_alive(endpoint: socket.socket) -> None:
+def keep_alive(endpoint: socket.socket, user_timeout: float | None = None) -> None:
     """Have the kernel notice within a minute that the machine at the other end is gone. Does nothing if it is known to be.
 
-    Connections that are accepted inherit it from the listening socket.
+    With `user_timeout` a connection is lost when what was written has not been acknowledged for so many seconds, or when
+    the other end has had no room for it for as long (TCP_USER_TIMEOUT: Linux only). Connections that are accepted inherit
+    all of this from the listening socket.
     """
     # An event loop's stand-in for a socket would make a real one for each of these calls, and so cost as much as they.
     # (Of which family is of no matter here, and takes a while to ask.)
@@ -29,5 +31,7 @@ def keep_alive(endpoint: socket.socket) -> None:
         with contextlib.suppress(OSError):  # some systems do not take it for a connection that was just reset
             for level, option, value in _KEEP_ALIVE:
                 real.setsockopt(level, option, value)
+            if user_timeout is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+                real.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(user_timeout * 1000))
     finally:
         real.detach()

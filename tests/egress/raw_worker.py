@@ -80,6 +80,7 @@ class RawRequest:
     ) -> None:
         self.worker = worker
         self.writer = writer
+        self._connection = asyncio.current_task()
         self.path = path.decode()
         self.headers: dict[str, str] = json.loads(headers)
         header_size, body_size, self.checksum = struct.unpack_from(">QQQ", payload)
@@ -95,6 +96,11 @@ class RawRequest:
     def cut(self) -> None:
         """Reset the connection that carried the request."""
         self.writer.transport.abort()
+
+    async def closed(self) -> None:
+        """Wait until the router has closed the connection that carried the request."""
+        assert self._connection is not None
+        await asyncio.wait_for(asyncio.shield(self._connection), LIMIT)
 
     async def connect(self) -> RawStream:
         """Dial the router, and say nothing."""

@@ -148,3 +148,81 @@ async def test_a_closed_client_says_so(worker: RawWorker) -> None:
     await requests.close()
     with pytest.raises(CannotConnect, match="the client was closed"):
         requests.send_request(worker.address, PAYLOAD, {})
+
+
+# An acknowledgement that does not come
+
+
+def time_out_oldest(requests: TcpRequestClient) -> None:
+    """As if the time were over for the request that waits for longest."""
+    oldest = requests._deadlines.keys()[0]
+    requests._deadlines.discard(oldest)
+    oldest.time_out()
+
+
+async def test_a_connection_that_acknowledges_nothing_gets_no_further_request(worker: RawWorker) -> None:
+    requests = client(request_timeout=0.05)
+    deaf = requests.send_request(worker.address, PAYLOAD, {})
+    (first,) = await received(worker, 1)
+    with pytest.raises(ConnectionTimeout):
+        await asyncio.wait_for(deaf, LIMIT)
+    await first.closed()
+    fresh = requests.send_request(worker.address, PAYLOAD, {})
+    (second,) = await received(worker, 1)
+    assert second.writer is not first.writer
+    second.acknowledge()
+    assert (await asyncio.wait_for(fresh, LIMIT)).text == b""
+    await requests.close()
+
+
+async def test_a_request_that_nobody_waits_for_any_more_retires_its_connection_too(worker: RawWorker) -> None:
+    requests = client(request_timeout=0.05)
+    requests.send_request(worker.address, PAYLOAD, {}).cancel()
+    again = requests.send_request(worker.address, PAYLOAD, {})
+    (first,) = await received(worker, 1)
+    with pytest.raises(ConnectionTimeout):
+        await asyncio.wait_for(again, LIMIT)
+    await first.closed()
+    await requests.close()
+
+
+async def test_a_late_acknowledgement_is_not_taken_for_anothers(worker: RawWorker) -> None:
+    requests = client()
+    late, timely = (requests.send_request(worker.address, PAYLOAD, {}) for _ in range(2))
+    first, second = await received(worker, 2)
+    time_out_oldest(requests)
+    with pytest.raises(ConnectionTimeout):
+        await late
+    first.acknowledge(b"Server overloaded: late")
+    second.acknowledge(b"timely")
+    assert (await asyncio.wait_for(timely, LIMIT)).text == b"timely"
+    await first.closed()
+    await requests.close()
+
+
+async def test_a_retired_connection_stays_open_while_a_dial_back_is_waited_for(worker: RawWorker) -> None:
+    requests = client(pool_size=2)
+    acks = [requests.send_request(worker.address, PAYLOAD, {}) for _ in range(2)]
+    first, _ = await received(worker, 2)
+    first.acknowledge()
+    connection = (await asyncio.wait_for(acks[0], LIMIT)).connection
+    assert connection is not None
+    lost: list[None] = []
+
+    def on_lost() -> None:
+        lost.append(None)
+
+    connection.on_lost(on_lost)
+    time_out_oldest(requests)
+    with pytest.raises(ConnectionTimeout):
+        await acks[1]
+    fresh = requests.send_request(worker.address, PAYLOAD, {})
+    (third,) = await received(worker, 1)
+    assert third.writer is not first.writer
+    third.acknowledge()
+    await asyncio.wait_for(fresh, LIMIT)
+    assert not lost
+    connection.off_lost(on_lost)
+    await first.closed()
+    assert not lost
+    await requests.close()

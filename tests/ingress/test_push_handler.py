@@ -49,8 +49,8 @@ def kept_alive(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> asyncio.F
     """Whether the kernel keeps the connection alive that `module` asks it to."""
     alive: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
-    def look(endpoint: socket.socket) -> None:
-        keep_alive(endpoint)
+    def look(endpoint: socket.socket, user_timeout: float | None = None) -> None:
+        keep_alive(endpoint, user_timeout)
         alive.set_result(bool(endpoint.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)))
 
     monkeypatch.setattr(module, "keep_alive", look)

@@ -89,16 +89,19 @@ async def test_a_burst_of_connections_fits_the_backlog() -> None:
 async def test_accepted_connections_are_kept_alive() -> None:
     accepted: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
     options = [(level, option) for level, option, _ in _KEEP_ALIVE]
+    user_timeout = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if user_timeout is not None:
+        options.append((socket.IPPROTO_TCP, user_timeout))
 
     class Look(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             endpoint = transport.get_extra_info("socket")
             accepted.set_result([endpoint.getsockopt(level, option) for level, option in options])
 
-    listener = Listener("127.0.0.1", 0, 16, Look)
+    listener = Listener("127.0.0.1", 0, 16, Look, user_timeout=1.5)
     _, writer = await asyncio.open_connection("127.0.0.1", listener.port)
     alive, *times = await asyncio.wait_for(accepted, 10)
     assert alive
-    assert times == [value for _, _, value in _KEEP_ALIVE[1:]]
+    assert times == [value for _, _, value in _KEEP_ALIVE[1:]] + ([1500] if user_timeout is not None else [])
     writer.transport.abort()
     listener.close()
