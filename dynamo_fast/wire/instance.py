@@ -13,7 +13,10 @@ from dynamo_fast.errors import InvalidAddress, PayloadError
 from dynamo_fast.wire.address import EndpointId, EndpointInstanceId
 from dynamo_fast.wire.payload import PayloadCodec
 
-__all__ = ["Instance", "TransportType"]
+__all__ = ["MAX_RECORD_SIZE", "Instance", "TransportType"]
+
+MAX_RECORD_SIZE = 64 * 1024
+"""Bytes of the longest record that is read; Dynamo's own have about 250."""
 
 DeviceType = Literal["cuda", "cpu"]
 
@@ -76,11 +79,17 @@ class Instance:
 
     @classmethod
     def decode(cls, data: bytes) -> Instance:
-        """Read a record; extra keys are ignored. Raises PayloadError, as Dynamo ignores the record then."""
+        """Read a record; extra keys are ignored. Raises PayloadError, whatever is wrong: Dynamo ignores the record then."""
+        if len(data) > MAX_RECORD_SIZE:
+            raise PayloadError(
+                f"not an endpoint's record: more than {MAX_RECORD_SIZE} bytes ({len(data)} bytes were read)"
+            )
         try:
             record = _decoder.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, ValueError, OverflowError) as error:
             raise PayloadError(f"not an endpoint's record: {error}") from None
+        except (RecursionError, MemoryError) as error:  # nested too deeply
+            raise PayloadError(f"not an endpoint's record: {type(error).__name__}") from None
         if len(record.transport) != 1:
             raise PayloadError(f"not an endpoint's record: {len(record.transport)} transports, expected 1")
         ((kind, address),) = record.transport.items()
