@@ -103,8 +103,12 @@ class DistributedRuntime:
         raise NotOffered("to_capsule is not offered: there is no Rust runtime behind dynamo_fast")
 
     def shutdown(self) -> None:
-        """Leave discovery, let the requests in flight have their answers, and close. Returns at once; may be repeated."""
+        """Leave discovery, let the requests in flight have their answers, and close. May be repeated.
+
+        The records are gone when this returns, also if no event loop runs any more; the rest goes on by itself.
+        """
         self._shut_down = True
+        self._discovery.withdraw()
         try:
             asyncio.get_running_loop()
         except RuntimeError:
