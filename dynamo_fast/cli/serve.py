@@ -11,7 +11,7 @@ import signal
 import sys
 from typing import cast
 
-from dynamo_fast.cli.discovery import add_discovery, open_discovery
+from dynamo_fast.cli.discovery import add_discovery, add_wait, open_discovery
 from dynamo_fast.cli.loop import run as run_loop
 from dynamo_fast.errors import InvalidRequest
 from dynamo_fast.ingress.push_handler import Handler
@@ -33,6 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("handler", metavar="MODULE:HANDLER", help="where the handler is, e.g. my_engine:generate")
     parser.add_argument("--endpoint", required=True, metavar="NAMESPACE.COMPONENT.ENDPOINT")
     add_discovery(parser)
+    add_wait(parser)
     parser.add_argument("-v", "--verbose", action="store_true", help="a line for each request at its end")
     parser.set_defaults(run=run)
 
