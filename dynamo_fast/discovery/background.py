@@ -105,6 +105,8 @@ class BackgroundThread:
     def __init__(self, name: str) -> None:
         self.at_exit: Callable[[], Coroutine[Any, Any, None]] | None = None
         """Run in the thread when the interpreter exits; for the records that this process still has."""
+        self.at_end: Callable[[], Coroutine[Any, Any, None]] | None = None
+        """Run in the thread as the last thing, after every loop and call has ended; for connections and descriptors."""
         self._name = name
         self._loops: set[BackgroundLoop] = set()
         self._loop: _Loop | None = None
@@ -216,7 +218,12 @@ class BackgroundThread:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_TIMEOUT / 2)
-        await loop.shutdown_asyncgens()
+        try:
+            if self.at_end is not None:
+                await self.at_end()
+            await loop.shutdown_asyncgens()
+        except Exception:
+            logger.exception("%s: what it had open is left to the end of the process", self._name)
         loop.stop()
 
 

@@ -146,12 +146,9 @@ class EtcdDiscovery(Discovery):
 
     async def _start(self) -> None:
         self._client = EtcdClient(self._config)
-        try:
-            self.connection_id = await self._first_lease()
-        except BaseException:
-            await self._client.close()
-            raise
-        self._thread.at_exit = self._close
+        self._thread.at_end = self._client.close
+        self.connection_id = await self._first_lease()
+        self._thread.at_exit = self._withdraw
         self._beating = self._thread.keep(f"the renewal of the lease {self.connection_id:x} in etcd", self._beat)
 
     async def _first_lease(self) -> int:
@@ -234,7 +231,6 @@ class EtcdDiscovery(Discovery):
             watch.close()
         self._watches.clear()
         await self._withdraw()
-        await self._etcd.close()
 
     async def _beat(self) -> float:
         try:

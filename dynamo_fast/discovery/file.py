@@ -119,7 +119,7 @@ class FileDiscovery(Discovery):
             raise InvalidRequest("this process has left discovery: nothing can be registered any more")
         self._folder.publish(name, content)
         self._owned[name] = content
-        self._thread.at_exit = self._close
+        self._thread.at_exit = self._withdraw
         if self._beating is None:
             self._beating = self._thread.keep(f"the heartbeat in {self._folder.path}", self._beat)
         self._keep_sweeping()
@@ -150,7 +150,6 @@ class FileDiscovery(Discovery):
                 logger.warning("the record %r is left to expire in %g s: %s", unquote(name), TTL, error)
 
     async def _close(self) -> None:
-        self._stop_looking()
         self._watches.clear()
         await self._withdraw()
 
@@ -215,6 +214,7 @@ class FileDiscovery(Discovery):
             self._changes.close()  # the directory was removed or moved away, and there is another one now
             self._changes = None
         if self._changes is None:
+            self._thread.at_end = self._stop_looking
             self._changes = watch_directory(self._folder.path, TEMPORARY, self._changed, self._lost)
         if self._changes is None and self._polling is None:
             self._polling = self._thread.keep(f"the watch of {self._folder.path}", self._poll)
@@ -222,7 +222,7 @@ class FileDiscovery(Discovery):
             self._thread.drop(self._polling)
             self._polling = None
 
-    def _stop_looking(self) -> None:
+    async def _stop_looking(self) -> None:
         if self._changes is not None:
             self._changes.close()
             self._changes = None
