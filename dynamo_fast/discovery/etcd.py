@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 WITHDRAW_TIMEOUT = 2.0
 """Seconds for etcd to revoke the lease of a process that leaves."""
+_SETTLING_BEATS = 6
+"""Two lease times."""
 _NOT_FOUND = 5
 
 Instances = list[Instance]
@@ -67,8 +69,9 @@ class EtcdDiscovery(Discovery):
         self.connection_id = 0
         self._config = config
         self._owned: dict[str, bytes] = {}
-        self._unsure: set[str] = set()
-        """Keys whose call failed: what etcd has of them is unknown, and the next heartbeat settles it."""
+        self._unsure: dict[str, int] = {}
+        """Keys whose call failed, and for how many heartbeats more they are put right: etcd may do late what it was
+        asked, after the next call even."""
         self._watches: dict[EndpointId, EtcdWatch] = {}
         self._reader = RecordReader()
         self._client: EtcdClient | None = None
@@ -178,7 +181,6 @@ class EtcdDiscovery(Discovery):
             await self._put(key, value)
         self._check_present()  # or etcd took the key out with the lease
         self._owned[key] = value
-        self._unsure.discard(key)
 
     def _check_present(self) -> None:
         if self._withdrawn:
@@ -189,7 +191,7 @@ class EtcdDiscovery(Discovery):
         self._owned.pop(key, None)
         if value is not None and not self._withdrawn:
             self._owned[key] = value
-        self._unsure.add(key)
+        self._unsure[key] = _SETTLING_BEATS
         await self._settle(key)
 
     async def _unregister(self, instance: Instance) -> None:
@@ -198,8 +200,9 @@ class EtcdDiscovery(Discovery):
             if self._withdrawn:
                 return
             raise InvalidRequest(f"{instance.endpoint_id} was not registered by this process: nothing to unregister")
-        self._unsure.add(key)
+        self._unsure[key] = _SETTLING_BEATS
         await self._settle(key)
+        self._unsure.pop(key, None)
 
     async def _settle(self, key: str) -> None:
         """Make etcd have of this key what we want it to have."""
@@ -208,7 +211,6 @@ class EtcdDiscovery(Discovery):
             await self._put(key, value)
         elif not self._withdrawn:
             await self._etcd.call("kv/deleterange", {"key": encode(key)}, _Done)
-        self._unsure.discard(key)
 
     async def _withdraw(self) -> None:
         already, self._withdrawn = self._beating is None, True
@@ -251,8 +253,12 @@ class EtcdDiscovery(Discovery):
         if answer.TTL <= 0:
             logger.warning("the lease %x was lost: asking for it again", self.connection_id)
             await self._grant()
-        for key in list(self._unsure):
+        for key, beats in list(self._unsure.items()):
             await self._settle(key)
+            if beats > 1:
+                self._unsure[key] = beats - 1
+            else:
+                self._unsure.pop(key, None)
         for key, value in list(self._owned.items()):
             await self._put_back(key, value)
 
