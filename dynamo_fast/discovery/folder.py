@@ -36,7 +36,9 @@ TEMPORARY = ".tmp_"
 # may have changed again since it was scanned, with the same stamp.
 _CLOCK_GRAIN_NS = 20_000_000
 _SECOND_NS = 1_000_000_000
-_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_OPEN_FLAGS = os.O_RDONLY
+for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # each system has some of them
+    _OPEN_FLAGS |= getattr(os, _flag, 0)
 
 
 class Entry(NamedTuple):
@@ -65,6 +67,7 @@ class Folder:
         self._reader = RecordReader()
         self._warned: set[str] = set()
         self._changed_at = self._scanned_at = 0
+        self._looked_at = 0.0
 
     # Writing
 
@@ -134,7 +137,12 @@ class Folder:
         Those are records whose stamp did not change for `quiet` seconds while this process looked, and which are older
         than `ttl` on the store's clock. `now` is that clock's time in ns, if a file was just touched. A stamp that did
         not change for twice the `ttl` is old wherever it stands: its clock may have been set back since.
+
+        A process that did not look for `quiet` seconds was paused, and so may have been the owners: it begins anew.
         """
+        looked_at, self._looked_at = self._looked_at, time.monotonic()
+        if self._looked_at - looked_at > quiet:
+            self.entries = {name: entry._replace(since=self._looked_at) for name, entry in self.entries.items()}
         silent = {name: time.monotonic() - entry.since for name, entry in self.entries.items() if entry.instance}
         silent = {name: seconds for name, seconds in silent.items() if name not in own and seconds >= quiet}
         if not silent:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import stat
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -309,6 +310,43 @@ async def test_a_stamp_of_the_future_ages_too(tmp_path: Path, quick: None) -> No
     assert isinstance(await ear.hear(), Added)
     assert isinstance(await ear.hear(), Removed)
     assert not dead.exists()
+    await ear.discovery.close()
+
+
+async def test_a_process_that_was_paused_lets_the_others_wake_up_first(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healthy = put(tmp_path, *record(1))
+    ear = await Ear.open(tmp_path)
+    await ear.hear()
+    paused, resume, swept = threading.Event(), threading.Event(), threading.Event()
+
+    async def pause() -> None:
+        paused.set()
+        resume.wait(10)
+
+    removing = Folder.remove_expired
+
+    def noticed(*arguments: Any) -> bool:
+        outcome = removing(*arguments)
+        if resume.is_set():
+            swept.set()
+        return outcome
+
+    monkeypatch.setattr(Folder, "remove_expired", noticed)
+    pausing = ear.discovery._thread.submit(pause())
+    await until(paused.is_set)
+    set_back(healthy, 2)  # its owner is paused, too: as when a machine sleeps
+    began = time.monotonic()
+    await until(lambda: time.monotonic() - began > 0.5)
+    resume.set()
+    pausing.result()
+    await until(swept.is_set)
+    async with touching(healthy):
+        later = put(tmp_path, *record(2))
+        assert (await ear.hear()).instance.instance_id == 2
+        assert later.exists()
+        assert healthy.exists()
     await ear.discovery.close()
 
 

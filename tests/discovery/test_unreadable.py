@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from tests.discovery.records import ENDPOINT, instance
 from tests.discovery.test_file import FAKE, RECORD, Ear, folder, put, record, until
 
 NOBODY = 65534
+LIMIT = 30
 NAME = "n%2Fc%2Ffake%2F7"
 KEY = "n/c/fake/7"
 
@@ -208,6 +210,7 @@ def as_nobody(work: Callable[[], Any]) -> Any:
         warnings.simplefilter("ignore", DeprecationWarning)  # pytest may have threads; the child does not use them
         child = os.fork()
     if child == 0:
+        signal.alarm(LIMIT)
         try:
             os.setgroups([])
             os.setgid(NOBODY)
@@ -219,9 +222,9 @@ def as_nobody(work: Callable[[], Any]) -> Any:
         os._exit(0)
     os.close(writing)
     with open(reading, "rb") as pipe:
-        outcome = json.loads(pipe.read())
-    os.waitpid(child, 0)
-    return outcome
+        text = pipe.read()
+    assert os.waitpid(child, 0)[1] == 0, "the child hung"
+    return json.loads(text)
 
 
 def test_a_record_of_another_user_that_cannot_be_read_or_removed(caplog: pytest.LogCaptureFixture) -> None:
