@@ -7,7 +7,7 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING
 
-from dynamo_fast.cli.discovery import add_discovery, open_discovery
+from dynamo_fast.cli.discovery import add_discovery, add_wait, open_discovery
 from dynamo_fast.cli.loop import run as run_loop
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.errors import InvalidRequest
@@ -35,6 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--json", action="store_true", help="one record a line, as it is stored")
     parser.add_argument("--watch", action="store_true", help="a table that follows every change, until Ctrl-C")
     add_discovery(parser)
+    add_wait(parser)
     parser.set_defaults(run=run)
 
 

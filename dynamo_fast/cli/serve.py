@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from typing import cast
 
-from dynamo_fast.cli.discovery import add_discovery, open_discovery
+from dynamo_fast.cli.discovery import add_discovery, add_wait, open_discovery
 from dynamo_fast.cli.loop import Termination, end_now
 from dynamo_fast.cli.loop import run as run_loop
 from dynamo_fast.config import ServeConfig, WorkerConfig
@@ -43,6 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="how long the requests in flight may take after the first signal (default: DYNAMO_FAST_GRACE, else "
         f"{ServeConfig.grace:g}; DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS, if it is set, comes before both)",
     )
+    add_wait(parser)
     parser.add_argument("-v", "--verbose", action="store_true", help="a line for each request at its end")
     parser.set_defaults(run=run)
 

@@ -43,18 +43,29 @@ class Watch(abc.ABC):
 
 
 class Discovery(abc.ABC):
-    """One backend, used from one event loop."""
+    """One backend.
+
+    Each listener of `watch` is called on the event loop on which it was given, in the order of the events. What it
+    raises is logged, once; the watch goes on.
+    """
 
     connection_id: int
     """The unsigned 64-bit number of this process; the instance id of every endpoint that it serves."""
 
     @abc.abstractmethod
     async def register(self, instance: Instance) -> None:
-        """Publish the record, in place of an older one of the same key, and keep it alive until it is unregistered."""
+        """Publish the record, in place of an older one of the same key, and keep it alive until it is unregistered.
+
+        All or nothing: if this raises, or is cancelled, the older one stays. Raises InvalidRequest after `withdraw` and
+        `close`, and what the store raises (OSError, CannotConnect).
+        """
 
     @abc.abstractmethod
     async def unregister(self, instance: Instance) -> None:
-        """Take the record out at once; raises InvalidRequest if this object did not register it."""
+        """Take the record out at once; raises InvalidRequest if this object did not register it.
+
+        Does nothing after `withdraw`, which took it out already.
+        """
 
     @abc.abstractmethod
     async def list(self, endpoint: EndpointId | None = None) -> list[Instance]:
@@ -65,6 +76,13 @@ class Discovery(abc.ABC):
         """Call `listener` with an event for each change, first with `Added` for each instance that is already there.
 
         Those first calls are made before this returns. A record that is removed and put again is two events.
+        """
+
+    def withdraw(self) -> None:  # noqa: B027  # a backend that expires nothing may do without
+        """Take every record of this process out at once, and take no further one; `list` and `watch` go on.
+
+        May be called from any thread, without an event loop, and twice. Waits for at most about two seconds; a record
+        that the store does not remove in that time expires. Raises nothing.
         """
 
     @abc.abstractmethod

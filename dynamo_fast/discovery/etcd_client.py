@@ -2,33 +2,50 @@
 
 Why not a client library: those of Python that speak gRPC bring 20 MB of it and a release of protobuf that must fit
 everything else in the process; what is needed here is seven calls. aiohttp is widely used and kept well.
+
+What answers may be a balancer or a gateway in front of etcd, so an answer counts only with the status and the shape
+that etcd's answers have.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+import threading
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import orjson
 
 from dynamo_fast.config import EtcdConfig
 from dynamo_fast.errors import CannotConnect, InvalidConfig
+from dynamo_fast.net.sockets import keep_alive
 
 try:
     import aiohttp
+    from aiohttp.abc import AbstractResolver, ResolveResult
 except ImportError as error:
     raise InvalidConfig("the discovery backend 'etcd' needs aiohttp: pip install 'dynamo-fast[etcd]'") from error
 
-__all__ = ["EtcdClient", "Refused", "encode", "prefix_range"]
+__all__ = ["EtcdClient", "Refused", "Silent", "encode", "prefix_range"]
 
-_CALL_TIMEOUT = 5.0
-_MAX_LINE = 64 * 1024 * 1024
+CALL_TIMEOUT = 5.0
+"""Seconds for one server to answer a call."""
+_MAX_ANSWER = 64 * 1024 * 1024
+_MAX_CALLS = 32
+"""Connections for calls; those of watches come on top."""
+_WITH_LEADER = {"Grpc-Metadata-hasleader": "true"}
+"""A server that is cut off from its leader ends such a watch, instead of hearing nothing."""
 _UNAUTHENTICATED = 16
+_TRY_ANOTHER = {1, 2, 4, 8, 13, 14}
+"""gRPC's codes for a server that cannot answer at the moment: it has no leader, it stops, it is overloaded."""
+
+_T = TypeVar("_T")
 
 
 class Refused(CannotConnect):
@@ -39,8 +56,16 @@ class Refused(CannotConnect):
         self.code = code
 
 
+class Silent(CannotConnect):
+    """A watch said nothing for as long as it may; its connection may be deaf."""
+
+
+class _Token(msgspec.Struct):
+    token: str
+
+
 class EtcdClient:
-    """Calls to one of several etcd servers. Made and used on one event loop."""
+    """Calls to one of several etcd servers. Made and used on one event loop; ends with `close`."""
 
     def __init__(self, config: EtcdConfig) -> None:
         self._urls = [url.strip().rstrip("/") for url in config.endpoints.split(",") if url.strip()]
@@ -48,72 +73,118 @@ class EtcdClient:
             raise InvalidConfig(f"ETCD_ENDPOINTS={config.endpoints!r} is not valid: expected URLs, http:// or https://")
         self._config = config
         self._token = ""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=_tls(config)),
-            json_serialize=lambda value: orjson.dumps(value).decode(),
-            trust_env=False,
-        )
+        tls = _tls(config)
+        self._calls, self._streams = _session(tls, _MAX_CALLS), _session(tls, 0)
 
     async def close(self) -> None:
         """Close the connections; may be called twice."""
-        await self._session.close()
+        await self._calls.close()
+        await self._streams.close()
 
-    async def call(self, name: str, body: Mapping[str, Any], timeout: float = _CALL_TIMEOUT) -> dict[str, Any]:
-        """The answer to a call, e.g. `kv/range`.
+    async def call(self, name: str, body: Mapping[str, Any], answer: type[_T], timeout: float = CALL_TIMEOUT) -> _T:
+        """The answer to a call, e.g. `kv/range`, as the type `answer` (a msgspec Struct, or dict).
 
-        Raises Refused if etcd says no, CannotConnect if no server answers within `timeout` seconds each.
+        Raises Refused if etcd says no, CannotConnect if no server answers, sensibly, within `timeout` seconds each.
         """
         if self._config.username and not self._token:
             await self._authenticate(timeout)
         try:
-            return await self._try_all(name, body, timeout)
+            return await self._try_all(name, body, answer, timeout)
         except Refused as refusal:
             if refusal.code != _UNAUTHENTICATED or not self._config.username:
                 raise
         await self._authenticate(timeout)  # tokens expire
-        return await self._try_all(name, body, timeout)
+        return await self._try_all(name, body, answer, timeout)
 
-    async def stream(self, name: str, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """The answers to a call that goes on. Raises Refused, and CannotConnect when the connection is lost."""
+    async def stream(
+        self, name: str, body: Mapping[str, Any], answer: type[_T], silence: float
+    ) -> AsyncGenerator[_T, None]:
+        """The answers to a call that goes on.
+
+        Raises Silent if no answer comes for `silence` seconds, Refused, and CannotConnect when the connection is lost.
+        After any of these the next call goes to another server, if there is one.
+        """
         url = self._urls[0]
+        answers = self._answers(url, name, body, answer)
         try:
-            async with self._post(url, name, body, aiohttp.ClientTimeout(sock_connect=_CALL_TIMEOUT)) as response:
-                line = b""
-                async for chunk in response.content.iter_any():
-                    *lines, line = (line + chunk).split(b"\n")
-                    if len(line) > _MAX_LINE:
-                        raise CannotConnect(f"etcd sent {len(line)} bytes without an end (the limit is {_MAX_LINE})")
-                    for each in lines:
-                        yield _answer(each, response.status)
-                if line:
-                    yield _answer(line, response.status)
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise self._lost(url, error) from error
-        raise self._lost(url, None)
+            while True:
+                try:
+                    yield await asyncio.wait_for(answers.__anext__(), silence)
+                except asyncio.TimeoutError:
+                    self._lost(url, None)
+                    raise Silent(f"etcd at {url} said nothing for {silence:g} s") from None
+                except StopAsyncIteration:
+                    raise self._lost(url, None) from None
+                except Refused:
+                    self._lost(url, None)
+                    raise
+                except (aiohttp.ClientError, OSError, ValueError) as error:
+                    raise self._lost(url, error) from error
+        finally:
+            await answers.aclose()
 
     def forget_token(self) -> None:
         """Authenticate again before the next call."""
         self._token = ""
 
+    async def _answers(self, url: str, name: str, body: Mapping[str, Any], answer: type[_T]) -> Any:
+        timeout = aiohttp.ClientTimeout(sock_connect=CALL_TIMEOUT)
+        async with self._post(self._streams, url, name, body, timeout=timeout, **_WITH_LEADER) as response:
+            _keep_alive(response)
+            line = b""
+            async for chunk in response.content.iter_any():
+                *lines, line = (line + chunk).split(b"\n")
+                _check_size(len(line))
+                for each in lines:
+                    yield _read(each, response.status, answer)
+            if line:
+                yield _read(line, response.status, answer)
+
     async def _authenticate(self, timeout: float) -> None:
         self._token = ""
         body = {"name": self._config.username, "password": self._config.password}
-        self._token = (await self._try_all("auth/authenticate", body, timeout))["token"]
+        self._token = (await self._try_all("auth/authenticate", body, _Token, timeout)).token
 
-    async def _try_all(self, name: str, body: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+    async def _try_all(self, name: str, body: Mapping[str, Any], answer: type[_T], timeout: float) -> _T:
+        limit = aiohttp.ClientTimeout(total=timeout)
         for url in tuple(self._urls):  # as they stand now: other calls move them meanwhile
             try:
-                async with self._post(url, name, body, aiohttp.ClientTimeout(total=timeout)) as response:
-                    return _answer(await response.read(), response.status)
-            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
-                if isinstance(error, Refused):
+                return await self._ask(url, name, body, answer, limit)
+            except Refused as refusal:
+                if refusal.code not in _TRY_ANOTHER:
                     raise
+                lost = self._lost(url, refusal)
+            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
                 lost = self._lost(url, error)
         raise lost
 
-    def _post(self, url: str, name: str, body: Mapping[str, Any], timeout: aiohttp.ClientTimeout) -> Any:
-        headers = {"Authorization": self._token} if self._token else {}
-        return self._session.post(f"{url}/v3/{name}", json=body, headers=headers, timeout=timeout)
+    async def _ask(
+        self, url: str, name: str, body: Mapping[str, Any], answer: type[_T], limit: aiohttp.ClientTimeout
+    ) -> _T:
+        for attempt in range(2):
+            try:
+                async with self._post(self._calls, url, name, body, timeout=limit) as response:
+                    return _read(await _whole(response), response.status, answer)
+            except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError):
+                raise
+            except aiohttp.ClientConnectionError:  # an idle connection that was closed as it was used again
+                if attempt:
+                    raise
+        raise AssertionError("the second attempt returns or raises")
+
+    def _post(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        name: str,
+        body: Mapping[str, Any],
+        *,
+        timeout: aiohttp.ClientTimeout,
+        **headers: str,
+    ) -> Any:
+        if self._token:
+            headers["Authorization"] = self._token
+        return session.post(f"{url}/v3/{name}", json=body, headers=headers, timeout=timeout, allow_redirects=False)
 
     def _lost(self, url: str, cause: BaseException | None) -> CannotConnect:
         """The error to raise; the next call goes to another server, unless another call has seen to that already."""
@@ -138,18 +209,113 @@ def prefix_range(prefix: str) -> dict[str, str]:
     return {"key": encode(prefix), "range_end": encode(end)}
 
 
-def _answer(line: bytes, status: int) -> dict[str, Any]:
+# Answers
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    chunks, size = [], 0
+    async for chunk in response.content.iter_any():
+        chunks.append(chunk)
+        size += len(chunk)
+        _check_size(size)
+    return b"".join(chunks)
+
+
+def _check_size(size: int) -> None:
+    if size > _MAX_ANSWER:
+        raise CannotConnect(f"etcd sent {size} bytes of one answer (the limit is {_MAX_ANSWER})")
+
+
+def _read(line: bytes, status: int, answer: type[_T]) -> _T:
+    """The answer, if this is one of etcd's. Raises Refused if it says no, CannotConnect if it is none."""
     try:
-        answer = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        raise Refused(f"etcd answered {status} {line[:200]!r}, which is no JSON", 0) from None
-    error = answer.get("error")
-    if error is not None:
-        details = error if isinstance(error, dict) else answer
-        message = details.get("message") or error
-        raise Refused(f"etcd refused: {message}", int(details.get("code") or details.get("grpc_code") or 0))
-    result: dict[str, Any] = answer.get("result", answer)
-    return result
+        value = msgspec.json.decode(line)
+        if isinstance(value, dict):
+            _check_refusal(value, status)
+            if status == 200:
+                return msgspec.convert(value.get("result", value), answer, strict=False)
+    except (msgspec.MsgspecError, ValueError, RecursionError, MemoryError) as error:
+        if isinstance(error, Refused):
+            raise
+    raise CannotConnect(f"what answered is not etcd, or a part of it only: HTTP {status}, {line[:200]!r}")
+
+
+def _check_refusal(value: dict[str, Any], status: int) -> None:
+    """etcd says no with `{"error": TEXT or {...}, "code": N, "message": TEXT}`; later releases leave `error` out."""
+    error = value.get("error")
+    details = error if isinstance(error, dict) else value
+    code = details.get("code", details.get("grpc_code"))
+    message = details.get("message") or error
+    if (error is not None or status != 200) and isinstance(code, int) and isinstance(message, str):
+        raise Refused(f"etcd refused: {message}", code)
+
+
+# Connections
+
+
+def _session(tls: ssl.SSLContext | bool, limit: int) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=tls, limit=limit, resolver=_Resolver()),
+        json_serialize=lambda value: orjson.dumps(value).decode(),
+        trust_env=False,
+    )
+
+
+def _keep_alive(response: aiohttp.ClientResponse) -> None:
+    transport = response.connection.transport if response.connection is not None else None
+    endpoint = transport.get_extra_info("socket") if transport is not None else None
+    if endpoint is not None:
+        keep_alive(endpoint)
+
+
+class _Resolver(AbstractResolver):
+    """Looks names up in daemon threads: a pool of threads takes no work, and holds up the end, at interpreter exit."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await _in_daemon_thread(
+            lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG)
+        )
+        numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        return [
+            ResolveResult(
+                hostname=host, host=str(address[0]), port=int(address[1]), family=kind, proto=proto, flags=numeric
+            )
+            for kind, _, proto, _, address in found
+        ]
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+async def _in_daemon_thread(function: Callable[[], _T]) -> _T:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_T] = loop.create_future()
+
+    def settle(result: _T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]  # there is one, as there is no error
+
+    def work() -> None:
+        try:
+            outcome: tuple[_T | None, BaseException | None] = (function(), None)
+        except BaseException as error:  # for the loop's side
+            outcome = (None, error)
+        try:
+            loop.call_soon_threadsafe(settle, *outcome)
+        except RuntimeError:  # the loop is closed: nobody waits
+            pass
+
+    try:
+        threading.Thread(target=work, name="etcd-lookup", daemon=True).start()
+    except RuntimeError:  # no more threads, at interpreter exit
+        work()
+    return await future
 
 
 def _tls(config: EtcdConfig) -> ssl.SSLContext | bool:

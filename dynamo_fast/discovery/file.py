@@ -3,30 +3,33 @@
     <root>/v1/instances/demo%2Fbackend%2Fgenerate%2F577eb898b1f7105e      one record, compact JSON
 
 The file's modification time is its heartbeat. The owner sets it to now every 3.3 s; every process that uses the
-directory deletes files that have not been touched for 10 s, whoever wrote them.
+directory removes records of others that have not been touched for 10 s. The owner removes its record when it leaves.
 
-Changes are told by the kernel where inotify can be had (Linux, with the extra `inotify`). Elsewhere the directory's own
-modification time is looked at, which a heartbeat does not move: one `stat` per look, a scan only after a change.
+Changes are told by the kernel where inotify is available (Linux, with the extra `inotify`). Elsewhere the directory's
+own modification time is looked at, which a heartbeat does not move: one `stat` per look, a scan only after a change.
+
+All of this happens in a thread of its own: a directory on a slow network, and a caller whose event loop is blocked, do
+not delay each other.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
+import concurrent.futures
 import os
-import re
 import secrets
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import unquote
 
 from dynamo_fast.config import env_text
-from dynamo_fast.discovery.base import Added, Discovery, DiscoveryEvent, Listener, Removed, Watch
+from dynamo_fast.discovery.background import BackgroundLoop, BackgroundThread
+from dynamo_fast.discovery.base import Added, Discovery, DiscoveryEvent, Listener, Watch
+from dynamo_fast.discovery.folder import TEMPORARY, Folder, file_name
 from dynamo_fast.discovery.inotify import DirectoryChanges, watch_directory
-from dynamo_fast.errors import InvalidRequest, PayloadError
+from dynamo_fast.discovery.subscription import Subscription
+from dynamo_fast.errors import InvalidRequest
 from dynamo_fast.logs import get_logger
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.instance import Instance
@@ -35,287 +38,220 @@ __all__ = ["FileDiscovery"]
 
 logger = get_logger(__name__)
 
+Instances = list[Instance]
+
 TTL = 10.0
-"""Seconds without a heartbeat after which a file is deleted."""
+"""Seconds without a heartbeat after which a record is removed."""
 BEAT = TTL / 3
-"""Seconds between heartbeats, and between looks for expired files."""
+"""Seconds between heartbeats, and between looks for expired records."""
 POLL = 0.05
 """Seconds between looks at the directory while somebody watches, and the kernel does not tell."""
-
-_TEMPORARY = ".tmp_"
-# The kernel stamps files with a clock that may stand still for as long as 10 ms: a directory that changed so recently
-# may have changed again since it was scanned, with the same stamp.
-_CLOCK_GRAIN_NS = 20_000_000
-
-
-class _Entry(NamedTuple):
-    """What was read from one file; `stamp` tells whether it must be read again."""
-
-    stamp: tuple[int, int]
-    content: bytes
-    instance: Instance | None
+WITHDRAW_TIMEOUT = 2.0
+"""Seconds that `withdraw` waits for the file system."""
 
 
 class FileDiscovery(Discovery):
-    """Records in `root`, by default `DYN_FILE_KV`, else `dynamo_store_kv` in the system's folder for temporary files."""
+    """Records in `root`, by default `DYN_FILE_KV`, else `dynamo_store_kv` in the system's folder for temporary files.
+
+    May be used from several event loops. Its thread starts on first use and ends with `close`; the thread alone touches
+    the directory and the tables below.
+    """
 
     def __init__(self, root: str | os.PathLike[str] | None = None, *, connection_id: int | None = None) -> None:
         self.connection_id = secrets.randbits(64) if connection_id is None else connection_id
         self.root = Path(root or _default_root())
-        self._directory = self.root / "v1" / "instances"
+        self._folder = Folder(self.root)
         self._owned: dict[str, bytes] = {}
-        self._entries: dict[str, _Entry] = {}
-        self._watches: set[_FileWatch] = set()
-        self._changed_at = self._scanned_at = 0
-        self._beat_timer: asyncio.TimerHandle | None = None
-        self._poll_timer: asyncio.TimerHandle | None = None
+        self._store_time: int | None = None
+        self._watches: dict[Subscription, EndpointId] = {}
+        self._beating: BackgroundLoop | None = None
+        self._sweeping: BackgroundLoop | None = None
+        self._polling: BackgroundLoop | None = None
         self._changes: DirectoryChanges | None = None
-        self._clock = _clock_offset()
-        self._trust_clock_after = 0.0
-        self._trouble = ""
+        self._withdrawn = False
+        self._thread = BackgroundThread("dynamo-fast file discovery")
+        weakref.finalize(self, self._thread.stop, 0.0).atexit = False  # for one that was only asked for a list
 
     async def register(self, instance: Instance) -> None:
-        name, content = _file_name(instance), instance.encode()
-        self._publish(name, content)
-        self._owned[name] = content
-        self._keep_beating()
-
-    async def unregister(self, instance: Instance) -> None:
-        name = _file_name(instance)
-        if self._owned.pop(name, None) is None:
-            raise InvalidRequest(f"{instance.endpoint_id} was not registered by this process: nothing to unregister")
-        (self._directory / name).unlink(missing_ok=True)
-
-    async def list(self, endpoint: EndpointId | None = None) -> list[Instance]:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._scan()
-        return sorted(
-            (each for each in self._instances() if endpoint is None or each.endpoint_id == endpoint),
-            key=lambda instance: instance.endpoint_instance_id,
-        )
-
-    async def watch(self, endpoint: EndpointId, listener: Listener) -> Watch:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        self._keep_looking()  # before the first look, so that nothing is missed between the two
-        present = await self.list(endpoint)
-        watch = _FileWatch(self, endpoint, listener)
-        self._watches.add(watch)
-        self._keep_beating()
-        for instance in present:
-            watch.tell(Added(instance))
-        return watch
-
-    async def close(self) -> None:
-        for timer in (self._beat_timer, self._poll_timer):
-            if timer is not None:
-                timer.cancel()
-        self._beat_timer = self._poll_timer = None
-        if self._changes is not None:
-            self._changes.close()
-            self._changes = None
-        self._watches.clear()
-        for name in self._owned:
-            (self._directory / name).unlink(missing_ok=True)
-        self._owned.clear()
-
-    # Our own records
-
-    def _publish(self, name: str, content: bytes) -> None:
-        """Write beside, then rename: a watcher reads a file when its name appears, and does not look again."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        temporary = self._directory / f"{_TEMPORARY}{secrets.token_hex(8)}"
+        name = file_name(instance)
+        before = self._owned.get(name)
         try:
-            temporary.write_bytes(content)
-            temporary.replace(self._directory / name)
-        except OSError:
-            temporary.unlink(missing_ok=True)
+            await self._thread.run(self._register(name, instance.encode()))
+        except BaseException:
+            if self._thread.running:
+                self._thread.submit(self._restore(name, before))
             raise
 
-    def _keep_beating(self) -> None:
-        if self._beat_timer is None:
-            self._beat_timer = asyncio.get_running_loop().call_later(BEAT, self._beat)
+    async def unregister(self, instance: Instance) -> None:
+        await self._thread.run(self._unregister(instance))
 
-    def _beat(self) -> None:
-        self._beat_timer = asyncio.get_running_loop().call_later(BEAT, self._beat)
-        with self._reporting_trouble():
-            for name, content in self._owned.items():
+    async def list(self, endpoint: EndpointId | None = None) -> list[Instance]:
+        return await self._thread.run(self._list(endpoint))
+
+    async def watch(self, endpoint: EndpointId, listener: Listener) -> Watch:
+        watch = Subscription(listener, self._unsubscribe)
+        try:
+            await self._thread.run(self._subscribe(endpoint, watch))
+        except BaseException:
+            watch.close()
+            raise
+        watch.deliver()
+        return watch
+
+    def withdraw(self) -> None:
+        self._withdrawn = True
+        if not self._thread.running:
+            return
+        try:
+            self._thread.wait_for(self._withdraw(), WITHDRAW_TIMEOUT)
+        except concurrent.futures.TimeoutError:
+            logger.warning("%s does not answer: records are left to expire in %g s", self._folder.path, TTL)
+
+    async def close(self) -> None:
+        if self._thread.running:
+            await self._thread.run(self._close())
+        await self._thread.end()
+
+    # What follows runs in the thread. Our own records:
+
+    async def _register(self, name: str, content: bytes) -> None:
+        if self._withdrawn:
+            raise InvalidRequest("this process has left discovery: nothing can be registered any more")
+        self._folder.publish(name, content)
+        self._owned[name] = content
+        self._thread.at_exit = self._withdraw
+        if self._beating is None:
+            self._beating = self._thread.keep(f"the heartbeat in {self._folder.path}", self._beat)
+        self._keep_sweeping()
+
+    async def _restore(self, name: str, content: bytes | None) -> None:
+        """A registration failed or was given up: what it replaced is what counts."""
+        if content is None:
+            self._owned.pop(name, None)
+            self._folder.remove(name)
+        elif not self._withdrawn:
+            self._owned[name] = content
+            self._folder.publish(name, content)
+
+    async def _unregister(self, instance: Instance) -> None:
+        name = file_name(instance)
+        if self._owned.pop(name, None) is not None:
+            self._folder.remove(name)
+        elif not self._withdrawn:
+            raise InvalidRequest(f"{instance.endpoint_id} was not registered by this process: nothing to unregister")
+
+    async def _withdraw(self) -> None:
+        self._withdrawn = True
+        owned, self._owned = self._owned, {}
+        for name in owned:
+            try:
+                self._folder.remove(name)
+            except OSError as error:
+                logger.warning("the record %r is left to expire in %g s: %s", unquote(name), TTL, error)
+
+    async def _close(self) -> None:
+        self._watches.clear()
+        await self._withdraw()
+
+    async def _beat(self) -> float:
+        troubles = []
+        for name, content in list(self._owned.items()):
+            try:
                 self._touch(name, content)
-            if self._clock_is_steady():
-                self._delete_expired()
-            self._scan()
-        if self._watches:
-            self._keep_looking()
+            except OSError as error:
+                troubles.append(error)
+        if troubles:
+            raise troubles[0]
+        return BEAT
 
     def _touch(self, name: str, content: bytes) -> None:
         try:
-            os.utime(self._directory / name)
+            self._store_time = self._folder.touch(name)
         except FileNotFoundError:
             # Dynamo's own worker stays undiscoverable for good here: after a pause of 10 s, or a careless `rm`.
             logger.warning("the record %s was removed by somebody else: putting it back", unquote(name))
-            self._publish(name, content)
+            self._folder.publish(name, content)
 
-    def _clock_is_steady(self) -> bool:
-        """Whether ages can be told: after a jump of the clock every file looks old until its owner has touched it."""
-        offset, before = _clock_offset(), self._clock
-        self._clock = offset
-        if abs(offset - before) > BEAT / 2:
-            logger.warning(
-                "the clock jumped by %.1f s: no record is taken for expired in the next %g s", offset - before, TTL
-            )
-            self._trust_clock_after = time.monotonic() + TTL
-        return time.monotonic() >= self._trust_clock_after
+    # The records of all
 
-    def _delete_expired(self) -> None:
-        oldest = time.time() - TTL
-        for file in self._files():
-            try:
-                if file.stat(follow_symlinks=False).st_mtime < oldest:
-                    os.unlink(file.path)
-            except FileNotFoundError:
-                pass  # another process was faster
+    async def _list(self, endpoint: EndpointId | None) -> Instances:
+        self._folder.make()
+        self._scan()
+        return sorted(
+            (each for each in self._folder.instances() if endpoint is None or each.endpoint_id == endpoint),
+            key=lambda instance: instance.endpoint_instance_id,
+        )
 
-    # The records of everybody
+    async def _subscribe(self, endpoint: EndpointId, watch: Subscription) -> None:
+        self._folder.make()
+        self._keep_looking()  # before the first look, so that nothing is missed between the two
+        present = await self._list(endpoint)
+        self._watches[watch] = endpoint
+        self._keep_sweeping()
+        for instance in present:
+            watch.tell(Added(instance))
+
+    def _unsubscribe(self, watch: Subscription) -> None:
+        """On the listener's loop, or here."""
+        self._watches.pop(watch, None)
+
+    def _keep_sweeping(self) -> None:
+        if self._sweeping is None:
+            self._sweeping = self._thread.keep(f"the search for expired records in {self._folder.path}", self._sweep)
+
+    async def _sweep(self) -> float:
+        self._scan()
+        if self._watches:
+            self._keep_looking()
+        now, self._store_time = self._store_time, None
+        if self._folder.remove_expired(self._owned, now, TTL, 2 * BEAT):
+            self._scan()
+        return BEAT
 
     def _keep_looking(self) -> None:
+        """By inotify if that is possible, else by polling."""
+        if self._changes is not None and not self._changes.is_of(self._folder.path):
+            self._changes.close()  # the directory was removed or moved away, and there is another one now
+            self._changes = None
         if self._changes is None:
-            self._changes = watch_directory(self._directory, _TEMPORARY, self._changed, self._directory_gone)
-        if self._changes is None and self._poll_timer is None:
-            self._poll_timer = asyncio.get_running_loop().call_later(POLL, self._poll)
+            self._thread.at_end = self._stop_looking
+            self._changes = watch_directory(self._folder.path, TEMPORARY, self._changed, self._lost)
+        if self._changes is None and self._polling is None:
+            self._polling = self._thread.keep(f"the watch of {self._folder.path}", self._poll)
+        elif self._changes is not None and self._polling is not None:
+            self._thread.drop(self._polling)
+            self._polling = None
+
+    async def _stop_looking(self) -> None:
+        if self._changes is not None:
+            self._changes.close()
+            self._changes = None
 
     def _changed(self, removed: Sequence[str]) -> None:
-        """The kernel says so. What was removed, and is there again by now, is told as removed first."""
-        with self._reporting_trouble():
-            for name in removed:
-                entry = self._entries.pop(name, None)
-                if entry is not None and entry.instance is not None:
-                    self._tell(Removed(entry.instance))
-            self._scan()
+        # Files that went away and may be there again already: two events.
+        self._tell(self._folder.forget(removed))
+        self._scan()
 
-    def _directory_gone(self) -> None:
+    def _lost(self) -> None:
+        """The kernel tells no more; the next sweep tries inotify again."""
         self._changes = None
-        self._keep_looking()
+        if self._polling is None:
+            self._polling = self._thread.keep(f"the watch of {self._folder.path}", self._poll)
 
-    def _poll(self) -> None:
-        self._poll_timer = None
-        if not self._watches or self._changes is not None:
-            return
-        self._poll_timer = asyncio.get_running_loop().call_later(POLL, self._poll)
-        with self._reporting_trouble():
-            changed_at = self._directory.stat().st_mtime_ns if self._directory.exists() else 0
-            if changed_at != self._changed_at or changed_at >= self._scanned_at - _CLOCK_GRAIN_NS:
-                self._changed_at = changed_at
-                self._scan()
+    async def _poll(self) -> float:
+        if self._watches and self._folder.changed():
+            self._scan()
+        return POLL
 
     def _scan(self) -> None:
-        """Read what is new or changed, and tell the watches."""
-        self._scanned_at = time.time_ns()
-        before, self._entries = self._entries, {}
-        for file in self._files():
-            entry = self._read(file, before.get(file.name))
-            if entry is not None:
-                self._entries[file.name] = entry
-        for event in _differences(before, self._entries):
-            self._tell(event)
+        self._tell(self._folder.scan())
 
-    def _tell(self, event: DiscoveryEvent) -> None:
-        for watch in list(self._watches):
-            watch.tell(event)
-
-    def _files(self) -> Iterator[os.DirEntry[str]]:
-        """Every regular file, unfinished ones and left-overs included."""
-        try:
-            with os.scandir(self._directory) as directory:
-                yield from (file for file in directory if file.is_file(follow_symlinks=False))
-        except FileNotFoundError:
-            return
-
-    def _read(self, file: os.DirEntry[str], known: _Entry | None) -> _Entry | None:
-        if file.name.startswith(_TEMPORARY):
-            return None
-        try:
-            status = file.stat(follow_symlinks=False)
-            # A heartbeat changes the stamp, too: reading a file now and then for nothing is cheaper than a missed one.
-            stamp = (status.st_ino, status.st_ctime_ns)
-            if known is not None and known.stamp == stamp:
-                return known
-            content = Path(file.path).read_bytes()
-        except FileNotFoundError:
-            return None
-        if known is not None and known.content == content:
-            return known._replace(stamp=stamp)
-        return _Entry(stamp, content, _parse(file.name, content))
-
-    def _instances(self) -> Iterator[Instance]:
-        return (entry.instance for entry in self._entries.values() if entry.instance is not None)
-
-    @contextlib.contextmanager
-    def _reporting_trouble(self) -> Iterator[None]:
-        """Log what the file system refuses, once for as long as it goes on; the next look tries again."""
-        try:
-            yield
-        except OSError as error:
-            if self._trouble != str(error):
-                self._trouble = str(error)
-                logger.warning("the discovery directory %s is in trouble: %s", self._directory, error)
-        else:
-            self._trouble = ""
-
-
-class _FileWatch(Watch):
-    def __init__(self, discovery: FileDiscovery, endpoint: EndpointId, listener: Listener) -> None:
-        self._discovery = discovery
-        self._endpoint = endpoint
-        self._listener = listener
-
-    def tell(self, event: DiscoveryEvent) -> None:
-        if event.instance.endpoint_id == self._endpoint:
-            self._listener(event)
-
-    def close(self) -> None:
-        self._discovery._watches.discard(self)
+    def _tell(self, events: Sequence[DiscoveryEvent]) -> None:
+        for event in events:
+            for watch, endpoint in list(self._watches.items()):
+                if event.instance.endpoint_id == endpoint:
+                    watch.tell(event)
 
 
 def _default_root() -> Path:
     return Path(env_text("DYN_FILE_KV") or Path(tempfile.gettempdir()) / "dynamo_store_kv")
-
-
-def _clock_offset() -> float:
-    """What the wall clock, by which files are stamped, is ahead of the one that nobody sets."""
-    return time.time() - time.monotonic()
-
-
-def _file_name(instance: Instance) -> str:
-    """The key, with every byte that is no ASCII letter or digit percent-encoded."""
-    endpoint = instance.endpoint_id
-    key = f"{endpoint.namespace}/{endpoint.component}/{endpoint.name}/{instance.instance_id:x}"
-    return re.sub(rb"[^0-9A-Za-z]", lambda byte: b"%%%02X" % byte[0][0], key.encode()).decode()
-
-
-def _parse(name: str, content: bytes) -> Instance | None:
-    """The instance of a file, or None if it is no endpoint's record.
-
-    Which endpoint it belongs to must be what the file's name says; the id is the content's.
-    """
-    try:
-        instance = Instance.decode(content)
-    except PayloadError as error:
-        logger.warning("ignoring the discovery record %s: %s", unquote(name), error)
-        return None
-    endpoint = instance.endpoint_id
-    key, _, _ = unquote(name).rpartition("/")
-    if key != f"{endpoint.namespace}/{endpoint.component}/{endpoint.name}":
-        logger.warning("ignoring the discovery record %s: its content says %s", unquote(name), endpoint)
-        return None
-    return instance
-
-
-def _differences(before: dict[str, _Entry], after: dict[str, _Entry]) -> Iterator[DiscoveryEvent]:
-    """What a watch must hear; what went away comes first."""
-    for name, entry in before.items():
-        successor = after.get(name)
-        if entry.instance is not None and (successor is None or successor.instance is None):
-            yield Removed(entry.instance)
-    for name, entry in after.items():
-        predecessor = before.get(name)
-        if entry.instance is not None and (predecessor is None or predecessor.instance != entry.instance):
-            yield Added(entry.instance)

@@ -22,14 +22,21 @@ logger = get_logger(__name__)
 class DirectoryChanges:
     """Tells of files that appear, vanish or are written to; not of those that are only touched, nor of ignored names.
 
-    `on_change(removed)` is called on the event loop with the names that went away, in order; `on_end()` once, if the
-    directory itself went away.
+    `on_change(removed)` is called on the event loop with the names that went away, in order; with none if the kernel
+    lost events, so that the listener scans the directory. `on_end()` is called once, if the directory itself went away
+    or anything failed. Owned by a `FileDiscovery`; made and used on the event loop of its thread; ends with `close`.
     """
 
     def __init__(
-        self, inotify: Any, ignored_prefix: str, on_change: Callable[[Sequence[str]], None], on_end: Callable[[], None]
+        self,
+        inotify: Any,
+        directory: Path,
+        ignored_prefix: str,
+        on_change: Callable[[Sequence[str]], None],
+        on_end: Callable[[], None],
     ) -> None:
         self._inotify = inotify
+        self._inode = _identity(directory)
         self._ignored_prefix = ignored_prefix
         self._on_change = on_change
         self._on_end = on_end
@@ -42,7 +49,19 @@ class DirectoryChanges:
             self._loop.remove_reader(self._inotify.fileno())
             self._inotify.close()
 
+    def is_of(self, directory: Path) -> bool:
+        """Whether this is still the directory of that name."""
+        return self._inode == _identity(directory)
+
     def _read(self) -> None:
+        try:
+            self._take_events()
+        except Exception as error:  # or the event loop would call this again and again
+            logger.warning("inotify failed, the directory is polled for now: %s: %s", type(error).__name__, error)
+            self.close()
+            self._on_end()
+
+    def _take_events(self) -> None:
         flags = inotify_simple.flags
         events = [event for event in self._inotify.read(timeout=0) if not event.name.startswith(self._ignored_prefix)]
         gone = flags.DELETE | flags.MOVED_FROM
@@ -67,9 +86,17 @@ def watch_directory(
     try:
         inotify = inotify_simple.INotify(nonblocking=True)
         inotify.add_watch(directory, mask)
-        return DirectoryChanges(inotify, ignored_prefix, on_change, on_end)
+        return DirectoryChanges(inotify, directory, ignored_prefix, on_change, on_end)
     except (OSError, NotImplementedError) as error:  # out of watches, gone, or a loop that cannot watch descriptors
-        logger.info("%s is looked at now and then: the kernel will not tell of changes (%s)", directory, error)
+        logger.info("polling %s: inotify unavailable (%s)", directory, error)
         if inotify is not None:
             inotify.close()
         return None
+
+
+def _identity(directory: Path) -> tuple[int, int] | None:
+    try:
+        status = directory.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

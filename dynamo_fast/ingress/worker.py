@@ -109,16 +109,27 @@ class Worker:
         checks, and if the environment enables them (DYN_HEALTH_CHECK_ENABLED), a silent endpoint is asked whether it
         still answers (see `Canary`).
 
-        Raises InvalidAddress for the name, InvalidRequest for a label, and what the discovery backend raises.
+        Raises InvalidAddress for the name, InvalidRequest for a label, and what the discovery backend raises; then the
+        earlier handler, if there is one, goes on serving.
         """
         endpoint = EndpointId.parse(endpoint) if isinstance(endpoint, str) else endpoint
-        earlier = self.endpoints.get(endpoint)
+        is_new = endpoint not in self.endpoints
         served = ServedEndpoint(self, handler, endpoint, metrics_labels, bidirectional)
+        if is_new:
+            served.install()  # a router may come as soon as there is a record
+        try:
+            await served.register()
+        except BaseException:
+            if is_new:
+                served.uninstall()
+            raise
+        if not is_new:
+            earlier = self.endpoints.get(endpoint)
+            served.install()
+            if earlier is not None:
+                earlier.retire()
         if health_check_payload is not None and self.health_check.enabled:
             served.canary = Canary(served.handler, health_check_payload, self.health_check)
-        await served.register()
-        if earlier is not None:
-            earlier.retire()
         if health_check_payload is not None:
             self.status.checked_endpoints.add(endpoint)
         if self._owns_status and not self._has_served:
@@ -180,10 +191,6 @@ class ServedEndpoint:
         self._path = endpoint_path(endpoint, worker.discovery.connection_id)
         self.instance = worker.record(endpoint)
         """The record that discovery has of it."""
-        worker.endpoints[endpoint] = self
-        worker.metrics.endpoints.append(self.metrics)
-        legacy = legacy_endpoint_path(endpoint, worker.discovery.connection_id)
-        worker.server.register(self._path, self.handler.accept, alias=legacy)
 
     @property
     def address(self) -> str:
@@ -194,6 +201,21 @@ class ServedEndpoint:
     def ready(self) -> bool:
         """Whether it is registered and, if its health is checked, healthy."""
         return self._registered and (self.canary is None or self.canary.ready)
+
+    def install(self) -> None:
+        """Take the requests of this endpoint from now on."""
+        worker = self.worker
+        worker.endpoints[self.endpoint] = self
+        worker.metrics.endpoints.append(self.metrics)
+        legacy = legacy_endpoint_path(self.endpoint, worker.discovery.connection_id)
+        worker.server.register(self._path, self.handler.accept, alias=legacy)
+
+    def uninstall(self) -> None:
+        """Take no more, unless another handler does that already, and answer what was accepted."""
+        if self._is_current():
+            self.worker.server.unregister(self._path)
+            del self.worker.endpoints[self.endpoint]
+        self.retire()
 
     async def register(self) -> None:
         """Tell discovery (again) that this endpoint is served here."""

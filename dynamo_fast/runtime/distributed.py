@@ -93,12 +93,14 @@ class DistributedRuntime:
         raise NotOffered("to_capsule is not offered: there is no Rust runtime behind dynamo_fast")
 
     def shutdown(self) -> None:
-        """Leave discovery, let the requests in flight have their answers, and close. Returns at once; may be repeated.
+        """Leave discovery, let the requests in flight have their answers, and close. May be repeated.
 
-        Any thread and any signal handler may call it. Until the last request that was accepted has its answer, the
-        clients of this process go on: a handler may still call others.
+        The records are gone when this returns, also if no event loop runs any more; the rest goes on by itself. Any
+        thread and any signal handler may call it. Until the last request that was accepted has its answer, the clients
+        of this process go on: a handler may still call others.
         """
         self._shut_down = True
+        self._discovery.withdraw()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:

@@ -14,7 +14,10 @@ from dynamo_fast.wire.address import EndpointId, EndpointInstanceId
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.text import UNREADABLE, reason
 
-__all__ = ["Instance", "TransportType"]
+__all__ = ["MAX_RECORD_SIZE", "Instance", "TransportType"]
+
+MAX_RECORD_SIZE = 64 * 1024
+"""Bytes of the longest record that is read; Dynamo's own have about 250."""
 
 DeviceType = Literal["cuda", "cpu"]
 
@@ -77,7 +80,11 @@ class Instance:
 
     @classmethod
     def decode(cls, data: bytes) -> Instance:
-        """Read a record; extra keys are ignored. Raises PayloadError, as Dynamo ignores the record then."""
+        """Read a record; extra keys are ignored. Raises PayloadError, whatever is wrong: Dynamo ignores the record then."""
+        if len(data) > MAX_RECORD_SIZE:
+            raise PayloadError(
+                f"not an endpoint's record: more than {MAX_RECORD_SIZE} bytes ({len(data)} bytes were read)"
+            )
         try:
             record = _decoder.decode(data)
         except UNREADABLE as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -37,33 +38,39 @@ def free_port() -> int:
 class Etcd:
     """One server, which can be stopped, started again, and started empty."""
 
-    def __init__(self, folder: Path, *options: str, scheme: str = "http") -> None:
+    def __init__(self, folder: Path, *options: str, scheme: str = "http", name: str = "default") -> None:
+        self.name = name
         self._program = program()
         self._folder = folder
         self._options = options
         self._log = folder / "etcd.log"
-        self.port, self._peer_port = free_port(), free_port()
+        self.port = free_port()
         self.url = f"{scheme}://127.0.0.1:{self.port}"
+        self.peer_url = f"http://127.0.0.1:{free_port()}"
+        self.members = f"{name}={self.peer_url}"
+        """Of its cluster; by default it is alone."""
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        peer = f"http://127.0.0.1:{self._peer_port}"
+    def start(self, *, wait: bool = True) -> None:
+        """Start it, and wait until it is healthy; the members of a cluster wait for each other."""
+        peer = self.peer_url
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *(str(self._program), "--data-dir", str(self._folder / "data")),
+                    *(str(self._program), "--name", self.name, "--data-dir", str(self._folder / "data")),
                     *("--listen-client-urls", self.url, "--advertise-client-urls", self.url),
                     *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
-                    *("--initial-cluster", f"default={peer}", "--log-level", "warn", *self._options),
+                    *("--initial-cluster", self.members, "--log-level", "warn", *self._options),
                 ],
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "ETCD_UNSUPPORTED_ARCH": "arm64"},
             )
-        if self.url.startswith("http://"):
-            self._wait()
+        if wait and self.url.startswith("http://"):
+            self.wait()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Until it is healthy, and so has a leader."""
         deadline = time.monotonic() + 20
         while True:
             try:
@@ -75,6 +82,16 @@ class Etcd:
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     raise AssertionError(f"etcd does not start: {self._log.read_text()[-2000:]}") from None
             time.sleep(0.05)
+
+    def freeze(self) -> None:
+        """It keeps its connections and says nothing, to clients and to other members."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Go on."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         if self.process is not None:
@@ -95,3 +112,24 @@ def etcd(folder: Path, *options: str, scheme: str = "http") -> Iterator[Etcd]:
         yield server
     finally:
         server.stop()
+
+
+@contextmanager
+def cluster(folder: Path, size: int = 3) -> Iterator[list[Etcd]]:
+    """Members of one cluster, healthy."""
+    members = []
+    for number in range(size):
+        own = folder / f"member{number}"
+        own.mkdir()
+        members.append(Etcd(own, "--heartbeat-interval", "50", "--election-timeout", "500", name=f"member{number}"))
+    for each in members:
+        each.members = ",".join(f"{other.name}={other.peer_url}" for other in members)
+    try:
+        for each in members:
+            each.start(wait=False)
+        for each in members:
+            each.wait()
+        yield members
+    finally:
+        for each in members:
+            each.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,13 +13,16 @@ from typing import Any
 import pytest
 
 from dynamo_fast.config import EtcdConfig
+from dynamo_fast.discovery import background
 from dynamo_fast.discovery import etcd as etcd_module
 from dynamo_fast.discovery.base import Added, DiscoveryEvent, Removed
 from dynamo_fast.discovery.connect import connect
 from dynamo_fast.discovery.etcd import EtcdDiscovery
 from dynamo_fast.discovery.etcd_client import EtcdClient, Refused, encode, prefix_range
+from dynamo_fast.discovery.etcd_watch import RangeAnswer
 from dynamo_fast.errors import CannotConnect, InvalidConfig, InvalidRequest
 from tests.discovery.etcd_server import Etcd, etcd, free_port
+from tests.discovery.front import front, http
 from tests.discovery.records import ENDPOINT, OTHER, instance
 
 LIMIT = 15
@@ -42,24 +46,29 @@ async def client(server: Etcd) -> AsyncIterator[EtcdClient]:
     """Somebody else, who looks and meddles."""
     client = EtcdClient(config(server))
     yield client
-    await client.call("kv/deleterange", prefix_range("v1/"))
+    await client.call("kv/deleterange", prefix_range("v1/"), dict)
     await client.close()
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(etcd_module, "RETRY", 0.05)
+    monkeypatch.setattr(background, "FIRST_RETRY", 0.05)
+    monkeypatch.setattr(background, "LAST_RETRY", 0.2)
+    monkeypatch.setattr(etcd_module, "FIRST_RETRY", 0.05)
 
 
 def config(server: Etcd, **settings: Any) -> EtcdConfig:
-    return EtcdConfig(endpoints=server.url, startup_timeout=5.0, **{"lease_ttl": 2, **settings})
+    return EtcdConfig(**{"endpoints": server.url, "startup_timeout": 5.0, "lease_ttl": 2, **settings})
 
 
 async def keys(client: EtcdClient) -> dict[str, int]:
     """What is there, with its lease."""
-    answer = await client.call("kv/range", prefix_range("v1/"))
-    text = etcd_module._text
+    answer: dict[str, Any] = await client.call("kv/range", prefix_range("v1/"), dict)
     return {text(pair["key"]): int(pair.get("lease", 0)) for pair in answer.get("kvs", ())}
+
+
+def text(encoded: str) -> str:
+    return base64.b64decode(encoded).decode()
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -94,10 +103,10 @@ async def test_a_record_is_a_plain_key_on_the_lease_that_is_the_connection_id(se
     await discovery.register(ours)
     key = f"v1/instances/test/back_end/a-b.c é/{ours.instance_id:x}"
     assert await keys(client) == {key: discovery.connection_id}
-    value = (await client.call("kv/range", {"key": encode(key)}))["kvs"][0]
-    assert etcd_module._text(value["value"]).encode() == ours.encode()
+    value: dict[str, Any] = (await client.call("kv/range", {"key": encode(key)}, dict))["kvs"][0]
+    assert text(value["value"]).encode() == ours.encode()
     assert value["version"] == "1"
-    lease = await client.call("lease/timetolive", {"ID": str(discovery.connection_id)})
+    lease: dict[str, Any] = await client.call("lease/timetolive", {"ID": str(discovery.connection_id)}, dict)
     assert lease["grantedTTL"] == "2"
     await discovery.unregister(ours)
     assert await keys(client) == {}
@@ -115,7 +124,9 @@ async def test_changes_are_heard_and_neighbours_are_kept_apart(server: Etcd, cli
     first, second = await Ear.open(ours), await Ear.open(ours)  # two on one stream
     assert first.events.get_nowait() == second.events.get_nowait() == Added(instance(1))
     await theirs.register(instance(9, OTHER))
-    await client.call("kv/put", {"key": encode("v1/instances/test/back_end/a-b.c é/77"), "value": encode("garbage")})
+    await client.call(
+        "kv/put", {"key": encode("v1/instances/test/back_end/a-b.c é/77"), "value": encode("garbage")}, dict
+    )
     await theirs.register(instance(1, address="127.0.0.1:2/x"))
     await theirs.unregister(instance(1))
     await theirs.register(instance(1))
@@ -153,10 +164,10 @@ async def test_a_lease_or_a_key_that_was_lost_is_put_back(server: Etcd, client: 
     await discovery.register(ours)
     ear = await Ear.open(other)
     assert await ear.hear() == Added(ours)
-    await client.call("lease/revoke", {"ID": str(discovery.connection_id)})
+    await client.call("lease/revoke", {"ID": str(discovery.connection_id)}, dict)
     assert [await ear.hear(), await ear.hear()] == [Removed(ours), Added(ours)]
     assert list((await keys(client)).values()) == [discovery.connection_id]
-    await client.call("kv/deleterange", prefix_range("v1/"))
+    await client.call("kv/deleterange", prefix_range("v1/"), dict)
     assert [await ear.hear(), await ear.hear()] == [Removed(ours), Added(ours)]
     await discovery.close()
     await other.close()
@@ -186,39 +197,118 @@ async def test_an_etcd_that_goes_away_and_comes_back(own_server: Etcd, comes_bac
     await theirs.close()
 
 
-async def test_a_watch_whose_revision_was_compacted_goes_on(own_server: Etcd) -> None:
-    discovery = EtcdDiscovery.connect(config(own_server))
-    ear = await Ear.open(discovery)
+async def test_a_watch_whose_revision_was_compacted_goes_on(own_server: Etcd, caplog: pytest.LogCaptureFixture) -> None:
     client = EtcdClient(config(own_server))
-    stream = discovery._streams[ENDPOINT]
-    assert stream._task is not None
-    stream._task.cancel()  # as if its connection had been lost, and while it is away:
-    await discovery.register(instance(1))
-    await discovery.unregister(instance(1))
-    await discovery.register(instance(2))
-    revision = (await client.call("kv/range", {"key": encode("x")}))["header"]["revision"]
-    await client.call("kv/compaction", {"revision": revision, "physical": True})
-    stream._task = asyncio.ensure_future(stream._follow(1))
-    assert await ear.hear() == Added(instance(2))
-    await discovery.register(instance(3))
-    assert await ear.hear() == Added(instance(3))
-    await client.close()
-    await discovery.close()
+    with front(own_server.port) as between:
+        discovery = EtcdDiscovery.connect(config(own_server, endpoints=between.url))
+        ear = await Ear.open(discovery)
+        await until(between.watches)
+        between.deafen()
+        await discovery.register(instance(1))
+        await discovery.unregister(instance(1))
+        await discovery.register(instance(2))
+        revision: str = (await client.call("kv/range", {"key": encode("x")}, dict))["header"]["revision"]
+        await client.call("kv/compaction", {"revision": revision, "physical": True}, dict)
+        assert await ear.hear() == Added(instance(2))
+        assert "etcd ended the watch: everything before revision" in caplog.text
+        await discovery.register(instance(3))
+        assert await ear.hear() == Added(instance(3))
+        await client.close()
+        await discovery.close()
 
 
 async def test_what_was_removed_and_put_again_unseen_is_two_events(server: Etcd, client: EtcdClient) -> None:
-    discovery = EtcdDiscovery.connect(config(server))
-    await discovery.register(instance(1))
-    ear = await Ear.open(discovery)
-    assert await ear.hear() == Added(instance(1))
-    stream = discovery._streams[ENDPOINT]
-    assert stream._task is not None
-    stream._task.cancel()  # as if its connection had been lost, and while it is away:
-    await discovery.unregister(instance(1))
-    await discovery.register(instance(1))
-    stream.restart()
-    assert [await ear.hear(), await ear.hear()] == [Removed(instance(1)), Added(instance(1))]
-    await discovery.close()
+    with front(server.port) as between:
+        discovery = EtcdDiscovery.connect(config(server, endpoints=between.url))
+        await discovery.register(instance(1))
+        ear = await Ear.open(discovery)
+        assert await ear.hear() == Added(instance(1))
+        await until(between.watches)
+        between.deafen()
+        await discovery.unregister(instance(1))
+        await discovery.register(instance(1))
+        between.cut()
+        assert [await ear.hear(), await ear.hear()] == [Removed(instance(1)), Added(instance(1))]
+        await discovery.close()
+
+
+async def test_a_watch_whose_connection_is_deaf_hears_within_one_lease_time(server: Etcd, client: EtcdClient) -> None:
+    with front(server.port) as between:
+        discovery = EtcdDiscovery.connect(config(server, endpoints=between.url))
+        other = EtcdDiscovery.connect(config(server))
+        ear = await Ear.open(discovery)
+        await until(between.watches)
+        between.deafen()
+        before = time.monotonic()
+        for number in (1, 2):  # of which nothing is lost
+            await other.register(instance(number))
+        await other.unregister(instance(1))
+        assert [await ear.hear() for _ in range(3)] == [Added(instance(1)), Added(instance(2)), Removed(instance(1))]
+        assert time.monotonic() - before < 10  # within the lease's 2 s, on a machine that is not busy
+        await discovery.close()
+        await other.close()
+
+
+NONSENSE = {
+    "gateway": http("503 Service Unavailable", b'{"message":"Service Unavailable"}'),
+    "object": http("200 OK", b"{}"),
+    "text": http("200 OK", b'"service unavailable"'),
+    "list": http("200 OK", b"[1, 2]"),
+    "number": http("200 OK", b"17"),
+    "html": http("200 OK", b"<html><body>sign in</body></html>", "text/html"),
+    "nothing": http("204 No Content", b""),
+    "elsewhere": http("302 Found\r\nLocation: /login", b""),
+    "missing": http("200 OK", b'{"header":{},"kvs":[{"value":"eA=="}],"result":{"TTL":[]}}'),
+    "types": http("200 OK", b'{"result":{"header":{"revision":"x"},"ID":null,"events":[{"kv":1}],"created":true}}'),
+    "no key": http("200 OK", b'{"header":{"revision":"9999999"},"result":{"events":[{"kv":{}}]}}'),
+    "base64": http("200 OK", b'{"header":{"revision":"1"},"kvs":[{"key":"%%"}]}'),
+    "error": http("500 Internal Server Error", b'{"error":["what"],"code":"x"}'),
+    "nested": http("200 OK", b'{"a":' * 3000 + b"1" + b"}" * 3000),
+    "half": http("200 OK", b'{"header":{"revision":"7"},"kv', length=1000),
+    "no HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
+}
+
+
+async def test_nonsense_ends_neither_watch_nor_lease_nor_record(
+    server: Etcd, client: EtcdClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with front(server.port) as between:
+        discovery = EtcdDiscovery.connect(config(server, endpoints=between.url))
+        other = EtcdDiscovery.connect(config(server))
+        ours = instance(discovery.connection_id)
+        await discovery.register(ours)
+        ear = await Ear.open(discovery)
+        assert await ear.hear() == Added(ours)
+        for answer in NONSENSE.values():
+            before = between.answered
+            between.answer(answer)
+            await until(lambda before=before: between.answered >= before + 2)  # type: ignore[misc]
+        between.forward()  # and the lease has expired meanwhile
+        seen: set[Any] = set()
+        await other.register(instance(1))
+        while instance(1) not in seen or ours not in seen:
+            event = await ear.hear()
+            (seen.add if isinstance(event, Added) else seen.discard)(event.instance)
+        await until(lambda: discovery_has(client, discovery))
+        assert len(caplog.records) < 30  # one for each spell of trouble, not for each attempt
+        await discovery.close()
+        await other.close()
+
+
+async def discovery_has(client: EtcdClient, discovery: EtcdDiscovery) -> bool:
+    return discovery.connection_id in (await keys(client)).values()
+
+
+@pytest.mark.parametrize("answer", NONSENSE)
+async def test_nonsense_is_an_error_that_names_it(server: Etcd, answer: str) -> None:
+    with front(server.port) as between:
+        client = EtcdClient(config(server, endpoints=between.url))
+        between.answer(NONSENSE[answer])
+        with pytest.raises(CannotConnect, match="Unable to connect to etcd server at http"):
+            await client.call("kv/range", prefix_range("v1/"), RangeAnswer)
+        between.forward()
+        await client.call("kv/range", prefix_range("v1/"), RangeAnswer)
+        await client.close()
 
 
 async def test_another_endpoint_is_tried_when_one_is_dead(server: Etcd, client: EtcdClient) -> None:
@@ -245,10 +335,10 @@ def test_settings_that_are_wrong_say_so() -> None:
 
 async def test_user_and_password(own_server: Etcd) -> None:
     client = EtcdClient(config(own_server))
-    await client.call("auth/user/add", {"name": "root", "password": "secret"})
-    await client.call("auth/role/add", {"name": "root"})
-    await client.call("auth/user/grant", {"user": "root", "role": "root"})
-    await client.call("auth/enable", {})
+    await client.call("auth/user/add", {"name": "root", "password": "secret"}, dict)
+    await client.call("auth/role/add", {"name": "root"}, dict)
+    await client.call("auth/user/grant", {"user": "root", "role": "root"}, dict)
+    await client.call("auth/enable", {}, dict)
     with pytest.raises(Refused):
         EtcdDiscovery.connect(config(own_server, username="root", password="wrong"))
     discovery = EtcdDiscovery.connect(config(own_server, username="root", password="secret"))
@@ -256,7 +346,7 @@ async def test_user_and_password(own_server: Etcd) -> None:
     ear = await Ear.open(discovery)
     await discovery.register(instance(1))
     assert await ear.hear() == Added(instance(1))
-    discovery.client._token = "stale.1"  # as if it had expired
+    discovery._etcd._token = "stale.1"  # as if it had expired
     await discovery.register(instance(2))
     assert await ear.hear() == Added(instance(2))
     await discovery.close()

@@ -7,16 +7,20 @@ import json
 import logging
 import os
 import stat
+import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dynamo_fast.discovery import background, inotify
 from dynamo_fast.discovery import file as file_module
-from dynamo_fast.discovery import inotify
 from dynamo_fast.discovery.base import Added, DiscoveryEvent, Removed
 from dynamo_fast.discovery.file import FileDiscovery
+from dynamo_fast.discovery.folder import Folder
 from dynamo_fast.wire.address import EndpointId
 from tests.discovery.records import ENDPOINT, instance
 
@@ -119,15 +123,10 @@ async def test_what_dynamo_takes_for_a_record_is_one(
     ear = await Ear.open(tmp_path)
     put(tmp_path, name, content)
     good = put(tmp_path, "n%2Fc%2Ffake%2F1", json.dumps({**RECORD, "instance_id": 1}))
-    seen = set()
-    while 1 not in seen:
-        event = await ear.hear()
-        seen.add(event.instance.instance_id)
-    while not ear.events.empty():
-        seen.add(ear.events.get_nowait().instance.instance_id)
-    assert seen - {1} == (set() if expected is None else {expected})
+    seen = {(await ear.hear()).instance.instance_id for _ in range(1 if expected is None else 2)}
+    assert seen == ({1} if expected is None else {1, expected})
     good.unlink()
-    event = await ear.hear()
+    event = await ear.hear()  # and nothing else before
     assert isinstance(event, Removed)
     assert event.instance.instance_id == 1
     await ear.discovery.close()
@@ -194,42 +193,190 @@ async def test_the_owner_touches_its_record_and_puts_it_back(
     await discovery.close()
 
 
-async def test_whoever_watches_deletes_what_nobody_touches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beats of 50 ms, and an age of a second."""
     monkeypatch.setattr(file_module, "BEAT", 0.05)
-    stale = put(tmp_path, "n%2Fc%2Ffake%2F1234", json.dumps(RECORD))
-    fresh = put(tmp_path, "n%2Fc%2Ffake%2F1", json.dumps({**RECORD, "instance_id": 1}))
-    left_over = folder(tmp_path) / ".tmp_left"
-    left_over.touch()
+    monkeypatch.setattr(file_module, "TTL", 1.0)
+
+
+def record(number: int) -> tuple[str, str]:
+    return f"n%2Fc%2Ffake%2F{number:x}", json.dumps({**RECORD, "instance_id": number})
+
+
+def set_back(file: Path, seconds: float) -> None:
+    """As if it had been touched that long ago, on the store's clock."""
+    then = file.stat().st_mtime - seconds
+    os.utime(file, (then, then))
+
+
+async def test_a_record_that_nobody_touches_is_removed_by_who_watches(tmp_path: Path, quick: None) -> None:
+    stale, fresh = put(tmp_path, *record(0x1234)), put(tmp_path, *record(1))
     ear = await Ear.open(tmp_path)
     assert {(await ear.hear()).instance.instance_id for _ in range(2)} == {1, 0x1234}
-    old = time.time() - file_module.TTL - 1
-    os.utime(stale, (old, old))
-    os.utime(left_over, (old, old))
-    removed = await ear.hear()
-    assert isinstance(removed, Removed)
-    assert removed.instance.instance_id == 0x1234
-    assert os.listdir(folder(tmp_path)) == [fresh.name]
+    set_back(stale, 2)
+    async with touching(fresh):
+        removed = await ear.hear()
+        assert isinstance(removed, Removed)
+        assert removed.instance.instance_id == 0x1234
+        assert os.listdir(folder(tmp_path)) == [fresh.name]
     await ear.discovery.close()
 
 
-async def test_a_clock_that_jumps_ages_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_only_what_is_a_record_by_name_and_content_is_removed(tmp_path: Path, quick: None) -> None:
+    kept = {
+        folder(tmp_path) / "notes.txt": "mine",
+        folder(tmp_path) / "n%2Fc%2Ffake%2F7": "not a record",
+        folder(tmp_path) / "n%2Fc%2Fother%2F8": json.dumps(RECORD),
+        folder(tmp_path) / "copy of a record": json.dumps(RECORD),
+        folder(tmp_path) / ".tmp_mine": json.dumps(RECORD),
+    }
+    for file, content in kept.items():
+        file.write_text(content)
+        set_back(file, 3600)
+    (folder(tmp_path) / "sub").mkdir()
+    expired = put(tmp_path, *record(1))
+    set_back(expired, 3600)
+    ear = await Ear.open(tmp_path)
+    assert isinstance(await ear.hear(), Added)
+    assert isinstance(await ear.hear(), Removed)
+    assert all(file.read_text() == content for file, content in kept.items())
+    await ear.discovery.close()
+
+
+@asynccontextmanager
+async def touching(*files: Path) -> AsyncIterator[None]:
+    """Other hosts' heartbeats, by the server's clock."""
+
+    async def touch() -> None:
+        while True:
+            for file in files:
+                os.utime(file)
+            await asyncio.sleep(0.02)
+
+    task = asyncio.ensure_future(touch())
+    yield
+    task.cancel()
+
+
+@pytest.mark.parametrize("ahead", [15, -15, 3600, -3600])
+async def test_a_wall_clock_that_differs_from_the_servers_removes_nothing(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ahead: int
 ) -> None:
-    monkeypatch.setattr(file_module, "BEAT", 0.05)
-    record = put(tmp_path, "n%2Fc%2Ffake%2F1234", json.dumps(RECORD))
+    real, real_ns = time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: real() + ahead)
+    monkeypatch.setattr(time, "time_ns", lambda: real_ns() + ahead * 10**9)
+    healthy, dead = put(tmp_path, *record(1)), put(tmp_path, *record(2))
+    set_back(dead, 2)
+    discovery = FileDiscovery(tmp_path)
+    await discovery.register(instance(0x1F))
+    async with touching(healthy):
+        await until(lambda: not dead.exists())  # by the server's clock
+        assert healthy.exists()
+        assert (folder(tmp_path) / NAME).exists()
+    assert "putting it back" not in caplog.text
+    await discovery.close()
+
+
+async def test_a_server_that_takes_its_stamps_from_the_clients_clocks(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    utime = os.utime
+
+    def ahead(path: Any) -> None:
+        utime(path, (time.time() + 15, time.time() + 15))
+
+    healthy = put(tmp_path, *record(1))
+    monkeypatch.setattr(os, "utime", ahead)  # ours is 15 s ahead of theirs
+    discovery = FileDiscovery(tmp_path)
+    await discovery.register(instance(0x1F))
+
+    async def beat() -> None:
+        for _ in range(100):
+            utime(healthy)
+            await asyncio.sleep(0.02)
+
+    await beat()
+    assert healthy.exists()
+    assert "putting it back" not in caplog.text
+    await until(lambda: not healthy.exists())  # once it is silent
+    await discovery.close()
+
+
+async def test_a_stamp_of_the_future_ages_too(tmp_path: Path, quick: None) -> None:
+    dead = put(tmp_path, *record(1))
+    set_back(dead, -3600)  # its server's clock was set back since
+    ear = await Ear.open(tmp_path)
+    assert isinstance(await ear.hear(), Added)
+    assert isinstance(await ear.hear(), Removed)
+    assert not dead.exists()
+    await ear.discovery.close()
+
+
+async def test_a_process_that_was_paused_lets_the_others_wake_up_first(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healthy = put(tmp_path, *record(1))
     ear = await Ear.open(tmp_path)
     await ear.hear()
-    real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() + 3600)
-    await until(lambda: "the clock jumped" in caplog.text)
-    assert record.exists()
+    paused, resume, swept = threading.Event(), threading.Event(), threading.Event()
+
+    async def pause() -> None:
+        paused.set()
+        resume.wait(10)
+
+    removing = Folder.remove_expired
+
+    def noticed(*arguments: Any) -> bool:
+        outcome = removing(*arguments)
+        if resume.is_set():
+            swept.set()
+        return outcome
+
+    monkeypatch.setattr(Folder, "remove_expired", noticed)
+    pausing = ear.discovery._thread.submit(pause())
+    await until(paused.is_set)
+    set_back(healthy, 2)  # its owner is paused, too: as when a machine sleeps
+    began = time.monotonic()
+    await until(lambda: time.monotonic() - began > 0.5)
+    resume.set()
+    pausing.result()
+    await until(swept.is_set)
+    async with touching(healthy):
+        later = put(tmp_path, *record(2))
+        assert (await ear.hear()).instance.instance_id == 2
+        assert later.exists()
+        assert healthy.exists()
     await ear.discovery.close()
+
+
+async def test_nobody_removes_its_own_record_for_its_age(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    discovery = FileDiscovery(tmp_path)
+    await discovery.register(instance(0x1F))
+    await discovery.watch(ENDPOINT, lambda event: None)
+    file = folder(tmp_path) / NAME
+    inode, sweeps = file.stat().st_ino, 0
+    removing = Folder.remove_expired
+
+    def counted(*arguments: Any) -> bool:
+        nonlocal sweeps
+        sweeps += 1
+        return removing(*arguments)
+
+    monkeypatch.setattr(Folder, "remove_expired", counted)
+    monkeypatch.setattr(Folder, "touch", lambda folder, name: 10**12 + 10**18)  # a file server that is far ahead
+    await until(lambda: sweeps >= 60)
+    assert file.stat().st_ino == inode
+    await discovery.close()
 
 
 async def test_trouble_with_the_folder_is_logged_once_and_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(file_module, "BEAT", 0.02)
+    monkeypatch.setattr(background, "FIRST_RETRY", 0.02)
     caplog.set_level(logging.WARNING)
     discovery = FileDiscovery(tmp_path)
     await discovery.register(instance(1))
@@ -237,6 +384,8 @@ async def test_trouble_with_the_folder_is_logged_once_and_ends(
 
     def refuse(path: Any) -> Any:
         nonlocal calls
+        if str(path) != str(folder(tmp_path)):
+            return scandir(path)
         calls += 1
         raise PermissionError("not for you")
 
@@ -244,6 +393,7 @@ async def test_trouble_with_the_folder_is_logged_once_and_ends(
     await until(lambda: calls >= 3)
     monkeypatch.setattr(os, "scandir", scandir)
     assert caplog.text.count("not for you") == 1
+    await until(lambda: "works again" in caplog.text)
     assert await discovery.list(ENDPOINT) == [instance(1)]
     await discovery.close()
 

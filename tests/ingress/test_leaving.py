@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from dynamo_fast.errors import CannotConnect
 from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.wire.control import StreamType, TcpStreamConnectionInfo
 from tests.ingress.conftest import Start, address_of, echo
@@ -83,6 +84,44 @@ async def test_an_earlier_handlers_requests_are_waited_for(start: Start) -> None
         early = closing.done()
         gate.set()
         await answer.items()
+        await asyncio.wait_for(closing, PATIENCE)
+        assert not early
+
+
+async def test_a_handler_that_cannot_be_registered_takes_nothing_from_the_earlier_one(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = asyncio.Event()
+
+    async def slow(request: Any) -> AsyncIterator[Any]:
+        yield 1
+        await gate.wait()
+        yield 2
+
+    async def refuse(instance: Any) -> None:
+        raise CannotConnect("no discovery at the moment")
+
+    worker = await start(slow)
+    (served,) = worker.endpoints.values()
+    async with Requester(address_of(worker)) as requester:
+        answer = await requester.call(None)
+        assert await answer.read() is not None
+        monkeypatch.setattr(worker.discovery, "register", refuse)
+        for endpoint in ("a.b.c", "a.b.d"):
+            with pytest.raises(CannotConnect):
+                await worker.serve(echo, endpoint)
+        assert worker.endpoints == {served.endpoint: served}
+        await until(lambda: worker.metrics.endpoints == [served.metrics])
+        assert len(worker.server._endpoints) == 1
+        later = await requester.call(None)  # the earlier handler answers still
+        assert await later.read() is not None
+        assert served.metrics.inflight == 2
+        closing = asyncio.ensure_future(worker.close())
+        await until(lambda: not worker.server._endpoints)
+        early = closing.done()
+        gate.set()
+        await answer.items()
+        await later.items()
         await asyncio.wait_for(closing, PATIENCE)
         assert not early
 

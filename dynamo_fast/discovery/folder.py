@@ -1,0 +1,271 @@
+"""`Folder`: the directory of the file backend, in which other programs write, too (runtime.md 1.3).
+
+Nothing here trusts a file: what is no regular file is not opened, what is too long is not read, what cannot be read is
+skipped with one warning, and only what has a record's name and a record's content is ever removed.
+
+A record's age is a matter of the store's clock, since the stamps are the file server's: "now" is the stamp of a file
+that this process touched a moment ago. The local wall clock is not asked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from dynamo_fast.discovery.base import Added, DiscoveryEvent, Removed
+from dynamo_fast.discovery.record_reader import RecordReader
+from dynamo_fast.errors import PayloadError
+from dynamo_fast.logs import get_logger
+from dynamo_fast.wire.instance import MAX_RECORD_SIZE, Instance
+
+__all__ = ["TEMPORARY", "Folder", "file_name"]
+
+logger = get_logger(__name__)
+
+TEMPORARY = ".tmp_"
+"""How the names of files begin that are still being written."""
+# The kernel stamps files with a clock that may stand still for as long as 10 ms: a directory that changed so recently
+# may have changed again since it was scanned, with the same stamp.
+_CLOCK_GRAIN_NS = 20_000_000
+_SECOND_NS = 1_000_000_000
+_OPEN_FLAGS = os.O_RDONLY
+for _flag in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):  # each system has some of them
+    _OPEN_FLAGS |= getattr(os, _flag, 0)
+
+
+class Entry(NamedTuple):
+    """What is known of one file."""
+
+    stamp: tuple[int, int]
+    """Inode and change time: as long as they stay, the file need not be read again."""
+    touched: int
+    """The modification time, in ns of the store's clock: the heartbeat."""
+    since: float
+    """When `touched` was first seen to be this, on the clock of this process that nobody sets."""
+    content: bytes
+    instance: Instance | None
+
+
+class Folder:
+    """One directory and what was last seen in it. Every call may block; used from one thread at a time.
+
+    Owned by a `FileDiscovery`. It holds no descriptor, so it needs no end.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / "v1" / "instances"
+        self.entries: dict[str, Entry] = {}
+        self._checked = (root, root / "v1", self.path)
+        self._reader = RecordReader()
+        self._warned: set[str] = set()
+        self._changed_at = self._scanned_at = 0
+        self._looked_at = 0.0
+
+    # Writing
+
+    def make(self) -> None:
+        """Make the directory if it is not there. Raises OSError."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for each in self._checked:
+            self._check(each)
+
+    def publish(self, name: str, content: bytes) -> None:
+        """Write beside, then rename: a watcher reads a file when its name appears, and does not look again."""
+        self.make()
+        temporary = self._temporary()
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(self.path / name)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def touch(self, name: str) -> int:
+        """Set a file's stamp to the store's "now", and return it. Raises FileNotFoundError, OSError."""
+        os.utime(self.path / name)
+        return os.stat(self.path / name).st_mtime_ns
+
+    def remove(self, name: str) -> None:
+        """Remove a file of our own, if it is there. Raises OSError."""
+        (self.path / name).unlink(missing_ok=True)
+
+    # Reading
+
+    def changed(self) -> bool:
+        """Whether files came or went since the last scan. A heartbeat is no change."""
+        try:
+            changed_at = self.path.stat().st_mtime_ns
+        except FileNotFoundError:
+            changed_at = 0
+        changed = changed_at != self._changed_at or changed_at >= self._scanned_at - _CLOCK_GRAIN_NS
+        self._changed_at = changed_at
+        return changed
+
+    def scan(self) -> list[DiscoveryEvent]:
+        """Read what is new or changed. Returns what became of the instances; raises OSError for the directory alone."""
+        self._scanned_at = time.time_ns()
+        entries = {}
+        for file in self._files():
+            entry = self._look(file, self.entries.get(file.name))
+            if entry is not None:
+                entries[file.name] = entry
+        before, self.entries = self.entries, entries
+        return list(_differences(before, entries))
+
+    def forget(self, names: Collection[str]) -> list[DiscoveryEvent]:
+        """Files that went away and may be there again, which a scan alone cannot tell."""
+        gone = [self.entries.pop(name, None) for name in names]
+        return [Removed(entry.instance) for entry in gone if entry is not None and entry.instance is not None]
+
+    def instances(self) -> Iterator[Instance]:
+        """What the last scan found."""
+        return (entry.instance for entry in self.entries.values() if entry.instance is not None)
+
+    # Expiry
+
+    def remove_expired(self, own: Collection[str], now: int | None, ttl: float, quiet: float) -> bool:
+        """Remove the records of others that nobody touches. Returns whether there were any.
+
+        Those are records whose stamp did not change for `quiet` seconds while this process looked, and which are older
+        than `ttl` on the store's clock. `now` is that clock's time in ns, if a file was just touched. A stamp that did
+        not change for twice the `ttl` is old wherever it stands: its clock may have been set back since.
+
+        A process that did not look for `quiet` seconds was paused, and so may have been the owners: it begins anew.
+        """
+        looked_at, self._looked_at = self._looked_at, time.monotonic()
+        if self._looked_at - looked_at > quiet:
+            self.entries = {name: entry._replace(since=self._looked_at) for name, entry in self.entries.items()}
+        silent = {name: time.monotonic() - entry.since for name, entry in self.entries.items() if entry.instance}
+        silent = {name: seconds for name, seconds in silent.items() if name not in own and seconds >= quiet}
+        if not silent:
+            return False
+        now = self._now() if now is None else now
+        oldest = now - int(ttl * _SECOND_NS)
+        expired = [
+            name for name, seconds in silent.items() if self.entries[name].touched < oldest or seconds >= 2 * ttl
+        ]
+        for name in expired:
+            self._remove_record(name)
+        return bool(expired)
+
+    def _now(self) -> int:
+        """The store's time, from the stamp of a file that is there for a moment."""
+        temporary = self._temporary()
+        try:
+            temporary.touch(exist_ok=False)
+            return temporary.stat().st_mtime_ns
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _remove_record(self, name: str) -> None:
+        """Remove the file if it still is what was seen."""
+        entry = self.entries[name]
+        try:
+            content, status = self._read(self.path / name)  # opening it makes a network file system ask its server
+            if content == entry.content and status.st_mtime_ns == entry.touched:
+                os.unlink(self.path / name)
+        except FileNotFoundError:
+            pass  # another process was faster
+        except (OSError, PayloadError) as error:
+            self._warn_once(f"the expired discovery record {unquote(name)!r} cannot be removed: {error}")
+
+    # One file
+
+    def _temporary(self) -> Path:
+        return self.path / f"{TEMPORARY}{secrets.token_hex(8)}"
+
+    def _files(self) -> Iterator[os.DirEntry[str]]:
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.path) as directory:
+            yield from (file for file in directory if not file.name.startswith(TEMPORARY))
+
+    def _look(self, file: os.DirEntry[str], known: Entry | None) -> Entry | None:
+        try:
+            status = file.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._reader.skip(unquote(file.name), str(error))
+            return None
+        # A heartbeat changes the stamp, too: reading a file now and then for nothing is cheaper than a missed one.
+        stamp = (status.st_ino, status.st_ctime_ns)
+        if known is not None and known.stamp == stamp:
+            return known
+        quiet = known is not None and known.touched == status.st_mtime_ns and known.stamp[0] == stamp[0]
+        since = known.since if known is not None and quiet else time.monotonic()
+        return self._fill(file, known, Entry(stamp, status.st_mtime_ns, since, b"", None))
+
+    def _fill(self, file: os.DirEntry[str], known: Entry | None, entry: Entry) -> Entry | None:
+        """The entry with the file's content; without an instance if it has none; None if the file is gone."""
+        key = unquote(file.name)
+        try:
+            _check_kind(file.stat(follow_symlinks=False))
+            content, _ = self._read(Path(file.path))
+        except FileNotFoundError:
+            return None
+        except (OSError, PayloadError) as error:
+            self._reader.skip(key, str(error))
+            return entry
+        if known is not None and known.content == content and known.instance is not None:
+            return entry._replace(content=known.content, instance=known.instance)
+        return entry._replace(content=content, instance=self._reader.read(key, content))
+
+    @staticmethod
+    def _read(path: Path) -> tuple[bytes, os.stat_result]:
+        """The file's content, if it is a regular file of bounded size. Raises OSError, PayloadError."""
+        descriptor = os.open(path, _OPEN_FLAGS)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            _check_kind(status)
+            return file.read(MAX_RECORD_SIZE + 1), status
+
+    # Warnings
+
+    def _check(self, path: Path) -> None:
+        """Warn of a directory that somebody else controls."""
+        status = os.lstat(path)
+        if stat.S_ISLNK(status.st_mode):
+            self._warn_once(f"the discovery directory {path} is a link to {os.path.realpath(path)}")
+        elif hasattr(os, "geteuid") and status.st_uid not in (os.geteuid(), 0):
+            self._warn_once(
+                f"the discovery directory {path} belongs to the user {status.st_uid}, who can change every record: set "
+                "DYN_FILE_KV to a directory of your own"
+            )
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned and len(self._warned) < 10_000:
+            self._warned.add(text)
+            logger.warning("%s", text)
+
+
+def file_name(instance: Instance) -> str:
+    """The key, with every byte that is no ASCII letter or digit percent-encoded."""
+    key = f"{instance.endpoint_id}/{instance.instance_id:x}"
+    return re.sub(rb"[^0-9A-Za-z]", lambda byte: b"%%%02X" % byte[0][0], key.encode()).decode()
+
+
+def _check_kind(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFDIR: "directory", stat.S_IFLNK: "link", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+        raise PayloadError(f"it is a {kinds.get(stat.S_IFMT(status.st_mode), 'device')}, not a regular file")
+    if status.st_size > MAX_RECORD_SIZE:
+        raise PayloadError(f"it has {status.st_size} bytes (the limit is {MAX_RECORD_SIZE})")
+
+
+def _differences(before: dict[str, Entry], after: dict[str, Entry]) -> Iterator[DiscoveryEvent]:
+    """What a watch must hear; what went away comes first."""
+    for name, entry in before.items():
+        successor = after.get(name)
+        if entry.instance is not None and (successor is None or successor.instance is None):
+            yield Removed(entry.instance)
+    for name, entry in after.items():
+        predecessor = before.get(name)
+        if entry.instance is not None and (predecessor is None or predecessor.instance != entry.instance):
+            yield Added(entry.instance)
