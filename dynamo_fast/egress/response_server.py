@@ -12,6 +12,7 @@ from functools import partial
 from dynamo_fast.config import ResponseServerConfig
 from dynamo_fast.egress.response_connection import ResponseConnection
 from dynamo_fast.egress.stream_registry import StreamRegistry
+from dynamo_fast.net.addresses import resolve
 from dynamo_fast.net.listener import Listener
 from dynamo_fast.wire.address import join_host_port
 
