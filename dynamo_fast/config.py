@@ -26,6 +26,7 @@ __all__ = [
     "WorkerConfig",
     "env_bool",
     "env_text",
+    "refuse_tls",
     "setting",
 ]
 
@@ -89,12 +90,15 @@ def choice(*words: str) -> Parser:
     return parse
 
 
+_FALSE = ("0", "false", "off", "no")
+
+
 def truth(text: str) -> bool:
     """Dynamo's truth words."""
     word = text.strip().lower()
     if word in ("1", "true", "on", "yes"):
         return True
-    if word in ("0", "false", "off", "no"):
+    if word in _FALSE:
         return False
     raise ValueError("one of 1, true, on, yes, 0, false, off, no")
 
@@ -134,6 +138,22 @@ def env_text(variable: str, default: str = "", environ: Mapping[str, str] = os.e
 def env_bool(variable: str, default: bool = False, environ: Mapping[str, str] = os.environ) -> bool:
     """A truth word."""
     return bool(read(environ, variable, truth, default))
+
+
+def refuse_tls(environ: Mapping[str, str] = os.environ) -> None:
+    """Raise InvalidConfig if the environment asks for TLS on the TCP planes, which is not offered yet.
+
+    Both ends of both planes call this before they listen or dial: plain text would go out without a word.
+    """
+    for name, value in sorted(environ.items()):
+        if not name.startswith("DYN_TCP_TLS_") or not value:
+            continue
+        if name == "DYN_TCP_TLS_INSECURE" and value.strip().lower() in _FALSE:
+            continue
+        raise InvalidConfig(
+            f"{name}={value!r} asks for TLS, which dynamo_fast does not offer yet: unset it to send requests and answers "
+            "in plain text, or keep the traffic inside a network that encrypts it"
+        )
 
 
 def setting(variable: str, default: Any, parse: Parser = str) -> Any:

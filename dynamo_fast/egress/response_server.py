@@ -19,7 +19,7 @@ from dynamo_fast.codec import (
     TwoPartMessageType,
     encode_two_part,
 )
-from dynamo_fast.config import ResponseServerConfig
+from dynamo_fast.config import ResponseServerConfig, refuse_tls
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.egress.request_sender import ManyIn, RequestSender
@@ -67,6 +67,7 @@ class TcpStreamServer:
     """The response server of a router. Make it with `create`; one event loop."""
 
     def __init__(self, config: ResponseServerConfig) -> None:
+        refuse_tls()
         self.loop = asyncio.get_running_loop()
         self.config = config
         self.handshakes: Deadlines[_ResponseConnection] = Deadlines(

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import cast
 
 from dynamo_fast.codec import TcpRequestDecoder, TcpRequestMessage, TcpResponseCodec, TcpResponseMessage
-from dynamo_fast.config import TcpServerConfig
+from dynamo_fast.config import TcpServerConfig, refuse_tls
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CodecError, MessageTooLarge, RequestRefused
 from dynamo_fast.ingress.admission import Admission, Submit
@@ -46,6 +46,7 @@ class SharedTcpServer:
     """The request-plane server of a process. Made and used on one event loop."""
 
     def __init__(self, config: TcpServerConfig | None = None, admission: Admission | None = None) -> None:
+        refuse_tls()
         self.config = config or TcpServerConfig.from_env()
         self.admission = admission or Admission(self.config)
         self._endpoints: dict[bytes, Accept] = {}
