@@ -224,7 +224,8 @@ class ResponseServerConfig(_FromEnvironment):
     """The server that workers dial back to (transport.md 4.1 and 11)."""
 
     host: str = setting("DYN_TCP_RESPONSE_STREAM_HOST", "")
-    """An IP address (IPv6 with or without brackets) or the name of an interface; empty: the first routable address."""
+    """An IP address (IPv6 with or without brackets), `0.0.0.0` or `::`, or the name of a network interface; empty: the
+    machine's best address. What is bound and what is advertised: see `net.addresses`."""
     port: int = setting("DYN_TCP_RESPONSE_STREAM_PORT", 0, PORT)
     """0: chosen by the system."""
     backlog: int = setting("DYN_TCP_LISTEN_BACKLOG", 4096, POSITIVE)
@@ -328,6 +329,7 @@ class StatusConfig(_FromEnvironment):
     port: int = setting("DYN_SYSTEM_PORT", -1, integer(-65535, 65535))
     """Negative: there is none. 0: chosen by the system."""
     host: str = setting("DYN_SYSTEM_HOST", "0.0.0.0")  # noqa: S104  # Dynamo's default, once it is switched on
+    """As `ResponseServerConfig.host`, or the name of a host."""
     starting_status: str = setting("DYN_SYSTEM_STARTING_HEALTH_STATUS", "notready", choice("ready", "notready"))
     """The health of the process until it says otherwise itself."""
     endpoints: str = setting("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", "", names)

@@ -72,6 +72,8 @@ async def _serve(handler: Handler, options: argparse.Namespace) -> int:
         worker = await serve(handler, endpoint, discovery)
         (served,) = worker.endpoints.values()
         print(f"serving {options.endpoint} at {served.address}", flush=True)
+        if worker.status.url is not None:
+            print(f"status at {worker.status.url}", flush=True)
         await stop.wait()
         running = served.metrics.inflight
         print(f"leaving; {running} request{'' if running == 1 else 's'} to finish", flush=True)
