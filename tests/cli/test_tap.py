@@ -22,6 +22,7 @@ from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRe
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.errors import InvalidAddress, InvalidRequest, RemoteError, Unavailable
 from dynamo_fast.ingress.worker import Worker
+from dynamo_fast.net.interfaces import is_bindable
 from dynamo_fast.wire.address import split_host_port
 from dynamo_fast.wire.control import RequestControlMessage, TcpStreamConnectionInfo
 from dynamo_fast.wire.payload import PayloadCodec
@@ -126,6 +127,7 @@ async def test_both_planes_of_a_call(worker: Worker, router: AddressedPushRouter
     await lines.closed(3)
 
 
+@pytest.mark.skipif(not is_bindable("::1"), reason="IPv6 is switched off on this machine")
 async def test_a_tap_on_ipv6(tmp_path: Path) -> None:
     worker = await Worker.start(FileDiscovery(tmp_path), server_config=TcpServerConfig(host="::1"))
     await worker.serve(handler, "tap.worker.generate")
