@@ -28,6 +28,7 @@ __all__ = [
     "WorkerConfig",
     "env_bool",
     "env_text",
+    "refuse_tls",
     "setting",
 ]
 
@@ -92,12 +93,15 @@ def choice(*words: str) -> Parser:
     return parse
 
 
+_FALSE = ("0", "false", "off", "no")
+
+
 def truth(text: str) -> bool:
     """Dynamo's truth words."""
     word = text.strip().lower()
     if word in ("1", "true", "on", "yes"):
         return True
-    if word in ("0", "false", "off", "no"):
+    if word in _FALSE:
         return False
     raise ValueError("one of 1, true, on, yes, 0, false, off, no")
 
@@ -151,6 +155,22 @@ def env_text(variable: str, default: str = "", environ: Mapping[str, str] = os.e
 def env_bool(variable: str, default: bool = False, environ: Mapping[str, str] = os.environ) -> bool:
     """A truth word."""
     return bool(read(environ, variable, truth, default))
+
+
+def refuse_tls(environ: Mapping[str, str] = os.environ) -> None:
+    """Raise InvalidConfig if the environment asks for TLS on the TCP planes, which is not offered yet.
+
+    Both ends of both planes call this before they listen or dial: plain text would go out without a word.
+    """
+    for name, value in sorted(environ.items()):
+        if not name.startswith("DYN_TCP_TLS_") or not value:
+            continue
+        if name == "DYN_TCP_TLS_INSECURE" and value.strip().lower() in _FALSE:
+            continue
+        raise InvalidConfig(
+            f"{name}={value!r} asks for TLS, which dynamo_fast does not offer yet: unset it to send requests and answers "
+            "in plain text, or keep the traffic inside a network that encrypts it"
+        )
 
 
 def setting(variable: str, default: Any, parse: Parser = str) -> Any:
@@ -223,7 +243,8 @@ class ResponseServerConfig(_FromEnvironment):
     """The server that workers dial back to (transport.md 4.1 and 11)."""
 
     host: str = setting("DYN_TCP_RESPONSE_STREAM_HOST", "")
-    """An IP address (IPv6 with or without brackets) or the name of an interface; empty: the first routable address."""
+    """An IP address (IPv6 with or without brackets), `0.0.0.0` or `::`, or the name of a network interface; empty: the
+    machine's best address. What is bound and what is advertised: see `net.addresses`."""
     port: int = setting("DYN_TCP_RESPONSE_STREAM_PORT", 0, PORT)
     """0: chosen by the system."""
     backlog: int = setting("DYN_TCP_LISTEN_BACKLOG", 4096, POSITIVE)
@@ -370,6 +391,7 @@ class StatusConfig(_FromEnvironment):
     port: int = setting("DYN_SYSTEM_PORT", -1, integer(-65535, 65535))
     """Negative: there is none. 0: chosen by the system."""
     host: str = setting("DYN_SYSTEM_HOST", "0.0.0.0")  # noqa: S104  # Dynamo's default, once it is switched on
+    """As `ResponseServerConfig.host`, or the name of a host."""
     starting_status: str = setting("DYN_SYSTEM_STARTING_HEALTH_STATUS", "notready", choice("ready", "notready"))
     """The health of the process until it says otherwise itself."""
     endpoints: str = setting("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", "", names)

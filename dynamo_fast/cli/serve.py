@@ -81,6 +81,8 @@ async def _serve(handler: Handler, options: argparse.Namespace) -> int:
         worker = await serve(handler, endpoint, discovery, config)
         (served,) = worker.endpoints.values()
         print(printable(f"serving {options.endpoint} at {served.address}"), flush=True)
+        if worker.status.url is not None:
+            print(f"status at {worker.status.url}", flush=True)
         await termination.asked.wait()
         running = served.metrics.inflight
         limit = f", for at most {config.shutdown_timeout:g} s; another signal ends it now" if running else ""

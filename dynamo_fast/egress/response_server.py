@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from dynamo_fast.config import ResponseServerConfig
+from dynamo_fast.config import ResponseServerConfig, refuse_tls
 from dynamo_fast.egress.response_connection import ResponseConnection
 from dynamo_fast.egress.stream_registry import StreamRegistry
 from dynamo_fast.net.addresses import resolve
@@ -26,6 +26,7 @@ class TcpStreamServer(StreamRegistry):
     """
 
     def __init__(self, config: ResponseServerConfig) -> None:
+        refuse_tls()
         super().__init__(config)
         listening = resolve(config.host, "DYN_TCP_RESPONSE_STREAM_HOST")
         self._listener = Listener(listening.bind_ip, config.port, config.backlog, partial(ResponseConnection, self))

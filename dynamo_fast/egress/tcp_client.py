@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import cast
 
 from dynamo_fast.codec import TcpRequestCodec, TcpRequestMessage, TcpResponseDecoder
-from dynamo_fast.config import TcpClientConfig
+from dynamo_fast.config import TcpClientConfig, refuse_tls
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.egress.request_client import Ack, RequestPlaneClient
 from dynamo_fast.errors import (
@@ -43,6 +43,7 @@ class TcpRequestClient(RequestPlaneClient):
     """The TCP transport of the request plane; one event loop."""
 
     def __init__(self, config: TcpClientConfig | None = None, *, metrics: RequestPlaneMetrics = REQUEST_PLANE) -> None:
+        refuse_tls()
         self.loop = asyncio.get_running_loop()
         self.config = TcpClientConfig.from_env() if config is None else config
         self.metrics = metrics

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any
 
 from dynamo_fast.codec import TwoPartDecoder, encode_data_frames, encode_two_part
-from dynamo_fast.config import WorkerConfig
+from dynamo_fast.config import WorkerConfig, refuse_tls
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CannotConnect, CodecError, ConnectionTimeout
@@ -81,6 +81,7 @@ class Dialler:
     """Connects to routers, and keeps the deadlines of all response connections of a worker."""
 
     def __init__(self, config: WorkerConfig) -> None:
+        refuse_tls()
         self.loop = loop = asyncio.get_running_loop()
         self._connecting: Deadlines[asyncio.Task[object]] = Deadlines(loop, config.connect_timeout, _cancel)
         self._closing: Deadlines[ResponseConnection] = Deadlines(

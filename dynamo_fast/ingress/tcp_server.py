@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import cast
 
 from dynamo_fast.codec import TcpRequestDecoder, TcpRequestMessage, TcpResponseCodec, TcpResponseMessage
-from dynamo_fast.config import TcpServerConfig
+from dynamo_fast.config import TcpServerConfig, refuse_tls
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CodecError, MessageTooLarge, RequestRefused, ResourceExhausted
 from dynamo_fast.ingress.admission import Admission, Submit
@@ -61,6 +61,7 @@ class SharedTcpServer:
     """
 
     def __init__(self, config: TcpServerConfig | None = None, admission: Admission | None = None) -> None:
+        refuse_tls()
         self.config = config or TcpServerConfig.from_env()
         self.admission = admission or Admission(self.config)
         self.buffered = BufferedBytes(self.config.buffered_bytes)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from dynamo_fast.config import refuse_tls
 from dynamo_fast.discovery.connect import check_kind, connect
 from dynamo_fast.egress.addressed_router import AddressedPushRouter
 from dynamo_fast.egress.instance_table import InstanceTable
@@ -48,6 +49,7 @@ class DistributedRuntime:
             if not isinstance(value, str):
                 raise argument_error(name, value, "PyString")
         check_kind(discovery_backend)
+        refuse_tls()
         _check_planes(request_plane, event_plane, response_plane)
         self._event_loop = event_loop
         self._discovery = connect(discovery_backend)

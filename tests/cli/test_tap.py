@@ -22,6 +22,7 @@ from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRe
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.errors import InvalidAddress, InvalidRequest, RemoteError, Unavailable
 from dynamo_fast.ingress.worker import Worker
+from dynamo_fast.net.interfaces import is_bindable
 from dynamo_fast.wire.address import split_host_port
 from dynamo_fast.wire.control import RequestControlMessage, TcpStreamConnectionInfo
 from dynamo_fast.wire.payload import PayloadCodec
@@ -89,12 +90,12 @@ async def router() -> AsyncIterator[AddressedPushRouter]:
         yield router
 
 
-async def tapped(worker: Worker, lines: Lines, *, answers: bool = True) -> tuple[Tap, str]:
+async def tapped(worker: Worker, lines: Lines, *, answers: bool = True, listen: str = "127.0.0.1:0") -> tuple[Tap, str]:
     """A tap in front of the worker, and the address to call it at."""
     (served,) = worker.endpoints.values()
     upstream, _, path = served.address.partition("/")
     tap = Tap(upstream, Look(as_json=True), answers=answers, show=lines.add)
-    await tap.start("127.0.0.1:0")
+    await tap.start(listen)
     return tap, f"{tap.address}/{path}"
 
 
@@ -124,6 +125,22 @@ async def test_both_planes_of_a_call(worker: Worker, router: AddressedPushRouter
     assert request["control"]["connection_info"]["info"]["address"] == router.response_server.address
     await tap.close()
     await lines.closed(3)
+
+
+@pytest.mark.skipif(not is_bindable("::1"), reason="IPv6 is switched off on this machine")
+async def test_a_tap_on_ipv6(tmp_path: Path) -> None:
+    worker = await Worker.start(FileDiscovery(tmp_path), server_config=TcpServerConfig(host="::1"))
+    await worker.serve(handler, "tap.worker.generate")
+    server = await TcpStreamServer.create(ResponseServerConfig(host="::1"))
+    async with await AddressedPushRouter.create(response_server=server) as router:
+        lines = Lines()
+        tap, address = await tapped(worker, lines, listen="[::1]:0")
+        assert address.startswith("[::1]:")
+        assert await items(router, address, {"n": 1}, PayloadCodec.JSON) == [{"token": 0}]
+        await lines.closed(1)
+        assert lines.kinds(2) == ["<handshake", "<prologue", "<item", "<final", "<sentinel"]
+        await tap.close()
+    await worker.close()
 
 
 async def test_answers_that_are_not_to_be_seen(worker: Worker, router: AddressedPushRouter) -> None:

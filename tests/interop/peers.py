@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,13 +57,13 @@ class Peer:
 
 
 @contextmanager
-def peer_worker(version: str, folder: Path, **settings: str) -> Iterator[Peer]:
-    """`peer_worker.py`, as a process that lives as long as the context."""
+def peer_worker(version: str, folder: Path, *, prefix: Sequence[str] = (), **settings: str) -> Iterator[Peer]:
+    """`peer_worker.py`, as a process that lives as long as the context. `prefix` is a command that runs it."""
     log = folder / f"worker-{version}.log"
     with (
         log.open("w") as output,
         subprocess.Popen(
-            [str(interpreter(version)), str(_HERE / "peer_worker.py")],
+            [*prefix, str(interpreter(version)), str(_HERE / "peer_worker.py")],
             env=environment(folder, **settings),
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -89,8 +89,9 @@ class PeerClient:
         self._reading: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, version: str, folder: Path, **settings: str) -> PeerClient:
+    async def start(cls, version: str, folder: Path, *, prefix: Sequence[str] = (), **settings: str) -> PeerClient:
         process = await asyncio.create_subprocess_exec(
+            *prefix,
             str(interpreter(version)),
             str(_HERE / "peer_client.py"),
             env=environment(folder, **settings),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,9 @@ async def main():
 
 asyncio.run(asyncio.wait_for(main(), %d))
 """
+
+
+Network = Callable[[Machine], None]
 
 
 def lone(machine: Machine) -> None:
@@ -153,13 +157,55 @@ def v6_only_sockets(machine: Machine) -> None:
     ],
     ids=lambda value: value.__name__ if callable(value) else value or "unset",
 )
-def test_what_is_advertised_can_be_dialled(network: object, host: str, advertised: str) -> None:
+def test_what_is_advertised_can_be_dialled(network: Network, host: str, advertised: str) -> None:
     with machines() as (machine,):
-        assert callable(network)
         network(machine)
         settings = {"DYN_TCP_RPC_HOST": host, "DYN_TCP_RESPONSE_STREAM_HOST": host, "DYNAMO_FAST_LEAVE_DELAY": "0"}
         answer = json.loads(machine.run(SERVE_AND_CALL % LIMIT, settings).stdout)
         assert answer == [[advertised, advertised], [True, True], ["x"]]
+
+
+STATUS = """
+import asyncio, http.client, json
+from urllib.parse import urlparse
+from dynamo_fast import Worker
+from dynamo_fast.discovery.memory import MemoryDiscovery
+
+def live(host, port):
+    connection = http.client.HTTPConnection(host, port, timeout=%d)
+    connection.request("GET", "/live")
+    return connection.getresponse().status
+
+async def main():
+    worker = await Worker.start(MemoryDiscovery())
+    url = urlparse(worker.status.url)
+    loop = asyncio.get_running_loop()
+    found = [await loop.run_in_executor(None, live, host, url.port) for host in (url.hostname, %r)]
+    print(json.dumps([url.hostname, found]))
+    await worker.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("network", "host", "advertised", "also"),
+    [
+        (ipv4, "0.0.0.0", "10.9.0.1", "127.0.0.1"),
+        (ipv4, "::", "10.9.0.1", "::1"),
+        (ipv6, "0.0.0.0", "fd09::1", "::1"),
+        (ipv6, "::", "fd09::1", "127.0.0.1"),
+        (dual_stack, "::", "fd09::1", "10.9.0.1"),
+        (dual_stack, "net0", "10.9.0.1", "10.9.0.1"),
+        (lone, "::1", "::1", "::1"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else value,
+)
+def test_the_status_server_can_be_dialled(network: Network, host: str, advertised: str, also: str) -> None:
+    with machines() as (machine,):
+        network(machine)
+        answer = machine.run(STATUS % (LIMIT, also), {"DYN_SYSTEM_PORT": "0", "DYN_SYSTEM_HOST": host}).stdout
+        assert json.loads(answer) == [advertised, [503, 503]]
 
 
 def test_a_machine_without_addresses_says_so_once() -> None:
