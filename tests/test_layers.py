@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "dynamo_fast"
 FLOORS = [
     {"errors"},
     {"_codec_py"},
+    {"_codec"},
     {"codec"},
     {"wire"},
     {"context", "config", "deadlines", "net"},
