@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from dynamo_fast.errors import InvalidConfig
@@ -53,18 +52,17 @@ __all__ = [
 ]
 
 _VARIABLE = "DYNAMO_FAST_BACKEND"
-_MODULES = {"cython": "dynamo_fast._codec", "python": "dynamo_fast._codec_py"}
 
 
 def _load() -> tuple[Literal["cython", "python"], Any]:
     """The backend that the environment asks for, or the compiled one if it is there. Raises InvalidConfig, ImportError."""
     wanted = os.environ.get(_VARIABLE, "")
     if wanted == "python":
-        return "python", import_module(_MODULES["python"])
+        return "python", _python()
     if wanted not in ("", "cython"):
         raise InvalidConfig(f"{_VARIABLE}={wanted!r}: expected 'cython' or 'python', or unset to choose automatically")
     try:
-        return "cython", import_module(_MODULES["cython"])
+        return "cython", _cython()
     except ImportError as error:
         if wanted:
             raise ImportError(f"{_VARIABLE}=cython, but the compiled codec cannot be imported: {error}") from error
@@ -75,7 +73,22 @@ def _load() -> tuple[Literal["cython", "python"], Any]:
                 error,
                 _VARIABLE,
             )
-        return "python", import_module(_MODULES["python"])
+        return "python", _python()
+
+
+# Import statements, not names of modules: what freezes programs (PyInstaller, Nuitka) finds the two by them.
+
+
+def _cython() -> Any:
+    import dynamo_fast._codec as backend
+
+    return backend
+
+
+def _python() -> Any:
+    import dynamo_fast._codec_py as backend
+
+    return backend
 
 
 BACKEND, _backend = _load()

@@ -125,6 +125,8 @@ class Admission:
 
     def _start(self, job: Job) -> None:
         task = self._loop.create_task(job.run())
+        # A program that leaves its loop with requests in flight ends in silence: it could do nothing about them.
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # as `asyncio.gather` does
         self._tasks[task] = job
         task.add_done_callback(self._done)
 

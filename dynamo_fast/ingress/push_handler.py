@@ -261,13 +261,17 @@ class _Request:
             self._handler.metrics.error("response_stream")
             self._stream.end = str(error)
         finally:
-            if self._grace is not None:
-                self._grace.cancel()
-            if self._input is not None:
-                self._input.close()
-            self._account()
-            self._handler.ended(self)
-            self._task = None  # as in `ResponseConnection`: who holds whom
+            if not self._stream.abandoned:
+                self._ended()
+
+    def _ended(self) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+        if self._input is not None:
+            self._input.close()
+        self._account()
+        self._handler.ended(self)
+        self._task = None  # as in `ResponseConnection`: who holds whom
 
     @property
     def items(self) -> int:
@@ -351,6 +355,8 @@ class _Request:
         except BaseException as error:  # as above
             self._failed(error)
         cancellation = None  # its traceback may hold this frame
+        if self._stream.abandoned:
+            return
         self._stream.finish(self._control.payload_codec.final)
         await _close(iterator)
 
@@ -400,12 +406,14 @@ class _Request:
         self._stream.send(codec.encode_error_item(RemoteError(text)))
 
     def _failed(self, error: BaseException) -> None:
-        if self._stream.open and self._handler.cancelled and isinstance(error, asyncio.CancelledError):
-            self._stream.send(self._control.payload_codec.encode_error_item(_engine_shutdown()))
+        encode = self._control.payload_codec.encode_error_item
+        if self._stream.open and isinstance(error, asyncio.CancelledError):
+            logger.info("the handler of %s was cancelled", self._handler.endpoint)
+            self._stream.send(encode(_engine_shutdown() if self._handler.cancelled else from_exception(error)))
         elif self._stream.open:
             logger.warning("the handler of %s failed", self._handler.endpoint, exc_info=error)
-            self._stream.send(self._control.payload_codec.encode_error_item(from_exception(error)))
-        elif not isinstance(error, asyncio.CancelledError):  # which is our own doing, see `_cancel`
+            self._stream.send(encode(from_exception(error)))
+        elif not isinstance(error, (asyncio.CancelledError, GeneratorExit)):  # which are our own doing
             logger.warning(
                 "the handler of %s failed after its answer was cut short", self._handler.endpoint, exc_info=error
             )

@@ -162,6 +162,7 @@ class ResponseConnection(asyncio.Protocol):
         "_room",
         "_tail",
         "_transport",
+        "abandoned",
         "bytes",
         "end",
         "items",
@@ -193,6 +194,8 @@ class ResponseConnection(asyncio.Protocol):
         """Who ended the stream and in which state, for the log."""
         self.orderly = False
         """Whether it was ended by somebody who may."""
+        self.abandoned = False
+        """Whether its event loop has ended under it."""
         context.on_cancel(self._context_changed, dialler.loop)
 
     # What the push handler does
@@ -270,8 +273,19 @@ class ResponseConnection(asyncio.Protocol):
                 value = yield waits_for
                 resume = send
             except BaseException as error:  # a cancellation, which is the coroutine's to deal with
+                if isinstance(error, GeneratorExit):
+                    self._abandon()
                 resume, value = coroutine.throw, error
             self.plain.until = monotonic() + _CORK_SECONDS
+
+    def _abandon(self) -> None:
+        """The task is collected, not ended: its event loop was closed or left, and nothing can be written any more."""
+        self.abandoned = True
+        self.open = False
+        self._machine.state = _CLOSED
+        self._transport = None
+        self._frames.clear()
+        self.plain.data.clear()
 
     def finish(self, final: bytes) -> None:
         """The handler has no more items: write the final data frame, and end the stream."""

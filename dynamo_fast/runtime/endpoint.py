@@ -96,7 +96,9 @@ class Endpoint:
         # The service outlives the future: only the wait for its end is cancelled with it.
         serving = asyncio.ensure_future(self._start(generator, labels, bidirectional, health_check_payload))
         serving.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return asyncio.ensure_future(self._until_shutdown(serving))
+        ending = asyncio.ensure_future(self._until_shutdown(serving))
+        ending._log_destroy_pending = False  # type: ignore[attr-defined]  # a program may end without a shutdown
+        return ending
 
     async def _start(
         self,
