@@ -165,8 +165,13 @@ class Calls:
         self.addresses = addresses
         self.choose = choose
         self.address, _, self.path = addresses["answer"].partition("/")
-        with socket.create_server((HOST, 0)) as taken:
-            self.dead = f"{HOST}:{taken.getsockname()[1]}/{self.path}"
+        # Bound and not listening: whatever dials it is refused, and no other program can take it meanwhile.
+        self._taken = socket.socket()
+        self._taken.bind((HOST, 0))
+        self.dead = f"{HOST}:{self._taken.getsockname()[1]}/{self.path}"
+
+    def close(self) -> None:
+        self._taken.close()
 
     async def open(self, context: Context | None = None, **request: Any) -> ResponseStream:
         codec = self.choose.choice([PayloadCodec.JSON, PayloadCodec.MSGPACK])
@@ -462,6 +467,7 @@ async def soak(requests: int, seed: int, at_once: int) -> int:
         async with AddressedPushRouter(client, server, metrics=metrics) as router:
             run = Soak(router, addresses, seed, at_once)
             wrong = await run.run(requests)
+            run.calls.close()
         print(f"seed {seed}: " + ", ".join(f"{count} {kind}" for kind, count in run.done.most_common()))
     finally:
         process.stdin.close()

@@ -2,7 +2,7 @@
 
 The two tables below are the expectation. A row is a frame and a byte of it, a column is a fault (see `proxy`). A cell says
 
-    who was called   the caller's end, two letters        when             the handler's end
+    the caller's end                                   when           the handler's end
     ok  the answer, all of it                          .  at once          -  it was never called
     cc  CannotConnect                                  ~  with the         d  it finished
     ct  ConnectionTimeout                                 next frame       k  its context was killed, then it was cancelled
