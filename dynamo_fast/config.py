@@ -257,7 +257,8 @@ class ResponseServerConfig(_FromEnvironment):
     handshake_timeout: float = setting("DYNAMO_FAST_HANDSHAKE_TIMEOUT", 10.0, seconds())
     """From a worker's connection to its handshake (10 s in Dynamo 1.6)."""
     call_home_timeout: float = setting("DYNAMO_FAST_CALL_HOME_TIMEOUT", 120.0, seconds())
-    """From the acknowledgement to the worker's connection, and again from there to its prologue."""
+    """From the acknowledgement to the worker's connection, and again from there to its prologue; for a bidirectional
+    request once more from there to the connection for its input."""
     call_home_grace: float = setting("DYNAMO_FAST_CALL_HOME_GRACE", 1.0, seconds())
     """How much longer to wait for the worker's connection once the connection that carried the request is lost."""
     max_streams: int | None = setting("DYNAMO_FAST_MAX_STREAMS", None, POSITIVE)

@@ -47,6 +47,8 @@ class RequestSender(asyncio.Protocol):
         self._codec = codec
         self._context = context
         self._on_error = on_error
+        self.is_dialled = False
+        """Whether the worker has dialled for it."""
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
         self._room = asyncio.Event()
@@ -59,6 +61,7 @@ class RequestSender(asyncio.Protocol):
 
     def dialled(self, transport: asyncio.Transport) -> None:
         """The worker has dialled: `transport` is this input's from now on."""
+        self.is_dialled = True
         self._transport = transport
         transport.set_protocol(self)
         if self._context.is_stopped():

@@ -173,6 +173,8 @@ class ResponseReceiver:
         """The prologue has come, and it was good."""
         self._ready = True
         self._owner.call_home.discard(self)
+        if self.sender is not None and not self.sender.is_dialled:
+            self._owner.call_home.add(self)  # the same time once more: a worker dials for its input first
         self._establish_if_complete()
 
     def _establish_if_complete(self) -> None:
@@ -197,6 +199,7 @@ class ResponseReceiver:
                 self._owner.forget(self)
                 self.ready()  # a stream that ended before its prologue, and was not refused, is a stream without items
             if self.sender is not None:
+                self._owner.call_home.discard(self)
                 self._owner.forget_input(self.sender)
             self.wake()
             self._connection = None  # they hold each other: without this only the garbage collector would part them
@@ -248,8 +251,12 @@ class ResponseReceiver:
             self._connection.step(Event.CONTEXT_STOPPED)
 
     def timed_out(self) -> None:
-        """The worker did not dial, or did not send its prologue, in time."""
+        """The worker did not dial, did not send its prologue, or did not dial for its input in time."""
         seconds = self._owner.call_home.seconds
+        if self._ready:
+            if self.sender is not None and not self.sender.is_dialled:
+                self.input_failed(ConnectionTimeout(f"Worker did not dial for its input within {seconds:g} s"))
+            return
         missing = "dial back" if self._connection is None else "start to answer"
         self.fail(ConnectionTimeout(f"Worker acknowledged the request but did not {missing} within {seconds:g} s"))
 

@@ -263,6 +263,8 @@ class End(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.outgoing: Pipe
         """What comes from here goes there."""
+        self.peer_ended = False
+        """Whether the router or the worker has ended its side of this connection."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -273,11 +275,13 @@ class End(asyncio.Protocol):
         self.outgoing.feed(data)
 
     def eof_received(self) -> bool:
+        self.peer_ended = True
         self.outgoing.source_ended()
         return True  # the other direction may go on
 
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
+        self.peer_ended = True
         self.link.lost(self, error)
 
     def reset(self) -> None:
@@ -430,6 +434,7 @@ class Proxy:
         """When the fault struck, by the clock of the loop."""
         self.new_planes: list[Plane] = []
         """What the next connections are, in their order; then request or response."""
+        self._new_links: list[Link] = []  # since `mark`
         self._fault: Fault | None = None
         self._target = port
         self._tasks: set[asyncio.Task[None]] = set()
@@ -449,6 +454,19 @@ class Proxy:
             return None
         self._fault, self.struck_at = None, self.loop.time()
         return fault
+
+    def mark(self) -> None:
+        """`still_open` looks at the connections that are made from now on."""
+        self._new_links.clear()
+
+    def still_open(self) -> list[str]:
+        """The connections since `mark` that a router or a worker has not ended."""
+        return [
+            f"the {side.value}'s connection for the {link.plane.value}"
+            for link in self._new_links
+            for side, end in ((self.dials, link.dialler), (self.listens, link.listener))
+            if not end.peer_ended
+        ]
 
     def disarm(self) -> None:
         """End the harm: what is stalled or half closed is reset."""
@@ -474,6 +492,7 @@ class Proxy:
         usual = Plane.REQUEST if self.listens is Side.WORKER else Plane.RESPONSE
         link = Link(self, self.new_planes.pop(0) if self.new_planes else usual)
         self.links.add(link)
+        self._new_links.append(link)
         task = self.loop.create_task(self._connect(link))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

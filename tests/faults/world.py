@@ -242,6 +242,7 @@ async def _strike(world: World, endpoint: str, then: str, place: Place, fault: F
 
     proxy = world.requests if place.plane is Plane.REQUEST else world.responses
     world.responses.new_planes = [Plane.INPUT, Plane.RESPONSE] if endpoint == "converse" else []
+    world.responses.mark()
     proxy.arm(place, fault)
     try:
         await asyncio.wait_for(world.call(endpoint, then, seen), times.limit)
@@ -279,16 +280,21 @@ async def _settle(world: World, seen: Seen, before: dict[str, int]) -> None:
     times = world.times
     deadline = world.loop.time() + times.limit
     pause = times.step / 32
-    while (grown := _growth(before, world.sizes())) and world.loop.time() < deadline:
+    while (left := _left(world, before)) and world.loop.time() < deadline:
         await asyncio.sleep(pause)
         pause *= 1.25
     seen.settled_after = world.loop.time()
-    seen.trouble += [f"{path} was {old} and is {new}" for path, (old, new) in grown.items()]
+    seen.trouble += left
 
 
-def _growth(before: dict[str, int], now: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """The tables that hold more now. (Less is right: the fault may have ended a connection of a pool.)"""
-    return {path: (before.get(path, 0), size) for path, size in now.items() if size > before.get(path, 0)}
+def _left(world: World, before: dict[str, int]) -> list[str]:
+    """What the call has left behind so far: tables that hold more than before, connections that are open."""
+    grown = [
+        f"{path} was {before.get(path, 0)} and is {size}"
+        for path, size in world.sizes().items()
+        if size > before.get(path, 0)  # less is right: the fault may have ended a connection of a pool
+    ]
+    return grown + [f"{each} is open" for each in world.responses.still_open()]
 
 
 def _port(address: str) -> int:
