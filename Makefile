@@ -38,9 +38,10 @@ lint: $(VENV)/.test
 	$(call say,"stubtest: the extension is what its .pyi says")
 	@$(BIN)/python -m mypy.stubtest dynamo_fast._codec
 
+ROUNDS ?= 3
 bench: $(VENV)/.bench peers
 	@$(BIN)/python -m benchmarks.codec
-	@$(BIN)/python -m benchmarks.router
+	@$(BIN)/python -m benchmarks.router --rounds $(ROUNDS)
 	@$(BIN)/python -m benchmarks.report
 
 # CASES="caller" counts only the cases whose names begin so.
@@ -84,6 +85,7 @@ wheels: $(VENV)/.wheels
 record-compat: peers $(VENV)/.test
 	@$(BIN)/python -m tests.compat.record
 
+# ai-dynamo-runtime brings uvloop, on which the benchmarks run it.
 peers: .peers/1.3.1/.done .peers/1.6.1/.done
 
 .peers/%/.done:
