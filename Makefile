@@ -44,10 +44,10 @@ bench: $(VENV)/.bench peers
 	@$(BIN)/python -m benchmarks.router --rounds $(ROUNDS)
 	@$(BIN)/python -m benchmarks.report
 
-# CASES="caller" counts only the cases whose names begin so.
+# CASES="caller: an item" counts only the cases whose names begin so.
 cost: $(VENV)/.test
-	$(call say,"instructions, against benchmarks/cost.json")
-	@$(BIN)/python -m benchmarks.cost $(if $(RECORD),--record) $(CASES)
+	$(call say,"instructions against benchmarks/cost.json")
+	@$(BIN)/python -m benchmarks.cost $(if $(RECORD),--record) $(if $(CASES),"$(CASES)")
 
 # Either backend on its own: the search is led by the branches of the Python one, and its inputs run through both.
 FUZZ_SECONDS ?= 60
