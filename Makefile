@@ -45,9 +45,10 @@ lint: $(VENV)/.test
 	$(call say,"stubtest: the extension is what its .pyi says")
 	@$(BIN)/python -m mypy.stubtest dynamo_fast._codec
 
+ROUNDS ?= 3
 bench: $(VENV)/.bench peers
 	@$(BIN)/python -m benchmarks.codec
-	@$(BIN)/python -m benchmarks.router
+	@$(BIN)/python -m benchmarks.router --rounds $(ROUNDS)
 	@$(BIN)/python -m benchmarks.report
 
 faults: $(VENV)/.test
@@ -61,10 +62,10 @@ soak: $(VENV)/.test
 	$(call say,"$(SOAK_REQUESTS) mixed requests")
 	@$(BIN)/python -m tests.soak $(SOAK_REQUESTS)
 
-# CASES="caller" counts only the cases whose names begin so.
+# CASES="caller: an item" counts only the cases whose names begin so.
 cost: $(VENV)/.test
-	$(call say,"instructions, against benchmarks/cost.json")
-	@$(BIN)/python -m benchmarks.cost $(if $(RECORD),--record) $(CASES)
+	$(call say,"instructions against benchmarks/cost.json")
+	@$(BIN)/python -m benchmarks.cost $(if $(RECORD),--record) $(if $(CASES),"$(CASES)")
 
 # Either backend on its own: the search is led by the branches of the Python one, and its inputs run through both.
 FUZZ_SECONDS ?= 60
@@ -109,6 +110,7 @@ architecture: $(VENV)/.test
 record-compat: peers $(VENV)/.test
 	@$(BIN)/python -m tests.compat.record
 
+# ai-dynamo-runtime brings uvloop, on which the benchmarks run it.
 peers: .peers/1.3.1/.done .peers/1.6.1/.done
 
 .peers/%/.done:

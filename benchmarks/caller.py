@@ -9,8 +9,8 @@
     wake     uvloop, and a task that is woken for each read, nothing else
 
 Each caller reads an answer in the fastest way that it has: `data()` of our router's items, bare items of the others.
-Prints one JSON object per round: items, requests, seconds, CPU seconds of this process (all threads, user and system),
-the times to the first item, and the 99th percentile of the time between items where they come one by one.
+Prints one JSON object per round: the event loop, items, requests, seconds, CPU seconds of this process (all threads, user
+and system), the times to the first item, and the 99th percentile of the time between items where they come one by one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Call = Callable[[dict[str, Any]], Awaitable[AsyncIterator[Any]]]
 
 @dataclass(frozen=True)
 class Work:
-    """`requests` requests of `items` items each, `concurrent` at once."""
+    """`requests` requests of `items` items each, `concurrent` at once; `pace` is in microseconds between items."""
 
     requests: int
     concurrent: int
@@ -55,6 +55,7 @@ WORKS = {
     "concurrent": Work(1_500, 32, 1),
     "4 KiB": Work(1, 1, 5_000, size=4096),
     "1 MiB": Work(1, 1, 64, size=1 << 20),
+    **{f"{streams:,} at 20 ms": Work(streams, streams, 100, pace=20_000) for streams in (64, 256, 1_024)},
     **{f"{streams:,} at once": Work(max(200, streams), streams, 100) for streams in (1, 100, 1_000, 10_000)},
 }
 IDLE = Work(2_000, 2_000, 1)
@@ -226,6 +227,7 @@ async def do(call: Call, work: Work, wrapped: bool) -> dict[str, Any]:
     await asyncio.gather(*(one() for _ in range(work.concurrent)))
     seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
     return {
+        "loop": type(asyncio.get_running_loop()).__module__,
         "items": count,
         "requests": work.requests,
         "seconds": seconds,

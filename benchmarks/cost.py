@@ -148,7 +148,7 @@ def counted_worker(under: list[str], handler: str) -> Iterator[str]:
     with subprocess.Popen(command, env=settings(""), stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            yield process.stdout.readline().strip()
+            yield process.stdout.readline().strip() or sys.exit("the worker did not start")
         finally:
             process.terminate()  # valgrind writes its count; a killed one does not
 

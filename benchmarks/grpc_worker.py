@@ -6,6 +6,7 @@ A request is what `caller.py` sends, or what `worker_side.py` does, with the nam
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -23,8 +24,10 @@ async def generate(body: bytes, _: Any) -> AsyncIterator[bytes]:
     pace = request.get("pace", 0)
     async for item in handlers[request.get("handler", "run")](request):
         yield encode(item)
-        if pace:
+        if pace >= 1_000:
             await asyncio.sleep(pace / 1e6)
+        elif pace:  # uvloop's timers count in milliseconds
+            await asyncio.to_thread(time.sleep, pace / 1e6)
 
 
 class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc comes without types
@@ -42,4 +45,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    import uvloop
+
+    uvloop.run(main())

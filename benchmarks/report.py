@@ -1,17 +1,16 @@
 """What `benchmarks.router` reached: its figures as tables in the documents.
 
-    python -m benchmarks.report [FOLDER ...]
+    python -m benchmarks.report
 
-Writes the figures in docs/figures into docs/performance.md and README.md, between the comments there that name a table. The
-folders are those of other runs (`benchmarks.router --figures FOLDER`), whose ratios stand beside the first ones in the last
-column. A reference is the better of Dynamo 1.3.1 and 1.6.1 in the same run.
+Writes the figures in docs/figures into docs/performance.md and README.md, between the comments there that name a table. A
+reference is the better of Dynamo 1.3.1 and 1.6.1 in the same run. A ratio is one of medians; beside it, in brackets, is the
+lowest and the highest of the ratios within a round.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,9 @@ __all__ = ["FIGURES", "PAGES", "aims", "tables", "write"]
 FIGURES = Path("docs/figures")
 PAGES = (Path("docs/performance.md"), Path("README.md"))
 
-OURS = "dynamo_fast"
+OURS, DROP_IN = OWN = ("dynamo_fast", "dynamo_fast.runtime")
+HEADS = {OURS: ("here", "ratio"), DROP_IN: ("drop-in", "its ratio")}
+"""Those of ours, and what stands above their figures and ratios."""
 PEERS = ("Dynamo 1.3.1", "Dynamo 1.6.1")
 LOOP, RECEIVER = ("floor: decode in a loop",), ("floor: receive in C",)
 MORE_IS_BETTER = ("items_per_second", "requests_per_second")
@@ -37,17 +38,29 @@ class Ratio:
     part: str
     work: str
     key: str
-    aim: float
+    aim: float | None
     others: tuple[str, ...] = PEERS
 
-    def values(self, folder: Path) -> tuple[float, float]:
-        """Ours, and the best of the others."""
-        rows = figures(folder, self.part)[self.work]
-        best = max if self.key in MORE_IS_BETTER else min
-        return rows[OURS][self.key], best(rows[other][self.key] for other in self.others if other in rows)
+    def rows(self, folder: Path) -> Figures:
+        """The figures of the work by implementation; empty if it was not measured."""
+        found: Figures = figures(folder, self.part).get(self.work, {})
+        return found
 
-    def ratio(self, folder: Path) -> float:
-        ours, other = self.values(folder)
+    def reference(self, folder: Path) -> Figures:
+        """The figures of the best of the others."""
+        rows = [row for name, row in self.rows(folder).items() if name in self.others]
+        best = max if self.key in MORE_IS_BETTER else min
+        found: Figures = best(rows, key=lambda row: row[self.key])
+        return found
+
+    def ratio(self, folder: Path, who: str) -> tuple[float, list[float]]:
+        """That of the medians, and that of each round."""
+        ours, other = self.rows(folder)[who], self.reference(folder)
+        rounds = (row.get("rounds", {}).get(self.key, []) for row in (ours, other))
+        # One of a peer's processes that hung has no round.
+        return self._ratio(ours[self.key], other[self.key]), list(map(self._ratio, *rounds))
+
+    def _ratio(self, ours: float, other: float) -> float:
         return ours / other if self.others != PEERS or self.key in MORE_IS_BETTER else other / ours
 
 
@@ -66,6 +79,9 @@ AGAINST_DYNAMO = (
     Ratio("the same: items a second", "caller", "burst", "items_per_second", 40),
     Ratio("caller, 32 streams of 100 items: items a second", "caller", "32x100", "items_per_second", 15),
     Ratio("caller, one item a packet: CPU an item", "caller", "packet", "cpu_per_item", 8),
+    Ratio("caller, 64 streams, an item each 20 ms: CPU an item", "caller", "64 at 20 ms", "cpu_per_item", None),
+    Ratio("caller, 256 streams, an item each 20 ms: CPU an item", "caller", "256 at 20 ms", "cpu_per_item", None),
+    Ratio("caller, 1,024 streams, an item each 20 ms: CPU an item", "caller", "1,024 at 20 ms", "cpu_per_item", None),
     Ratio("caller, one-item requests in sequence: CPU a request", "caller", "sequential", "cpu_per_request", 4),
     Ratio("the same: median time to the item", "caller", "sequential", "first_item_p50", 3),
     Ratio("caller, one-item requests, 32 at once: CPU a request", "caller", "concurrent", "cpu_per_request", 4),
@@ -138,47 +154,74 @@ def row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def table(*rows: Sequence[str], notes: int = 0) -> str:
-    """The first is the head. Figures stand to the right, except in the last `notes` columns."""
+def table(*rows: Sequence[str]) -> str:
+    """The first is the head. Figures stand to the right."""
     head, *lines = rows
-    figures_in = len(head) - 1 - notes
-    return "\n".join([row(*head), f"|---|{'---:|' * figures_in}{'---|' * notes}", *(row(*line) for line in lines)])
+    return "\n".join([row(*head), f"|---|{'---:|' * (len(head) - 1)}", *(row(*line) for line in lines)])
 
 
-def _reached(line: Ratio, folders: list[Path]) -> list[str]:
-    """The cells of a line: what, ours, the other's, the ratio, what was aimed at, and the ratio of each run."""
+def _own(folder: Path) -> list[str]:
+    """Those of ours that were measured."""
+    return [who for who in OWN if who in figures(folder, "caller")["burst"]]
+
+
+def _value(line: Ratio, row: Figures) -> str:
     factor, unit = UNITS[line.key]
-    ours, other = (number(value * factor) + unit for value in line.values(folders[0]))
-    ratios = [number(line.ratio(folder)) for folder in folders]
-    return [line.text, ours, other, ratios[0], number(line.aim), ", ".join(ratios)]
+    return number(row[line.key] * factor) + unit
 
 
-def _kept(bound: Bound, folders: list[Path]) -> list[str]:
-    """The cells of a line: what, ours, what was aimed at, and each run."""
-    values = [number(bound.value(folder)) for folder in folders]
-    return [bound.text, f"{values[0]} {bound.unit}", f"{number(bound.aim)} {bound.unit}", ", ".join(values)]
+def _with_spread(line: Ratio, folder: Path, who: str) -> str:
+    median, rounds = line.ratio(folder, who)
+    return f"{number(median)} ({number(min(rounds))} to {number(max(rounds))})" if rounds else number(median)
 
 
-def aims(folders: list[Path]) -> str:
-    """What was aimed at, and what is reached. Raises OSError if a part was not measured in one of the folders."""
-    dynamo = ("against Dynamo", "here", "the better of 1.3.1 and 1.6.1", "ratio", "aimed at", "each run")
-    floor = ("against the floor", "here", "floor", "ratio", "aimed at", "each run")
-    growth = ("growth", "here", "aimed at, at most", "each run")
+def reached(folder: Path, title: str, reference: str, lines: Sequence[Ratio]) -> str:
+    """A table of ratios with their spreads, and what was aimed at."""
+    own = _own(folder)
+    head = [title, *(HEADS[who][0] for who in own), reference, *(HEADS[who][1] for who in own), "aimed at"]
+    cells = [
+        [
+            line.text,
+            *(_value(line, rows[who]) for who in own),
+            _value(line, line.reference(folder)),
+            *(_with_spread(line, folder, who) for who in own),
+            "" if line.aim is None else number(line.aim),
+        ]
+        for line in lines
+        if (rows := line.rows(folder))
+    ]
+    return table(head, *cells)
+
+
+def aims(folder: Path) -> str:
+    """What was aimed at, and what is reached. Raises OSError if a part was not measured."""
+    bounds = (
+        [bound.text, f"{number(bound.value(folder))} {bound.unit}", f"{number(bound.aim)} {bound.unit}"]
+        for bound in BOUNDS
+    )
     return "\n\n".join(
         (
-            table(dynamo, *(_reached(line, folders) for line in AGAINST_DYNAMO), notes=1),
-            table(floor, *(_reached(line, folders) for line in AGAINST_FLOORS), notes=1),
-            table(growth, *(_kept(bound, folders) for bound in BOUNDS), notes=1),
+            reached(folder, "against Dynamo", "the better of 1.3.1 and 1.6.1", AGAINST_DYNAMO),
+            reached(folder, "against the floor", "floor", AGAINST_FLOORS),
+            table(("growth", "here", "aimed at, at most"), *bounds),
         )
     )
 
 
 def summary(folder: Path) -> str:
     """The first of these tables in short."""
-    lines = (
-        _reached(line, [folder])[:4] for line in AGAINST_DYNAMO if line.text.startswith(("caller", "worker", "both"))
+    own = _own(folder)
+    cells = (
+        [
+            line.text,
+            *(_value(line, rows[who]) for who in own),
+            _value(line, line.reference(folder)),
+            *(number(line.ratio(folder, who)[0]) for who in own),
+        ]
+        for line in AGAINST_DYNAMO
+        if line.text.startswith(("caller", "worker", "both")) and (rows := line.rows(folder))
     )
-    return table(("", "here", "reference", "ratio"), *lines)
+    return table(["", *(HEADS[who][0] for who in own), "reference", *(HEADS[who][1] for who in own)], *cells)
 
 
 GRIDS: dict[str, dict[str, tuple[tuple[str, float], ...]]] = {
@@ -222,10 +265,10 @@ def _cell(figures_of: dict[str, float | None], keys: tuple[tuple[str, float], ..
     return " / ".join(number(value * factor) for value, factor in values if value is not None)
 
 
-def tables(folders: list[Path]) -> dict[str, str]:
+def tables(folder: Path) -> dict[str, str]:
     """All that stands in the documents, by the name of its comments."""
-    made = {part: "\n\n".join(grid(folders[0], part, title) for title in titles) for part, titles in GRIDS.items()}
-    return {"aims": aims(folders), "summary": summary(folders[0]), **made}
+    made = {part: "\n\n".join(grid(folder, part, title) for title in titles) for part, titles in GRIDS.items()}
+    return {"aims": aims(folder), "summary": summary(folder), **made}
 
 
 def between(name: str) -> re.Pattern[str]:
@@ -233,14 +276,14 @@ def between(name: str) -> re.Pattern[str]:
     return re.compile(rf"(?<=<!-- {name} -->\n\n).*?(?=\n\n<!-- end of {name} -->)", re.DOTALL)
 
 
-def write(folders: list[Path]) -> None:
+def write(folder: Path) -> None:
     """Put the tables into the pages. Raises OSError if a part was not measured."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for name, made in tables(folders).items():
+        for name, made in tables(folder).items():
             text = made.join(between(name).split(text))
         page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write([FIGURES, *map(Path, sys.argv[1:])])
+    write(FIGURES)

@@ -1,4 +1,4 @@
-"""What a request and a token cost: ours beside Dynamo's own binding, grpc.aio and the floor, in one run.
+"""What a request and a token cost: ours and our drop-in beside Dynamo's own binding, grpc.aio and the floor, in one run.
 
     python -m benchmarks.router [--rounds 3] [caller] [worker] [both] [growth] [picks] [loops]
 
@@ -10,9 +10,10 @@
     loops    our caller on other event loops and Pythons, each a wheel in an environment of its own (not unless it is named)
 
 The implementations take turns in every round, each caller is a process of its own, and the figures are medians of the
-rounds. CPU is user and system time of the process under test, all its threads. Real Dynamo is found in `.peers` (`make
-peers`); whatever is missing is left out, and said. Prints tables; writes JSON, and plots if matplotlib is there. At the end
-of all parts, what was aimed at stands beside what was reached (`report.py`).
+rounds. All of them run on uvloop, and each caller reads an answer in the fastest way that it has. CPU is user and system
+time of the process under test, all its threads. Real Dynamo is found in `.peers` (`make peers`); whatever is missing is
+left out, and said. Prints tables; writes JSON, and plots if matplotlib is there. At the end of all parts, what was aimed at
+stands beside what was reached (`report.py`).
 """
 
 from __future__ import annotations
@@ -38,15 +39,19 @@ HERE = Path(__file__).parent
 PEERS = {version: Path(".peers") / version / "bin" / "python" for version in ("1.3.1", "1.6.1")}
 STREAMS = ("burst", "packet", "4 KiB", "1 MiB")
 """Works of one stream, for which there is a loop that decodes."""
-CALLER_WORKS = ("burst", "packet", "32x100", "sequential", "concurrent", "4 KiB", "1 MiB")
+PACED = ("64 at 20 ms", "256 at 20 ms", "1,024 at 20 ms")
+CALLER_WORKS = ("burst", "packet", "32x100", *PACED, "sequential", "concurrent", "4 KiB", "1 MiB")
 BOTH_WORKS = ("burst", "32x100", "sequential", "concurrent", "4 KiB", "1 MiB")
 GROWTH = {1: True, 100: True, 1_000: True, 10_000: False}
-"""Streams at once, and whether Dynamo is given that much work, too: it would take minutes of the last one."""
+"""Streams at once, and whether others than our router get that much work, too.
+
+Dynamo would take minutes of the last one. On a busy machine the drop-in's requests would wait longer than they may (5 s).
+"""
 PATIENCE = 150
 """Seconds that one caller may take."""
 PARTS = ("caller", "worker", "both", "growth", "picks", "loops")
 Rounds = list[dict[str, Any]]
-Table = dict[str, dict[str, dict[str, float | None]]]
+Table = dict[str, dict[str, dict[str, Any]]]
 
 
 def environment(folder: str) -> dict[str, str]:
@@ -64,21 +69,22 @@ def environment(folder: str) -> dict[str, str]:
 @contextlib.contextmanager
 def process(command: list[str], settings: dict[str, str]) -> Iterator[str]:
     """A process that says one line when it is ready; the line."""
-    started = subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert started.stdout is not None
-        line = started.stdout.readline().strip()
-        if not line:
-            sys.exit(f"{' '.join(command)} did not start")
-        yield line
-    finally:
-        started.kill()
-        started.wait()
+    with subprocess.Popen(
+        command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as started:
+        try:
+            assert started.stdout is not None
+            line = started.stdout.readline().strip()
+            if not line:
+                sys.exit(f"{' '.join(command)} did not start")
+            yield line
+        finally:
+            started.kill()
 
 
 def available() -> dict[str, tuple[str, str]]:
     """The callers that can be timed here: name, and its interpreter and kind."""
-    callers = {"dynamo_fast": (sys.executable, "ours")}
+    callers = {report.OURS: (sys.executable, "ours"), report.DROP_IN: (sys.executable, "dropin")}
     for version, python in PEERS.items():
         if python.exists():
             callers[f"Dynamo {version}"] = (str(python), "peer")
@@ -130,7 +136,8 @@ def measure_callers(rounds: int) -> dict[str, dict[str, Rounds]]:
                 if work == "packet":
                     woken = call(sys.executable, "wake", work, settings)
                     results[work].setdefault("floor: wake a task", []).extend(woken)
-                results[work].setdefault("floor: receive in C", []).append(receive(receiver, work, folder))
+                if work not in PACED:  # it takes one answer after the other
+                    results[work].setdefault("floor: receive in C", []).append(receive(receiver, work, folder))
             print(f"{work} done", file=sys.stderr)
     return results
 
@@ -167,8 +174,7 @@ def measure_both(rounds: int) -> dict[str, dict[str, Rounds]]:
         settings = {}
         for name, (python, kind) in callers.items():
             settings[name] = environment(stack.enter_context(tempfile.TemporaryDirectory()))
-            script = ["-m", "benchmarks.grpc_worker"] if kind == "grpc" else [str(HERE / "worker.py"), kind]
-            line = stack.enter_context(process([python, *script], settings[name]))
+            line = stack.enter_context(process(worker_side.program(kind, python), settings[name]))
             settings[name]["GRPC_TARGET"] = f"127.0.0.1:{line}"
         for work in BOTH_WORKS:
             for _ in range(rounds):
@@ -185,11 +191,11 @@ def measure_growth(rounds: int) -> dict[str, dict[str, Rounds]]:
     with tempfile.TemporaryDirectory() as folder:
         settings = environment(folder)
         with process([sys.executable, "-m", "benchmarks.replay_worker"], settings):
-            for streams, with_peers in GROWTH.items():
+            for streams, with_others in GROWTH.items():
                 work = f"{streams:,} at once"
                 for _ in range(rounds):
                     for name, (python, kind) in callers.items():
-                        if kind == "ours" or with_peers:
+                        if kind == "ours" or with_others:
                             results.setdefault(work, {}).setdefault(name, []).extend(call(python, kind, work, settings))
     return results
 
@@ -242,35 +248,39 @@ def measure_idle_workers(rounds: int) -> dict[str, float]:
     for _ in range(rounds):
         with all_workers() as workers:  # anew each time: memory that was given back by one round is there for the next
             for name, worker in workers.items():
-                if worker.kind in ("ours", "peer"):
+                if worker.kind in worker_side.PROGRAM_KINDS:
                     samples.setdefault(name, []).append(worker_side.idle_kib(worker))
     return {name: statistics.median(each) for name, each in samples.items()}
 
 
-def figures(rounds: Rounds) -> dict[str, float | None]:
-    """The medians of some rounds, per item and per request."""
-
-    def median(value: Callable[[dict[str, Any]], float]) -> float:
-        return statistics.median(map(value, rounds))
+def values(measured: dict[str, Any]) -> dict[str, float | None]:
+    """The figures of one round, per item and per request."""
 
     def percentile(key: str, share: float) -> float | None:
-        times = [each[key][int(len(each[key]) * share)] for each in rounds if each.get(key)]
-        return statistics.median(times) if times else None
+        times = measured.get(key)
+        return times[int(len(times) * share)] if times else None
 
-    gaps = [each["gap_p99"] for each in rounds if each.get("gap_p99") is not None]
     return {
-        "items_per_second": median(lambda each: each["items"] / each["seconds"]),
-        "requests_per_second": median(lambda each: each["requests"] / each["seconds"]),
-        "cpu_per_item": median(lambda each: each["cpu"] / each["items"]),
-        "cpu_per_request": median(lambda each: each["cpu"] / each["requests"]),
+        "items_per_second": measured["items"] / measured["seconds"],
+        "requests_per_second": measured["requests"] / measured["seconds"],
+        "cpu_per_item": measured["cpu"] / measured["items"],
+        "cpu_per_request": measured["cpu"] / measured["requests"],
         "first_item_p50": percentile("first_item", 0.5),
         "first_item_p99": percentile("first_item", 0.99),
         "answer_p50": percentile("answer", 0.5),
         "answer_p99": percentile("answer", 0.99),
-        "gap_p99": statistics.median(gaps) if gaps else None,
-        "peak_mib": max(each["peak_kib"] for each in rounds) / 1024,
-        "spread": (max(e["cpu"] for e in rounds) - min(e["cpu"] for e in rounds)) / median(lambda each: each["cpu"]),
+        "gap_p99": measured.get("gap_p99"),
+        "peak_mib": measured["peak_kib"] / 1024,
     }
+
+
+def figures(rounds: Rounds) -> dict[str, Any]:
+    """The medians of some rounds, and each round's values of what ratios are made of (`report.Ratio`)."""
+    each = [values(measured) for measured in rounds]
+    columns = {key: [row[key] for row in each] for key in each[0]}
+    known = {key: [value for value in column if value is not None] for key, column in columns.items()}
+    medians = {key: statistics.median(column) if column else None for key, column in known.items()}
+    return {**medians, "rounds": {key: columns[key] for key in report.UNITS}}
 
 
 COLUMNS = {
@@ -297,12 +307,10 @@ def show(table: Table) -> None:
         for name, row in rows.items():
             cells = ((row.get(key), factor) for key, (_, factor) in columns.items())
             print(f"{name:26}" + "".join(f"{'':>16}" if c is None else f"{c * f:16,.1f}" for c, f in cells))
-        ours = rows.get("dynamo_fast", {})
         for name, row in rows.items():
-            if name != "dynamo_fast" and row.get("cpu_per_item") and ours.get("cpu_per_item"):
-                cpu = (row["cpu_per_item"] or 0) / (ours["cpu_per_item"] or 1)
-                speed = (ours["items_per_second"] or 0) / (row["items_per_second"] or 1)
-                print(f"    against {name}: CPU an item {cpu:.2f}x, items/s {speed:.2f}x")
+            ratios = ", ".join(f"{row['cpu_per_item'] / rows[own]['cpu_per_item']:.2f}x {own}" for own in report.OWN)
+            if name not in report.OWN:
+                print(f"    CPU an item of {name}: {ratios}")
 
 
 def plot(table: Table, title: str, path: Path) -> None:
@@ -317,7 +325,8 @@ def plot(table: Table, title: str, path: Path) -> None:
 
     pyplot.rcParams.update({"font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "dynamo_fast"})
     colours = {
-        "dynamo_fast": "#1b7f4d",
+        report.OURS: "#1b7f4d",
+        report.DROP_IN: "#79b88f",
         "Dynamo 1.3.1": "#9bb8dd",
         "Dynamo 1.6.1": "#3568b0",
         "grpc.aio": "#b0772a",
@@ -417,7 +426,7 @@ def main() -> None:
         print(f"\n--- {each}", flush=True)
         run(each, options.rounds, facts, options.figures)
     if not options.parts:
-        print(f"\n--- what was aimed at\n\n{report.aims([options.figures])}")
+        print(f"\n--- what was aimed at\n\n{report.aims(options.figures)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""One worker under test, in a process of its own: `python worker.py ours|peer`, settings from the environment.
+"""One worker under test, in a process of its own: `python worker.py ours|dropin|peer`, settings from the environment.
 
-`ours` runs on uvloop; `peer` is run by a peer's interpreter, imports `dynamo.runtime`, and nothing of this project. A
-request says how many items it wants and how long the text in each is: {"items": 100, "text": 5}. The endpoints:
+`ours` is this project's worker, `dropin` serves through `dynamo_fast.runtime`, and `peer` through `dynamo.runtime`: it is
+run by a peer's interpreter, and imports nothing of this project. All run on uvloop. A request says how many items it wants
+and how long the text in each is: {"items": 100, "text": 5}. The endpoints:
 
     run     yields without pause
     step    pauses after each item, as a handler does that gets its tokens one by one
@@ -69,11 +70,21 @@ async def ours() -> None:
     await asyncio.Event().wait()
 
 
+async def dropin() -> None:
+    from dynamo_fast.runtime import DistributedRuntime
+
+    await serve_endpoints(DistributedRuntime, HANDLERS)
+
+
 async def peer() -> None:
     from dynamo.runtime import DistributedRuntime
 
-    runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
-    handlers = {**HANDLERS, "batch": peer_batch}
+    await serve_endpoints(DistributedRuntime, {**HANDLERS, "batch": peer_batch})
+
+
+async def serve_endpoints(runtime_class: Any, handlers: dict[str, Any]) -> None:
+    """The same for Dynamo and for the drop-in, with the `DistributedRuntime` of either."""
+    runtime = runtime_class(asyncio.get_running_loop(), "file", "tcp")
     served = [runtime.endpoint(ENDPOINT.format(name)).serve_endpoint(handler) for name, handler in handlers.items()]
     print("ready", flush=True)
     await asyncio.gather(*served)
@@ -82,4 +93,4 @@ async def peer() -> None:
 if __name__ == "__main__":
     import uvloop
 
-    uvloop.run({"ours": ours, "peer": peer}[sys.argv[1]]())
+    uvloop.run({"ours": ours, "dropin": dropin, "peer": peer}[sys.argv[1]]())

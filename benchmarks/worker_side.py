@@ -1,4 +1,5 @@
-"""What a worker spends on each item and request: ours, Dynamo's own and grpc.aio's with the same handlers, and the floor.
+"""What a worker spends on each item and request: the same handlers served by ours, by the drop-in, by Dynamo and by
+grpc.aio; and the floor.
 
 Each worker is a process of its own. Its caller is a replay: request frames that were built before the clock starts, and
 sockets that are read and thrown away until the sentinel, so that it costs almost nothing and stays in nobody's way. (For
@@ -31,9 +32,11 @@ from benchmarks.caller import peak_kib
 from benchmarks.replay_worker import compiled
 from benchmarks.worker import HANDLERS
 
-__all__ = ["FLOOR_WORKS", "WORKS", "Worker", "idle_kib", "measure", "started"]
+__all__ = ["FLOOR_WORKS", "PROGRAM_KINDS", "WORKS", "Worker", "idle_kib", "measure", "program", "started"]
 
 HERE = Path(__file__).parent
+PROGRAM_KINDS = ("ours", "dropin", "peer")
+"""Kinds of `worker.py`, which register themselves in the file store."""
 SENTINEL = b'"sentinel"'
 SUBJECT = re.compile(rb'"subject":"([^"]+)"')
 IDLE = 1_000
@@ -89,7 +92,7 @@ class Worker:
         line = self.process.stdout.readline().strip()
         if not line:
             raise SystemExit(f"{' '.join(command)} did not start")
-        if kind in ("ours", "peer"):
+        if kind in PROGRAM_KINDS:
             self._addresses = _registered(settings["DYN_FILE_KV"])
         else:
             self._addresses = dict.fromkeys(HANDLERS, f"127.0.0.1:{line}/any")
@@ -107,8 +110,8 @@ class Worker:
         return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1024
 
     def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        with self.process:  # which closes its pipes, and waits for it
+            self.process.kill()
 
 
 def _registered(folder: str) -> dict[str, str]:
@@ -122,16 +125,16 @@ def _registered(folder: str) -> dict[str, str]:
     raise SystemExit("a worker did not register")
 
 
+def program(kind: str, python: str) -> list[str]:
+    """The command of a worker in Python."""
+    return [python, "-m", "benchmarks.grpc_worker"] if kind == "grpc" else [python, str(HERE / "worker.py"), kind]
+
+
 @contextlib.contextmanager
 def started(kind: str, python: str, settings: dict[str, str]) -> Iterator[Worker]:
-    """A worker of that kind (`ours`, `peer`, `grpc` or `floor`), with a store of its own."""
+    """A worker of that kind (`ours`, `dropin`, `peer`, `grpc` or `floor`), with a store of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        command = {
-            "ours": [python, str(HERE / "worker.py"), "ours"],
-            "peer": [python, str(HERE / "worker.py"), "peer"],
-            "grpc": [python, "-m", "benchmarks.grpc_worker"],
-            "floor": [] if kind != "floor" else [compiled("replay", folder)],
-        }[kind]
+        command = [compiled("replay", folder)] if kind == "floor" else program(kind, python)
         worker = Worker(kind, command, {**settings, "DYN_FILE_KV": folder})
         try:
             yield worker

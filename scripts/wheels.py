@@ -24,7 +24,7 @@ DIST = ROOT / "dist"
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 #: They test the source tree, or need a real Dynamo.
 NOT_OF_A_WHEEL = (
-    *(f"tests/test_{name}.py" for name in ("layers", "readme", "docs", "guides", "figures")),
+    *(f"tests/test_{name}.py" for name in ("layers", "readme", "docs", "guides", "figures", "benchmarks", "cost")),
     "tests/interop",
 )
 #: They compare both backends, and import them by name.
