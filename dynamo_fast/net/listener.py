@@ -102,6 +102,8 @@ class Listener:
         self._loop.call_soon(self._wait_for_room)
 
     async def _open(self) -> None:
+        if self._closed:  # before this task had its turn
+            return
         endpoint = _Duplicate(self, self._socket, self._backlog)
         try:
             server = await self._loop.create_server(self._accepted, sock=endpoint, backlog=_ACCEPTS_PER_TURN)
