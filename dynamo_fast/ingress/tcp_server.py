@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import cast
 
 from dynamo_fast.codec import TcpRequestDecoder, TcpRequestMessage, TcpResponseCodec, TcpResponseMessage
@@ -28,6 +28,7 @@ from dynamo_fast.errors import CodecError, MessageTooLarge, RequestRefused
 from dynamo_fast.ingress.admission import Admission, Submit
 from dynamo_fast.net.addresses import advertised_ip, local_ip
 from dynamo_fast.net.listener import Listener
+from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of
 from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.address import join_host_port
 
@@ -58,6 +59,7 @@ class SharedTcpServer:
         self._unfinished: Deadlines[_RequestConnection] = Deadlines(
             loop, self.config.frame_timeout, _RequestConnection.stuck
         )
+        close_in_forked_children(self)
 
     async def start(self) -> None:
         """Listen. Raises OSError if the port is taken, InvalidConfig if the host means no address."""
@@ -102,6 +104,12 @@ class SharedTcpServer:
             connection.close()
         self._idle.close()
         self._unfinished.close()
+
+    def descriptors(self) -> Iterator[int]:
+        """See SocketHolder."""
+        if self._listener is not None:
+            yield from self._listener.descriptors()
+        yield from descriptors_of(connection._transport for connection in self._connections)
 
     def _find(self, path: bytes) -> Accept | None:
         accept = self._endpoints.get(path)

@@ -66,7 +66,6 @@ class Listener:
         self._warn_after = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._server: asyncio.AbstractServer | None = None
-        self._closed = False
         self.paused = False
         """Whether nothing is accepted, for lack of descriptors."""
         self._socket = listening_socket(ip, port, backlog, user_timeout)
@@ -76,7 +75,6 @@ class Listener:
 
     def close(self) -> None:
         """Stop accepting; the connections that there are stay. May be called again."""
-        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -91,7 +89,7 @@ class Listener:
 
     def pause(self, error: OSError) -> None:
         """Accept nothing for now, because of `error`; tell of it."""
-        if self.paused or self._closed:
+        if self.paused or self._is_closed():
             return
         self.paused = True
         now = self._loop.time()
@@ -102,7 +100,7 @@ class Listener:
         self._loop.call_soon(self._wait_for_room)
 
     async def _open(self) -> None:
-        if self._closed:  # before this task had its turn
+        if self._is_closed():  # before this task had its turn
             return
         endpoint = _Duplicate(self, self._socket, self._backlog)
         try:
@@ -110,7 +108,7 @@ class Listener:
         except BaseException:
             endpoint.close()
             raise
-        if self._closed:
+        if self._is_closed():
             server.close()
             return
         self._server = server
@@ -146,6 +144,9 @@ class Listener:
         self._accepts_per_look = self._before_look = 1
         self.paused = False
         self._opening = self._loop.create_task(self._open())
+
+    def _is_closed(self) -> bool:
+        return self._socket.fileno() < 0
 
     def _close_server(self) -> None:
         server, self._server = self._server, None
