@@ -233,7 +233,7 @@ class PushRouterConfig(_FromEnvironment):
     inhibited_duration: float = setting("DYN_RUNTIME_INHIBITED_DURATION_SECS", 5.0, seconds(zero=True))
     """For how long a worker that failed gets no request; 0: it is not avoided at all."""
     inactivity_timeout: float | None = setting("DYN_HTTP_BACKEND_STREAM_TIMEOUT_SECS", None, seconds())
-    """How long to wait for the next item of an answer; unset: for ever."""
+    """How long to wait for the next item of an answer; unset: as `ResponseServerConfig.inactivity_timeout`."""
     cuda_to_cpu_ratio: float = setting("DYN_ENCODER_CUDA_TO_CPU_RATIO", 8.0, positive_number)
     """Device-aware routing: how many requests an accelerator takes for one on a CPU."""
 
@@ -261,6 +261,8 @@ class ResponseServerConfig(_FromEnvironment):
     request once more from there to the connection for its input."""
     call_home_grace: float = setting("DYNAMO_FAST_CALL_HOME_GRACE", 1.0, seconds())
     """How much longer to wait for the worker's connection once the connection that carried the request is lost."""
+    inactivity_timeout: float | None = setting("DYN_HTTP_BACKEND_STREAM_TIMEOUT_SECS", None, seconds())
+    """How long to wait for the next item of an answer; unset: for ever."""
     max_streams: int | None = setting("DYNAMO_FAST_MAX_STREAMS", None, POSITIVE)
     """Streams that wait for their worker or are open; one more request is refused. Unset: what the limit of open files
     allows (see `net.descriptors`)."""

@@ -13,12 +13,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import orjson
 
 from dynamo_fast.cli.discovery import add_discovery, open_discovery
 from dynamo_fast.cli.loop import run as run_loop
+from dynamo_fast.config import PushRouterConfig, seconds
 from dynamo_fast.context import Context
 from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.push_router import PushRouter, RoutedStream, RouterMode
@@ -50,6 +52,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--id", help="the request's id (default: a random UUID)")
     parser.add_argument("--metadata", action="append", default=[], metavar="KEY=VALUE", help="may be given repeatedly")
     parser.add_argument("--raw", action="store_true", help="print the whole envelope of each item, not its data only")
+    parser.add_argument(
+        "--inactivity-timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="give up when no item comes for this long (default: DYN_HTTP_BACKEND_STREAM_TIMEOUT_SECS, else wait for ever)",
+    )
     address = parser.add_argument_group("for an address")
     address.add_argument("--codec", choices=[each.value for each in PayloadCodec], default="json")
     endpoint = parser.add_argument_group("for an endpoint")
@@ -83,16 +91,19 @@ async def _call(options: argparse.Namespace) -> int:
 @asynccontextmanager
 async def _sender(value: Any, options: argparse.Namespace) -> AsyncIterator[Send]:
     """The function that sends the request to where the options say."""
+    patience = options.inactivity_timeout
     if "/" in options.target.removeprefix("dyn://"):
         request = AddressedRequest(value, options.target, payload_codec=PayloadCodec(options.codec))
-        async with await AddressedPushRouter.create() as router:
+        async with await AddressedPushRouter.create(inactivity_timeout=patience) as router:
             yield lambda context: router.generate(request, context)
         return
     endpoint = EndpointId.parse(options.target)
+    config = PushRouterConfig.from_env()
+    config = replace(config, inactivity_timeout=patience or config.inactivity_timeout)
     async with (
         open_discovery(options) as discovery,
         await AddressedPushRouter.create() as router,
-        await PushRouter.create(endpoint, discovery, router, mode=_MODES[options.mode]) as workers,
+        await PushRouter.create(endpoint, discovery, router, mode=_MODES[options.mode], config=config) as workers,
     ):
         await _wait_for(workers, endpoint, options)
         if options.instance is None:
@@ -182,6 +193,13 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        return seconds()(text)  # type: ignore[no-any-return]  # a parser of times
+    except ValueError as accepted:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid: expected {accepted}") from None
 
 
 def _request(text: str) -> Any:

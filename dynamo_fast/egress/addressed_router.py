@@ -45,6 +45,7 @@ class AddressedRequest(msgspec.Struct, frozen=True):
     `[tcp://]IP:PORT/PATH`, as workers publish it.
     With `instance` the request fails at once if that worker is removed from discovery before it has answered.
     `headers` are sent along (`traceparent`, for one).
+    `inactivity_timeout`: how many seconds to wait for the next item of the answer; None: as the router says.
     """
 
     data: Any
@@ -52,6 +53,7 @@ class AddressedRequest(msgspec.Struct, frozen=True):
     instance: EndpointInstanceId | None = None
     payload_codec: PayloadCodec = PayloadCodec.JSON
     headers: Mapping[str, str] = {}  # msgspec copies the default for each object
+    inactivity_timeout: float | None = None
 
     @classmethod
     def new(cls, data: Any, address: str) -> AddressedRequest:
@@ -86,20 +88,30 @@ class AddressedPushRouter:
         response_server: TcpStreamServer,
         *,
         metrics: RequestPlaneMetrics = REQUEST_PLANE,
+        inactivity_timeout: float | None = None,
     ) -> None:
+        """`inactivity_timeout`: for requests that have none, in seconds; None: as the response server's configuration."""
         self.client = client
         self.response_server = response_server
         self.metrics = metrics
+        self.inactivity_timeout = inactivity_timeout or response_server.config.inactivity_timeout
+        """How long to wait for the next item of an answer, in seconds; None: for ever."""
 
     @classmethod
     async def create(
-        cls, client: RequestPlaneClient | None = None, response_server: TcpStreamServer | None = None
+        cls,
+        client: RequestPlaneClient | None = None,
+        response_server: TcpStreamServer | None = None,
+        *,
+        inactivity_timeout: float | None = None,
     ) -> AddressedPushRouter:
         """A router on `client` and `response_server`; what is not given is made as the environment says.
 
         Raises InvalidConfig, and OSError if the response server cannot listen.
         """
-        return cls(client or TcpRequestClient(), response_server or await TcpStreamServer.create())
+        client = client or TcpRequestClient()
+        server = response_server or await TcpStreamServer.create()
+        return cls(client, server, inactivity_timeout=inactivity_timeout)
 
     async def close(self) -> None:
         """Cut every answer under way, tell the workers, and close all connections."""
@@ -118,7 +130,8 @@ class AddressedPushRouter:
         """Send `request`; returns its answer once the worker's handler was started.
 
         Every wait ends: the acknowledgement has `DYN_TCP_REQUEST_TIMEOUT`, the worker's call home
-        `DYNAMO_FAST_CALL_HOME_TIMEOUT`, or about a second once the connection to the worker is lost.
+        `DYNAMO_FAST_CALL_HOME_TIMEOUT`, or about a second once the connection to the worker is lost. Each wait for an item
+        has the inactivity timeout, which is not set by default.
 
         Raises, with nothing sent: InvalidAddress, SerializationError, RequestTooLarge, Disconnected (the worker was
         removed from discovery), Cancelled (the context was killed). After that: CannotConnect, ConnectionTimeout,
@@ -141,6 +154,9 @@ class AddressedPushRouter:
             receiver.drop()
             self._leave()
             raise
+        inactivity_timeout = request.inactivity_timeout or self.inactivity_timeout
+        if inactivity_timeout is not None:
+            receiver.limit_inactivity(inactivity_timeout)
         return ResponseStream(receiver, request.payload_codec, self.response_server.loop, self._leave)
 
     def _leave(self) -> None:

@@ -32,7 +32,6 @@ from dynamo_fast.errors import (
     InvalidConfig,
     InvalidRequest,
     ResourceExhausted,
-    ResponseTimeout,
     Unavailable,
 )
 from dynamo_fast.wire.address import EndpointId
@@ -374,7 +373,14 @@ class Call:
         codec = entry.instance.payload_codec
         stream_of_requests = isinstance(self._request, ManyIn)
         data = self._request if stream_of_requests else EncodedBody(codec.encode(self._request))
-        self._attempt = AddressedRequest(data, address, entry.instance.endpoint_instance_id, codec, self._headers)
+        self._attempt = AddressedRequest(
+            data,
+            address,
+            entry.instance.endpoint_instance_id,
+            codec,
+            self._headers,
+            self.router.config.inactivity_timeout,
+        )
         if stream_of_requests:
             self._retries = 0  # it can be read only once
         if not self._retries:
@@ -436,12 +442,11 @@ class Call:
 class RoutedStream:
     """The answer of the worker that was picked: `ResponseStream`, and what its end says about the worker."""
 
-    __slots__ = ("__weakref__", "_begun", "_call", "_inactivity", "_stream")
+    __slots__ = ("__weakref__", "_begun", "_call", "_stream")
 
     def __init__(self, call: Call, stream: ResponseStream) -> None:
         self._call = call
         self._stream = stream
-        self._inactivity = call.router.config.inactivity_timeout
         self._begun = False
 
     def __aiter__(self) -> RoutedStream:
@@ -450,10 +455,7 @@ class RoutedStream:
     async def __anext__(self) -> Annotated:
         while True:
             try:
-                if self._inactivity is None:
-                    item = await self._stream.__anext__()
-                else:
-                    item = await self._within(self._inactivity)
+                item = await self._stream.__anext__()
             except DynamoError as error:
                 if not self._call.failed(error):
                     raise
@@ -466,13 +468,6 @@ class RoutedStream:
                     self._begun = True
                     self._call.begun()
                 return item
-
-    async def _within(self, seconds: float) -> Annotated:
-        try:
-            return await asyncio.wait_for(self._stream.__anext__(), seconds)
-        except asyncio.TimeoutError:
-            self._stream.close()
-            raise ResponseTimeout("backend response inactivity timeout") from None
 
     def close(self) -> None:
         """Let go of the answer: if it has not ended yet, the worker is told to quit. May be called again."""

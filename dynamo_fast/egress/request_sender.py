@@ -7,11 +7,12 @@ data frame, then how the input ended: `sentinel`, or `stop` or `kill` with the r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable, Callable, Iterable
 from typing import Any
 
 from dynamo_fast.codec import encode_two_part
 from dynamo_fast.context import Context
+from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of
 from dynamo_fast.wire.control import ControlMessage, StreamType, TcpStreamConnectionInfo
 from dynamo_fast.wire.payload import PayloadCodec
 
@@ -63,6 +64,7 @@ class RequestSender(asyncio.Protocol):
         """The worker has dialled: `transport` is this input's from now on."""
         self.is_dialled = True
         self._transport = transport
+        close_in_forked_children(self)
         transport.set_protocol(self)
         if self._context.is_stopped():
             self._context_changed()
@@ -72,6 +74,10 @@ class RequestSender(asyncio.Protocol):
     def close(self) -> None:
         """The answer has ended: nobody reads the input any more."""
         self._finish(ControlMessage.SENTINEL)
+
+    def open_sockets(self) -> Iterable[int]:
+        """See SocketHolder."""
+        return descriptors_of([self._transport])
 
     # What the event loop does
 

@@ -86,9 +86,9 @@ class ResponseConnection(asyncio.Protocol):
     ends when the machine is closed and the transport is lost.
     """
 
-    __slots__ = ("_decoder", "_delivers", "_machine", "_paused", "_receiver", "_server", "_transport")
+    __slots__ = ("_decoder", "_delivers", "_machine", "_paused", "_receiver", "_server", "transport")
 
-    _transport: asyncio.Transport
+    transport: asyncio.Transport
 
     def __init__(self, server: ConnectionOwner) -> None:
         self._server = server
@@ -99,7 +99,7 @@ class ResponseConnection(asyncio.Protocol):
         self._delivers = False  # whether data frames are items now
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]  # the loop makes no other for a Protocol
+        self.transport = transport  # type: ignore[assignment]  # the loop makes no other for a Protocol
         server = self._server
         server.connections.add(self)
         server.strangers.add(self)
@@ -131,7 +131,7 @@ class ResponseConnection(asyncio.Protocol):
         except CodecError:  # a bad frame with none before it; what to do is the same, see below
             messages = []
         if frame_log.ENABLED:
-            frame_log.log_frames(self._transport, messages)
+            frame_log.log_frames(self.transport, messages)
         for message in messages:
             if self._delivers and message.message_type is _DATA_ONLY:
                 receiver.frames.append(message.data)  # type: ignore[union-attr]  # the same
@@ -196,7 +196,7 @@ class ResponseConnection(asyncio.Protocol):
         """It is no response stream: another protocol has this connection from now on."""
         self._server.strangers.discard(self)
         self._server.connections.discard(self)
-        sender.dialled(self._transport)
+        sender.dialled(self.transport)
 
     def _receive_prologue(self, message: TwoPartMessage) -> None:
         prefix = "Worker generate() failed before response stream: "
@@ -248,18 +248,18 @@ class ResponseConnection(asyncio.Protocol):
         self._reset(None)
 
     def _send_stop(self, _: BaseException | None) -> None:
-        self._transport.write(_STOP)
+        self.transport.write(_STOP)
 
     def _stop_and_finish(self, _: BaseException | None) -> None:
-        self._transport.write(_STOP)
+        self.transport.write(_STOP)
         self._close(None)
 
     def _send_kill(self, error: BaseException | None) -> None:
-        self._transport.write(_KILL)
+        self.transport.write(_KILL)
         self._close(error)
 
     def _close(self, error: BaseException | None) -> None:
-        self._transport.close()
+        self.transport.close()
         if self._receiver is not None:
             self._receiver.end(error)
 
@@ -268,7 +268,7 @@ class ResponseConnection(asyncio.Protocol):
         if not hasattr(select, "poll"):  # Windows
             return True
         poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
         return not poll.poll(0)
 
     def _reset_stranger(self, _: BaseException | None) -> None:
@@ -279,21 +279,21 @@ class ResponseConnection(asyncio.Protocol):
     def _reset(self, _: BaseException | None) -> None:
         # A worker takes an end of file for "the requester has finished writing", and goes on; a reset stops it.
         with contextlib.suppress(OSError):  # the connection may be gone already, which is as good
-            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
-        self._transport.abort()
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+        self.transport.abort()
 
     # Back-pressure ------------------------------------------------------------------------------------------------
 
     def _pause_reading(self) -> None:
-        if not self._paused and not self._transport.is_closing():
+        if not self._paused and not self.transport.is_closing():
             self._paused = True
-            self._transport.pause_reading()
+            self.transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Every frame was taken: read on."""
-        if self._paused and not self._transport.is_closing():
+        if self._paused and not self.transport.is_closing():
             self._paused = False
-            self._transport.resume_reading()
+            self.transport.resume_reading()
 
 
 _ACTIONS = {

@@ -24,6 +24,7 @@ from dynamo_fast.errors import (
     Disconnected,
     RequestRefused,
     ResourceExhausted,
+    ResponseTimeout,
     Unavailable,
 )
 from dynamo_fast.observability.metrics import RequestTiming
@@ -37,7 +38,7 @@ __all__ = ["ResponseReceiver", "refusal"]
 class StreamConnection(Protocol):
     """What a receiver asks of the response connection that belongs to it."""
 
-    def step(self, event: Event) -> None: ...
+    def step(self, event: Event, error: BaseException | None = None) -> None: ...
 
     def resume_reading(self) -> None: ...
 
@@ -67,9 +68,12 @@ class ResponseReceiver:
     __slots__ = (
         "_acknowledged",
         "_connection",
+        "_inactivity",
+        "_inactivity_timer",
         "_owner",
         "_ready",
         "_request_connection",
+        "_silent_since",
         "_timing",
         "_waiters",
         "context",
@@ -86,6 +90,9 @@ class ResponseReceiver:
     )
 
     _timing: RequestTiming
+    _inactivity_timer: asyncio.TimerHandle
+    _silent_since: float | None
+    """When the caller began to wait for the next frame; None if it has not waited yet."""
 
     def __init__(self, owner: StreamOwner, subject: str, context: Context) -> None:
         self._owner = owner
@@ -112,6 +119,7 @@ class ResponseReceiver:
         self._connection: StreamConnection | None = None
         self._request_connection: RequestConnection | None = None
         self._waiters: list[asyncio.Future[None]] = []
+        self._inactivity: float | None = None
         context.on_cancel(self._context_changed, owner.loop)
 
     @property
@@ -195,6 +203,8 @@ class ResponseReceiver:
             self.ended = True
             self.error = error
             self.context.off_cancel(self._context_changed)
+            if self._inactivity is not None:
+                self._inactivity_timer.cancel()
             if not self._ready:
                 self._owner.forget(self)
                 self.ready()  # a stream that ended before its prologue, and was not refused, is a stream without items
@@ -214,12 +224,38 @@ class ResponseReceiver:
 
     def readable(self) -> asyncio.Future[None]:
         """Done when there are frames, or the end. Called when all frames were taken: lets the socket be read again."""
+        if self._inactivity is not None and (self.unread or self._silent_since is None):
+            self._silent_since = self._owner.loop.time()
         self.unread = 0
         if self._connection is not None:
             self._connection.resume_reading()
         waiter: asyncio.Future[None] = self._owner.loop.create_future()
         self._waiters.append(waiter)
         return waiter
+
+    def limit_inactivity(self, seconds: float) -> None:
+        """From now on, end the answer with ResponseTimeout when its next frame is waited for and does not come in time.
+
+        One timer for the whole stream, which looks at the clock when it fires: nothing is done for an item.
+        """
+        if self.ended:
+            return
+        if self._inactivity is not None:
+            self._inactivity_timer.cancel()
+        self._inactivity = seconds
+        self._silent_since = None
+        self._inactivity_timer = self._owner.loop.call_later(seconds, self._look_for_silence)
+
+    def _look_for_silence(self) -> None:
+        assert self._inactivity is not None
+        now = self._owner.loop.time()
+        # Frames that the caller has not taken, or no wait: the next wait begins at the earliest now.
+        waits = self._silent_since is not None and not self.unread
+        due = (self._silent_since if waits else now) + self._inactivity  # type: ignore[operator]  # `waits` says so
+        if due > now + 0.001:  # uvloop's clock has whole milliseconds
+            self._inactivity_timer = self._owner.loop.call_at(due, self._look_for_silence)
+        elif self._connection is not None:
+            self._connection.step(Event.TIMEOUT, ResponseTimeout("backend response inactivity timeout"))
 
     def drop(self) -> None:
         """Nobody wants the answer any more: the worker is told to quit."""

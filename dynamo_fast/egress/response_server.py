@@ -7,6 +7,7 @@ subject in its handshake, and its connection is that request's from then on.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from functools import partial
 
 from dynamo_fast.config import ResponseServerConfig, refuse_tls
@@ -14,6 +15,7 @@ from dynamo_fast.egress.response_connection import ResponseConnection
 from dynamo_fast.egress.stream_registry import StreamRegistry
 from dynamo_fast.net.addresses import resolve
 from dynamo_fast.net.listener import Listener
+from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of
 from dynamo_fast.wire.address import join_host_port
 
 __all__ = ["TcpStreamServer"]
@@ -31,6 +33,7 @@ class TcpStreamServer(StreamRegistry):
         listening = resolve(config.host, "DYN_TCP_RESPONSE_STREAM_HOST")
         self._listener = Listener(listening.bind_ip, config.port, config.backlog, partial(ResponseConnection, self))
         self.address = join_host_port(listening.advertised_ip, self._listener.port)
+        close_in_forked_children(self)
 
     @classmethod
     async def create(cls, config: ResponseServerConfig | None = None) -> TcpStreamServer:
@@ -42,3 +45,8 @@ class TcpStreamServer(StreamRegistry):
         self._listener.close()
         self.end_streams()
         await asyncio.sleep(0)  # the transports close in the next turn
+
+    def open_sockets(self) -> Iterator[int]:
+        """See SocketHolder."""
+        yield from self._listener.open_sockets()
+        yield from descriptors_of(connection.transport for connection in self.connections)

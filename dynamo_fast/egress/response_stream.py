@@ -7,10 +7,13 @@ from collections.abc import Callable
 from types import TracebackType
 
 from dynamo_fast.egress.response_receiver import ResponseReceiver
-from dynamo_fast.errors import Disconnected, DynamoError, PayloadError, ProtocolError
+from dynamo_fast.errors import Disconnected, DynamoError, PayloadError, ProtocolError, ResponseTimeout
 from dynamo_fast.wire.payload import UNREADABLE, Annotated, NetworkStreamWrapper, PayloadCodec
 
 __all__ = ["ResponseStream"]
+
+# From the final item to the sentinel, which workers write right behind it.
+_SENTINEL_SECONDS = 1.0
 
 
 class ResponseStream:
@@ -25,6 +28,7 @@ class ResponseStream:
     * RemoteError: the worker's handler failed (the items before it were good);
     * Disconnected: the stream ended before the answer did, because the worker died or broke the protocol
       (`__cause__` says which);
+    * ResponseTimeout: no item came for the inactivity timeout, if there is one;
     * ProtocolError, PayloadError: a frame that is not an item.
 
     After the context was stopped or killed the end is never an error. Closing the stream, or dropping it, tells the
@@ -96,6 +100,10 @@ class ResponseStream:
         if self._final_seen:
             self._fail(ProtocolError("Response received after generation ended - this should never happen"))
         self._final_seen = wrapper.complete_final
+        if self._final_seen and not self._receiver.ended:
+            self._receiver.limit_inactivity(
+                _SENTINEL_SECONDS
+            )  # the answer is complete, whether the sentinel comes or not
         item = wrapper.data
         if item is not None:
             error = item.error()
@@ -112,6 +120,8 @@ class ResponseStream:
         if receiver.input_error is not None:
             raise receiver.input_error
         if not self._final_seen and not receiver.context.is_stopped():
+            if isinstance(receiver.error, ResponseTimeout):
+                raise receiver.error
             raise Disconnected("Stream ended before generation completed") from receiver.error
 
     def _fail(self, error: DynamoError) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import cast
 
@@ -27,7 +27,7 @@ from dynamo_fast.errors import (
     RequestTooLarge,
     ResourceExhausted,
 )
-from dynamo_fast.net.sockets import keep_alive
+from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of, keep_alive
 from dynamo_fast.observability import frame_log
 from dynamo_fast.observability.metrics import REQUEST_PLANE, RequestPlaneMetrics
 from dynamo_fast.wire.address import TcpAddress, join_host_port
@@ -53,6 +53,7 @@ class TcpRequestClient(RequestPlaneClient):
         self._pools: dict[tuple[str, int], _Pool] = {}
         self._idle_timer: asyncio.TimerHandle | None = None
         self._closed = False
+        close_in_forked_children(self)
 
     def send_request(self, address: str, payload: bytes, headers: Mapping[str, str]) -> asyncio.Future[Ack]:
         """See RequestPlaneClient. `address` is `[tcp://]IP:PORT/PATH`; the two headers of the transport are added."""
@@ -74,6 +75,11 @@ class TcpRequestClient(RequestPlaneClient):
             pool.close()
         self._pools.clear()
         await asyncio.sleep(0)  # the transports close in the next turn
+
+    def open_sockets(self) -> Iterator[int]:
+        """See SocketHolder."""
+        for pool in self._pools.values():
+            yield from descriptors_of(connection.transport for connection in pool.connections)
 
     def settled(self, request: _Request) -> None:
         """The request has its answer: it cannot time out any more."""
@@ -162,12 +168,12 @@ class _Pool:
     __slots__ = (
         "_client",
         "_connect_task",
-        "_connections",
         "_host",
         "_last_used",
         "_next",
         "_port",
         "_waiting",
+        "connections",
         "peer",
     )
 
@@ -176,7 +182,7 @@ class _Pool:
         self._host = host
         self._port = port
         self.peer = join_host_port(host, port)
-        self._connections: list[_RequestConnection] = []
+        self.connections: list[_RequestConnection] = []
         self._next = 0
         self._waiting: deque[_Request] = deque()
         self._connect_task: asyncio.Task[None] | None = None
@@ -209,28 +215,28 @@ class _Pool:
 
     def is_idle(self, unused_since: float) -> bool:
         """Whether nothing was sent since then and nothing is under way."""
-        busy = self._waiting or self._connect_task or any(not each.is_idle() for each in self._connections)
+        busy = self._waiting or self._connect_task or any(not each.is_idle() for each in self.connections)
         return self._last_used < unused_since and not busy
 
     def remove(self, connection: _RequestConnection) -> None:
         """The connection is lost."""
-        if connection in self._connections:
-            self._connections.remove(connection)
+        if connection in self.connections:
+            self.connections.remove(connection)
         self.dispatch()
 
     def close(self) -> None:
         if self._connect_task is not None:
             self._connect_task.cancel()
         self._fail_waiting(None)
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             connection.close()
 
     def _with_room(self) -> _RequestConnection | None:
         """The next connection, in turn, that can take a request."""
-        count = len(self._connections)
+        count = len(self.connections)
         for offset in range(count):
             index = (self._next + offset) % count
-            connection = self._connections[index]
+            connection = self.connections[index]
             if connection.has_room():
                 self._next = index + 1
                 return connection
@@ -238,8 +244,8 @@ class _Pool:
 
     def _grow(self) -> None:
         """Open another connection, one at a time, if every one of those that there are is full or retired."""
-        full = all(connection.is_full() or connection.retired for connection in self._connections)
-        if self._connect_task is None and full and len(self._connections) < self._client.config.pool_size:
+        full = all(connection.is_full() or connection.retired for connection in self.connections)
+        if self._connect_task is None and full and len(self.connections) < self._client.config.pool_size:
             self._connect_task = self._client.loop.create_task(self._connect())
 
     async def _connect(self) -> None:
@@ -252,12 +258,12 @@ class _Pool:
                 _, connection = await asyncio.wait_for(connect, timeout)
         except (OSError, asyncio.TimeoutError) as error:
             self._connect_task = None
-            if not self._connections:
+            if not self.connections:
                 self._fail_waiting(error)
             return
         self._connect_task = None
         if not connection.is_lost():  # before this task had its turn: there is nobody to take it out again
-            self._connections.append(connection)
+            self.connections.append(connection)
         self.dispatch()
 
     def _fail_waiting(self, cause: BaseException | None) -> None:
@@ -268,9 +274,9 @@ class _Pool:
 class _RequestConnection(asyncio.Protocol):
     """One connection to a worker: frames out, acknowledgements in."""
 
-    __slots__ = ("_client", "_decoder", "_on_lost", "_paused", "_pool", "_transport", "_unacknowledged", "retired")
+    __slots__ = ("_client", "_decoder", "_on_lost", "_paused", "_pool", "_unacknowledged", "retired", "transport")
 
-    _transport: asyncio.Transport
+    transport: asyncio.Transport
 
     def __init__(self, client: TcpRequestClient, pool: _Pool) -> None:
         self._client = client
@@ -284,7 +290,7 @@ class _RequestConnection(asyncio.Protocol):
 
     def has_room(self) -> bool:
         """Whether a request may be sent now."""
-        return not self._paused and not self.retired and not self.is_full() and not self._transport.is_closing()
+        return not self._paused and not self.retired and not self.is_full() and not self.transport.is_closing()
 
     def is_full(self) -> bool:
         """Whether as many requests are unacknowledged as may be."""
@@ -296,7 +302,7 @@ class _RequestConnection(asyncio.Protocol):
 
     def is_lost(self) -> bool:
         """Whether it is closed, or about to be."""
-        return self._transport.is_closing()
+        return self.transport.is_closing()
 
     def retire(self) -> None:
         """Send no new request here, and close as soon as nothing waits on it."""
@@ -306,7 +312,7 @@ class _RequestConnection(asyncio.Protocol):
 
     def on_lost(self, callback: Callable[[], None]) -> None:
         """See RequestConnection."""
-        if self._transport.is_closing():
+        if self.transport.is_closing():
             callback()
         else:
             self._on_lost.add(callback)
@@ -325,15 +331,15 @@ class _RequestConnection(asyncio.Protocol):
         """Write a request."""
         self._unacknowledged.append(request)
         request.connection = self
-        self._transport.write(request.frame)
+        self.transport.write(request.frame)
         self._client.metrics.tcp_bytes_sent += len(request.frame)
         request.frame = b""  # the transport has it; a large one is not to be held until the acknowledgement
 
     def close(self) -> None:
-        self._transport.abort()
+        self.transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self.transport = cast(asyncio.Transport, transport)
         keep_alive(transport.get_extra_info("socket"), self._client.config.user_timeout)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -357,14 +363,14 @@ class _RequestConnection(asyncio.Protocol):
         except CodecError:  # a bad frame with none before it; what to do is the same, see below
             messages = []
         if frame_log.ENABLED:
-            frame_log.log_frames(self._transport, messages)
+            frame_log.log_frames(self.transport, messages)
         for message in messages:
             if not self._unacknowledged:
-                self._transport.abort()  # an answer to nothing: whatever it is, it is no Dynamo worker
+                self.transport.abort()  # an answer to nothing: whatever it is, it is no Dynamo worker
                 return
             self._unacknowledged.popleft().acknowledge(Ack(bytes(message.data), self))
         if self._decoder.failed is not None or (self._decoder.pending and not self._unacknowledged):
-            self._transport.abort()  # also for the beginning of an answer to nothing: it would be read as the next one's
+            self.transport.abort()  # also for the beginning of an answer to nothing: it would be read as the next one's
         elif self.retired:
             self._close_if_unused()
         self._pool.dispatch()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, cast
 
 from dynamo_fast.codec import TwoPartDecoder
@@ -19,7 +20,7 @@ from dynamo_fast.context import Context
 from dynamo_fast.errors import CodecError, PayloadError
 from dynamo_fast.ingress.buffered_bytes import BufferedBytes
 from dynamo_fast.logs import get_logger
-from dynamo_fast.net.sockets import keep_alive
+from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of, keep_alive
 from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.stream import Event, classify
@@ -84,6 +85,11 @@ class RequestStream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         keep_alive(transport.get_extra_info("socket"))
+        close_in_forked_children(self)
+
+    def open_sockets(self) -> Iterable[int]:
+        """See SocketHolder."""
+        return descriptors_of([self._transport])
 
     def data_received(self, data: bytes) -> None:
         try:

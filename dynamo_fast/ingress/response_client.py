@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from functools import cache
 from time import monotonic
 from typing import Any
@@ -23,7 +23,7 @@ from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CannotConnect, CodecError, ConnectionTimeout
 from dynamo_fast.ingress.response_addresses import host_and_port
-from dynamo_fast.net.sockets import keep_alive
+from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of, keep_alive
 from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.control import (
     CallHomeHandshake,
@@ -92,6 +92,8 @@ class Dialler:
         )
         self._young: Deadlines[ResponseConnection] = Deadlines(loop, _LASTING_SECONDS, ResponseConnection.lasts)
         self._all_closed: asyncio.Future[None] | None = None
+        self._started: set[ResponseConnection] = set()
+        close_in_forked_children(self)
 
     async def dial(self, info: TcpStreamConnectionInfo, protocol: asyncio.Protocol) -> asyncio.Transport:
         """Connect `protocol` to the router at `info.address`, and write the handshake; returns the transport.
@@ -117,6 +119,10 @@ class Dialler:
             transport.write(encode_two_part(CallHomeHandshake(info.subject, info.stream_type).encode(), b""))
         return transport
 
+    def open_sockets(self) -> Iterable[int]:
+        """See SocketHolder."""
+        return descriptors_of(connection._transport for connection in self._started)
+
     async def all_closed(self) -> None:
         """Wait until every finished connection is closed, which takes no longer than the close timeout."""
         while self._closing:
@@ -124,6 +130,7 @@ class Dialler:
             await self._all_closed
 
     def _closed(self, connection: ResponseConnection) -> None:
+        self._started.discard(connection)
         self._young.discard(connection)
         self._closing.discard(connection)
         if not self._closing and self._all_closed is not None and not self._all_closed.done():
@@ -216,6 +223,7 @@ class ResponseConnection(asyncio.Protocol):
             self._frames.append(_PROLOGUE_OK)
             # Not when it is made: uvloop tells a connection whose dial is cancelled just then of nothing any more.
             self._dialler._young.add(self)
+            self._dialler._started.add(self)
 
     def refuse(self, prologue: ResponseStreamPrologue) -> None:
         """The handler was not started: write the reason, and end the stream."""

@@ -22,7 +22,7 @@ so that silent ones cannot take the place of routers: the oldest of them is clos
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import cast
 
 from dynamo_fast.codec import TcpRequestDecoder, TcpRequestMessage, TcpResponseCodec, TcpResponseMessage
@@ -35,6 +35,7 @@ from dynamo_fast.logs import get_logger
 from dynamo_fast.net.addresses import Listening, resolve
 from dynamo_fast.net.descriptors import PROCESS
 from dynamo_fast.net.listener import Listener
+from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of
 from dynamo_fast.observability import frame_log
 from dynamo_fast.observability.limited_log import LimitedLog
 from dynamo_fast.wire.address import join_host_port
@@ -82,6 +83,7 @@ class SharedTcpServer:
             loop, self.config.frame_timeout, _RequestConnection.stuck
         )
         self._closing: Deadlines[_RequestConnection] = Deadlines(loop, _CLOSE_SECONDS, _RequestConnection.abort)
+        close_in_forked_children(self)
 
     async def start(self) -> None:
         """Listen. Raises OSError if the port is taken, InvalidConfig if the host means no address."""
@@ -127,6 +129,12 @@ class SharedTcpServer:
         for deadlines in (self._idle, self._new, self._unfinished):
             deadlines.close()
         self.log.close()
+
+    def open_sockets(self) -> Iterator[int]:
+        """See SocketHolder."""
+        if self._listener is not None:
+            yield from self._listener.open_sockets()
+        yield from descriptors_of(connection._transport for connection in self._connections)
 
     def _find(self, path: bytes) -> Accept | None:
         accept = self._endpoints.get(path)

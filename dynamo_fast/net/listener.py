@@ -70,7 +70,6 @@ class Listener:
         self._warn_after = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._server: asyncio.AbstractServer | None = None
-        self._closed = False
         self.paused = False
         """Whether nothing is accepted, for lack of descriptors."""
         self._socket = listening_socket(ip, port, backlog, user_timeout)
@@ -80,14 +79,13 @@ class Listener:
 
     def close(self) -> None:
         """Stop accepting; the connections that there are stay. May be called again."""
-        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._close_server()
         self._socket.close()
 
-    def descriptors(self) -> Iterator[int]:
+    def open_sockets(self) -> Iterator[int]:
         """The numbers of its open sockets."""
         yield self._socket.fileno()
         for endpoint in getattr(self._server, "sockets", None) or ():
@@ -95,7 +93,7 @@ class Listener:
 
     def pause(self, error: OSError) -> None:
         """Accept nothing for now, because of `error`; tell of it."""
-        if self.paused or self._closed:
+        if self.paused or self._is_closed():
             return
         self.paused = True
         now = self._loop.time()
@@ -106,7 +104,7 @@ class Listener:
         self._loop.call_soon(self._wait_for_room)
 
     async def _open(self) -> None:
-        if self._socket.fileno() < 0:  # closed before this task had its turn
+        if self._is_closed():  # before this task had its turn
             return
         try:
             endpoint = _Duplicate(self, self._socket, self._backlog)
@@ -118,7 +116,7 @@ class Listener:
         except BaseException:
             endpoint.close()
             raise
-        if self._closed:
+        if self._is_closed():
             server.close()
             return
         self._server = server
@@ -154,6 +152,9 @@ class Listener:
         self._accepts_per_look = self._before_look = 1
         self.paused = False
         self._opening = self._loop.create_task(self._open())
+
+    def _is_closed(self) -> bool:
+        return self._socket.fileno() < 0
 
     def _close_server(self) -> None:
         server, self._server = self._server, None

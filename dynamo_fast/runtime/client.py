@@ -115,23 +115,19 @@ class Client:
 class AsyncResponseStream:
     """The items of an answer. Dropping it, or what waits for its next item, tells the worker to quit."""
 
-    __slots__ = ("__weakref__", "_annotated", "_loop", "_patient", "_stream", "_unlink")
+    __slots__ = ("__weakref__", "_annotated", "_loop", "_stream", "_unlink")
 
-    def __init__(
-        self, stream: RoutedStream, annotated: bool, unlink: Callable[[], None] | None, *, patient: bool
-    ) -> None:
-        """`patient`: the stream has no time limit, whose timer would belong to the task that started it."""
+    def __init__(self, stream: RoutedStream, annotated: bool, unlink: Callable[[], None] | None) -> None:
         self._stream = stream
         self._annotated = annotated
         self._unlink = unlink
-        self._patient = patient
         self._loop = asyncio.get_running_loop()
 
     def __aiter__(self) -> AsyncResponseStream:
         return self
 
     def __anext__(self) -> asyncio.Future[Any]:
-        return start(self._next(), self._loop) if self._patient else asyncio.ensure_future(self._next())
+        return start(self._next(), self._loop)
 
     async def _next(self) -> Any:
         try:
@@ -183,8 +179,7 @@ class Instance:
 async def _send(call: Call, annotated: bool, unlink: Callable[[], None] | None) -> AsyncResponseStream:
     try:
         stream = RoutedStream(call, await call.send())
-        patient = call.router.config.inactivity_timeout is None
-        return AsyncResponseStream(stream, annotated, unlink, patient=patient)
+        return AsyncResponseStream(stream, annotated, unlink)
     except DynamoError as error:
         _undo(unlink)
         raise at_await(error)  # noqa: B904  # which keeps its cause

@@ -84,6 +84,22 @@ def test_what_goes_wrong_is_one_line(tmp_path: Path, arguments: list[str], text:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("by_address", [True, False])
+def test_a_call_gives_up_a_silent_worker(tmp_path: Path, by_address: bool) -> None:
+    (tmp_path / "engine.py").write_text(
+        "async def silent(request, context):\n    yield 1\n    await context.async_killed_or_stopped()\n"
+    )
+    command = [sys.executable, "-m", "dynamo_fast", "serve", "engine:silent", "--endpoint", "a.b.c"]
+    with started(command, settings(tmp_path), tmp_path) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[-1]
+        done = run(tmp_path, "call", address if by_address else "a.b.c", "{}", "--inactivity-timeout", "0.2")
+        assert (done.returncode, done.stdout) == (1, "1\n")
+        assert done.stderr == "ResponseTimeout: backend response inactivity timeout\n"
+    refused = run(tmp_path, "call", "a.b.c", "{}", "--inactivity-timeout", "0")
+    assert "'0' is not valid: expected a number of seconds above 0" in refused.stderr
+
+
 def test_a_bad_setting_is_one_line(tmp_path: Path) -> None:
     environment = {**settings(tmp_path), "DYN_TCP_POOL_SIZE": "none"}
     command = [sys.executable, "-m", "dynamo_fast", "call", "127.0.0.1:1/x", "{}"]

@@ -105,3 +105,11 @@ async def test_accepted_connections_are_kept_alive() -> None:
     assert times == [value for _, _, value in _KEEP_ALIVE[1:]] + ([1500] if user_timeout is not None else [])
     writer.transport.abort()
     listener.close()
+
+
+async def test_a_listener_that_is_closed_at_once_opens_nothing() -> None:
+    listener = Listener("127.0.0.1", 0, 16, asyncio.Protocol)
+    listener.close()
+    await listener._opening
+    with socket.socket() as again:
+        again.bind(("127.0.0.1", listener.port))
