@@ -13,7 +13,7 @@ help:
 	@echo "make test    lint, types, and every test, real Dynamo workers included"
 	@echo "make lint    ruff, mypy, and the stubs of the extension against the extension"
 	@echo "make bench   the benchmarks of the codec and of the router, and their figures into the documents"
-	@echo "make fuzz    atheris on each backend of the codec, FUZZ_SECONDS=60 each"
+	@echo "make fuzz    atheris on the codec and on the connections of both planes, each backend, FUZZ_SECONDS=60 each"
 	@echo "make sanitize  the tests of the codec with every check: Python's, and ASan, UBSan and assertions in C (Linux)"
 	@echo "make wheels  dist/: the sdist and its wheels, each tested on its own, for each Python found here"
 	@echo "make peers   .peers/: real Dynamo 1.3.1 and 1.6.1, each in an environment of its own"
@@ -44,11 +44,17 @@ bench: $(VENV)/.bench peers
 
 # Either backend on its own: the search is led by the branches of the Python one, and its inputs run through both.
 FUZZ_SECONDS ?= 60
+PLANES := answers acks requests controls inputs
 fuzz: $(VENV)/.fuzz
 	$(call say,"fuzzing the compiled codec for $(FUZZ_SECONDS) seconds")
 	@$(BIN)/python -m tests.fuzz.codec cython -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1
 	$(call say,"fuzzing the Python codec for $(FUZZ_SECONDS) seconds")
 	@$(BIN)/python -m tests.fuzz.codec python -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1
+	@for plane in $(PLANES); do for backend in cython python; do \
+		printf '\n==> fuzzing the connections that carry %s with the %s codec for $(FUZZ_SECONDS) seconds\n' $$plane $$backend; \
+		$(BIN)/python -m tests.fuzz.shells $$backend $$plane -max_total_time=$(FUZZ_SECONDS) -verbosity=0 \
+			-print_final_stats=1 || exit 1; \
+	done; done
 
 # A copy of the tree, so that the extension with the sanitizers in it is never mistaken for the one that is used. Python
 # itself has none, so their libraries come first by LD_PRELOAD, and its own allocator has to make way for theirs.
