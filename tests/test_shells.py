@@ -18,7 +18,7 @@ from tests.conftest import POLICIES
 from tests.fuzz.planes import PLANES, Playing, opened
 
 LIMIT = 120.0
-INPUTS = st.binary(max_size=400)
+INPUTS = st.binary(min_size=16, max_size=400)
 
 
 @pytest.mark.parametrize("loop", POLICIES)

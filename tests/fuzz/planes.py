@@ -419,7 +419,7 @@ class Answers(Plane):
         info = json.loads(control["connection_info"]["info"])
         handshake = json.dumps({"subject": info["subject"], "stream_type": "response"}).encode()
         peer = await dialled(self.loop, info["address"])
-        begins = two_part(handshake) + (two_part(b'{"error":null}') if script.cut != 25 else b"")
+        begins = two_part(handshake) + (two_part(b'{"error":null}') if script.cut not in (1, 7, 25) else b"")
         chunks = script.chunks()
         await peer.send([begins, *chunks] if script.cut else [begins + b"".join(chunks)])
         if script.is_killed:
