@@ -556,6 +556,7 @@ class _AtWorker(Plane):
 
     async def close(self) -> None:
         await cancelled(self._accepting)
+        await self.settled()
         await self._worker.close()
         self._router.close()
 
