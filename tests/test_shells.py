@@ -28,10 +28,12 @@ def test_no_bytes_break_a_connection(name: str, loop: str, caplog: pytest.LogCap
     playing = Playing(name, POLICIES[loop]().new_event_loop())
 
     @given(INPUTS)
-    @settings(max_examples=100, deadline=None)  # how long one takes is the machine's matter
+    @settings(max_examples=50, deadline=None)  # how long one takes is the machine's matter
     def play(data: bytes) -> None:
         playing.play(data)
 
+    for data in playing.edges():
+        playing.play(data)
     play()
     playing.close()
 

@@ -24,7 +24,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -124,6 +124,10 @@ HOSTILE_MSGPACK: tuple[bytes, ...] = (
     b"\xc1",
     b"",
 )
+
+
+RAW_SCRIPTS = (b"\0\0\0\1", b"\2\0\6\1", b"\1\0\7\1")
+"""The choices of scripts whose stream is what follows: whole and closed; in pieces and half-closed; in pieces and reset."""
 
 
 class Script:
@@ -307,6 +311,10 @@ class Plane:
         """A frame that the peer may send, mostly with something wrong in it."""
         raise NotImplementedError
 
+    def edges(self) -> Iterator[bytes]:
+        """Streams with each hostile value in each place of this plane's frames."""
+        raise NotImplementedError
+
     async def talk(self, script: Script) -> None:
         """Be the peer."""
         raise NotImplementedError
@@ -408,6 +416,18 @@ class Answers(Plane):
             return damaged(choices, two_part(b"", item(choices)))
         return two_part(b"", item(choices))
 
+    def edges(self) -> Iterator[bytes]:
+        for value in HOSTILE_JSON:
+            yield two_part(value)
+            yield two_part(b'{"error":"x","typed_error":' + value + b"}")
+            yield two_part(b'{"error":' + value + b"}")
+            started = two_part(b'{"error":null}')
+            yield started + two_part(value)
+            yield started + two_part(b"", b'{"data":{"data":' + value + b'},"complete_final":false}')
+            yield started + two_part(b"", b'{"data":{"event":"error","error":' + value + b'},"complete_final":false}')
+        for value in HOSTILE_MSGPACK:
+            yield two_part(b'{"error":null}') + two_part(b"", value)
+
     async def talk(self, script: Script) -> None:
         context = Context()
         codec = PayloadCodec.MSGPACK if script.cut % 2 else PayloadCodec.JSON
@@ -461,6 +481,10 @@ class Acks(Plane):
             (b"", b"", b"Server overloaded: x", b"Server unavailable: \n\x1b", b"\xff\xfe", b"x" * 10_000)
         )
         return damaged(choices, struct.pack(">I", len(text)) + text)
+
+    def edges(self) -> Iterator[bytes]:
+        for size in (0, 1, MAX_FRAME, MAX_FRAME + 1, (1 << 32) - 1):
+            yield struct.pack(">I", size) + b"\xff" * 10
 
     async def talk(self, script: Script) -> None:
         self._script = script
@@ -584,6 +608,22 @@ class Requests(_AtWorker):
         frame = self.frame(control, body, headers or json_object(choices, {"x-frontend-send-ts-ns": "1"}))
         return damaged(choices, frame) if choices.below(4) == 3 else frame
 
+    def edges(self) -> Iterator[bytes]:
+        plain = {"id": "id", "request_type": "single_in", "response_type": "many_out", "connection_info": self.info()}
+        control = json.dumps(plain).encode()
+        good = self.frame(control, b"1")
+        for value in HOSTILE_JSON:
+            yield good + self.frame(value, b"1") + good
+            yield good + self.frame(control[:-1] + b',"x":' + value + b"}", b"1") + good
+            yield good + self.frame(control[:-1] + b',"metadata":{"a":' + value + b"}}", b"1") + good
+            info = {"transport": "tcp_server", "info": value.decode("utf-8", "replace")}
+            yield good + self.frame(json.dumps({**plain, "connection_info": info}).encode(), b"1") + good
+            yield good + self.frame(control, value) + good
+            yield good + self.frame(control, b"1", b'{"x-frontend-send-ts-ns":' + value + b"}") + good
+        for value in HOSTILE_MSGPACK:
+            yield good + self.frame(control[:-1] + b',"payload_codec":"msgpack"}', value) + good
+        yield good + self.frame(control, b"1", b'{"x-frontend-send-ts-ns":"' + b"1" * 5000 + b'"}') + good
+
     async def talk(self, script: Script) -> None:
         peer = await self.connected()
         await peer.send(script.chunks())
@@ -606,6 +646,9 @@ class Requests(_AtWorker):
 
 class Controls(_AtWorker):
     """A router's control messages on a response connection, at the worker."""
+
+    def edges(self) -> Iterator[bytes]:
+        return map(two_part, HOSTILE_JSON)
 
     def compose(self, choices: Choices) -> bytes:
         frame = word(choices)
@@ -632,6 +675,11 @@ class Inputs(_AtWorker):
     """A router's request stream of a bidirectional request, at the worker."""
 
     bidirectional = True
+
+    def edges(self) -> Iterator[bytes]:
+        for value in (*HOSTILE_JSON, *HOSTILE_MSGPACK):
+            yield two_part(b"", value)
+            yield two_part(value)
 
     def compose(self, choices: Choices) -> bytes:
         how = choices.below(4)
@@ -697,6 +745,10 @@ class Playing:
     def play(self, data: bytes) -> None:
         """See `Plane.play`."""
         self._loop.run_until_complete(self._plane.play(data))
+
+    def edges(self) -> list[bytes]:
+        """Inputs with each hostile value in each place."""
+        return [begins + stream for stream in self._plane.edges() for begins in RAW_SCRIPTS]
 
     def close(self) -> None:
         """Close the plane and its loop."""

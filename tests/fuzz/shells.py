@@ -25,11 +25,9 @@ os.environ["DYNAMO_FAST_BACKEND"] = BACKEND  # read when the package is imported
 with atheris.instrument_imports(include=["dynamo_fast"]):
     from dynamo_fast import codec
     from tests.captured import captured
-    from tests.fuzz.planes import PLANES, Playing
+    from tests.fuzz.planes import PLANES, RAW_SCRIPTS, Playing
 
 FOLDER = Path("build/fuzz")
-RAW = b"\0\0\0\1"
-"""The choices of a script whose stream is the rest: closed at the end, not cut."""
 SEEDS = {
     "answers": ("prologue_*", "data_*", "*_item_*", "final_*", "sentinel", "conv_*_worker_side"),
     "acks": ("ack*",),
@@ -43,8 +41,8 @@ def seed(folder: Path) -> None:
     """The captured bytes of this plane, whole and cut; a few scripts of composed frames."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, vector in enumerate(captured(*SEEDS[PLANE])):
-        (folder / f"seed{number}").write_bytes(RAW + vector.data)
-        (folder / f"seed{number}cut").write_bytes(b"\2\0\4\1" + vector.data)
+        for how, begins in enumerate(RAW_SCRIPTS):
+            (folder / f"seed{number}-{how}").write_bytes(begins + vector.data)
     for number in range(64):
         (folder / f"composed{number}").write_bytes(
             bytes((number % 3, number % 4, number % 9, 0, *range(number, 200, 7)))
