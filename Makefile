@@ -16,7 +16,7 @@ help:
 	@echo "make faults  every fault at every place of a conversation, on both backends and both event loops"
 	@echo "make soak    300,000 mixed requests between two processes; fails on a slope of memory (SOAK_REQUESTS=n for fewer)"
 	@echo "make cost    instructions of a frame, an item and a request against benchmarks/cost.json; RECORD=1 writes it (valgrind)"
-	@echo "make fuzz    atheris on each backend of the codec, FUZZ_SECONDS=60 each"
+	@echo "make fuzz    atheris on the codec and on the connections of both planes, each backend, FUZZ_SECONDS=60 each"
 	@echo "make sanitize  the tests of the codec with every check: Python's, and ASan, UBSan and assertions in C (Linux)"
 	@echo "make wheels  dist/: the sdist and its wheels, each tested on its own, for each Python found here"
 	@echo "make peers   .peers/: real Dynamo 1.3.1 and 1.6.1, each in an environment of its own"
@@ -69,11 +69,17 @@ cost: $(VENV)/.test
 
 # Either backend on its own: the search is led by the branches of the Python one, and its inputs run through both.
 FUZZ_SECONDS ?= 60
+PLANES := answers acks requests controls inputs
 fuzz: $(VENV)/.fuzz
 	$(call say,"fuzzing the compiled codec for $(FUZZ_SECONDS) seconds")
 	@$(BIN)/python -m tests.fuzz.codec cython -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1
 	$(call say,"fuzzing the Python codec for $(FUZZ_SECONDS) seconds")
 	@$(BIN)/python -m tests.fuzz.codec python -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1
+	@for plane in $(PLANES); do for backend in cython python; do \
+		printf '\n==> fuzzing the connections that carry %s with the %s codec for $(FUZZ_SECONDS) seconds\n' $$plane $$backend; \
+		$(BIN)/python -m tests.fuzz.shells $$backend $$plane -max_total_time=$(FUZZ_SECONDS) -verbosity=0 \
+			-print_final_stats=1 || exit 1; \
+	done; done
 
 # A copy of the tree, so that the extension with the sanitizers in it is never mistaken for the one that is used. Python
 # itself has none, so their libraries come first by LD_PRELOAD, and its own allocator has to make way for theirs.

@@ -20,6 +20,7 @@ import orjson
 
 from dynamo_fast.cli.discovery import add_discovery, open_discovery
 from dynamo_fast.cli.loop import run as run_loop
+from dynamo_fast.cli.show import jsonable
 from dynamo_fast.config import PushRouterConfig, seconds
 from dynamo_fast.context import Context
 from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
@@ -222,6 +223,9 @@ def _print(item: Annotated, raw: bool) -> None:
         value: Any = {name: field for name, field in envelope.items() if field is not None}
     else:
         value = item.data()
-    line = orjson.dumps(value, default=list, option=orjson.OPT_NON_STR_KEYS).decode()
-    sys.stdout.buffer.write(printable_json(line).encode() + b"\n")
+    try:
+        line = orjson.dumps(value, default=list, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError:  # nested more deeply than orjson writes, or a number of more than 64 bits
+        line = orjson.dumps(jsonable(value))
+    sys.stdout.buffer.write(printable_json(line.decode()).encode() + b"\n")
     sys.stdout.buffer.flush()

@@ -255,7 +255,9 @@ class _Pool:
                 connect = self._client.loop.create_connection(
                     lambda: _RequestConnection(self._client, self), self._host, self._port
                 )
-                _, connection = await asyncio.wait_for(connect, timeout)
+                transport, connection = await asyncio.wait_for(connect, timeout)
+                if transport.is_closing():  # lost before this task had its turn: it has left the pool already
+                    raise ConnectionResetError("the worker closed the connection at once")
         except (OSError, asyncio.TimeoutError) as error:
             self._connect_task = None
             if not self.connections:

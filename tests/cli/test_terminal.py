@@ -192,6 +192,15 @@ def test_the_items_of_a_worker_are_json_of_printable_characters(options: list[st
     assert "日本語 ö 🙂" in line
 
 
+@pytest.mark.parametrize("data", [b"[" * 500 + b"]" * 500, b"1" * 40, b"-" + b"1" * 4000], ids=len)
+def test_an_item_that_is_deep_or_large_is_printed(data: bytes, capsysbinary: Output) -> None:
+    item = two_part(b"", b'{"data":{"data":' + data + b'},"complete_final":false}')
+    with hostile_worker("", two_part(OK_PROLOGUE), item, two_part(b"", FINAL)) as address:
+        assert main(["call", address, "{}"]) == 0
+    (line,) = lines_of(capsysbinary.readouterr().out)
+    assert data.startswith(b"[") or line == data.decode()
+
+
 @pytest.mark.parametrize("look", [Look(), Look(full=True), Look(as_json=True)])
 def test_frames(look: Look) -> None:
     text = json.dumps({"a": HOSTILE, HOSTILE: "\U000e0001"}, ensure_ascii=False).encode()

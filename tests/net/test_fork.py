@@ -131,7 +131,7 @@ async def test_a_worker_that_is_killed_is_missed_although_its_child_lives(loop: 
 
 async def request_connections_lost(router: AddressedPushRouter) -> None:
     async def lost() -> None:
-        while list(router.client.descriptors()):  # type: ignore[attr-defined]  # it is the TCP client
+        while list(router.client.open_sockets()):  # type: ignore[attr-defined]  # it is the TCP client
             await asyncio.sleep(0)
 
     await asyncio.wait_for(lost(), LIMIT)
