@@ -213,6 +213,9 @@ class Folder:
             return None
         except (OSError, PayloadError) as error:
             self._reader.skip(key, str(error))
+            if isinstance(error, OSError) and known is not None and known.stamp[0] == entry.stamp[0]:
+                # This process may be out of descriptors: the worker is as well as before. Read again at the next look.
+                return entry._replace(stamp=(entry.stamp[0], 0), content=known.content, instance=known.instance)
             return entry
         if known is not None and known.content == content and known.instance is not None:
             return entry._replace(content=known.content, instance=known.instance)
