@@ -1,4 +1,4 @@
-"""`--discovery` and `--wait`, for the commands that look for workers or are to be found."""
+"""`--discovery` and `--wait`, for the commands that use discovery."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["add_discovery", "add_wait", "open_discovery"]
 
 _WAIT = 10.0
 _QUIET_SECONDS = 0.3
-"""An etcd that answers sooner needs no word about it."""
+"""If etcd answers sooner, nothing is printed."""
 
 
 def add_discovery(parser: argparse._ActionsContainer) -> None:

@@ -1,4 +1,4 @@
-"""Work that goes on while the caller's event loop is busy: loops that only `cancel` ends, and the thread they run in.
+"""Background work: loops that only `cancel` ends, and the thread in which they run.
 
 A heartbeat must not stop because a handler blocks the caller's loop, and a watch must not stop because an answer was
 nonsense. So the heartbeats, watches and sweeps of every backend are each a `BackgroundLoop`, and those of one discovery
@@ -75,7 +75,7 @@ class BackgroundLoop:
                 self.working()
             except GeneratorExit:  # Python destroys the coroutine
                 raise
-            except BaseException as error:  # noqa: BLE001, RUF100  # that is what this class is for
+            except BaseException as error:  # noqa: BLE001, RUF100  # the purpose of this class
                 if not (self._ended or self._restarted):
                     pause = self._failed(error)
             try:
@@ -92,7 +92,7 @@ class BackgroundLoop:
             )
         pause = min(FIRST_RETRY * 2.0 ** min(self._failures, 16), LAST_RETRY)
         self._failures += 1
-        return pause * random.uniform(0.75, 1.0)  # noqa: S311  # so that many processes do not all come back at once
+        return pause * random.uniform(0.75, 1.0)  # noqa: S311  # many processes must not all retry at the same moment
 
 
 class BackgroundThread:
@@ -256,7 +256,7 @@ def _abandon_all() -> None:
 
 
 def _stop_all() -> None:
-    """At the interpreter's exit: what was registered leaves discovery, also if nobody closed it."""
+    """At interpreter exit: withdraw the records of every object that was not closed."""
     running = [each for each in list(_threads) if each.running]
     withdrawals = [each.submit(each.at_exit()) for each in running if each.at_exit is not None]
     concurrent.futures.wait(withdrawals, timeout=STOP_TIMEOUT)

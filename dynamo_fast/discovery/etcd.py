@@ -70,8 +70,8 @@ class EtcdDiscovery(Discovery):
         self._config = config
         self._owned: dict[str, bytes] = {}
         self._unsure: dict[str, int] = {}
-        """Keys whose call failed, and for how many heartbeats more they are put right: etcd may do late what it was
-        asked, after the next call even."""
+        """Keys whose call failed, with the number of heartbeats that still correct them. etcd may carry out a call late,
+        even after the next one."""
         self._watches: dict[EndpointId, EtcdWatch] = {}
         self._reader = RecordReader()
         self._client: EtcdClient | None = None
@@ -179,7 +179,7 @@ class EtcdDiscovery(Discovery):
                 raise
             await self._grant()  # the lease was lost since the last beat
             await self._put(key, value)
-        self._check_present()  # or etcd took the key out with the lease
+        self._check_present()  # `withdraw` may have revoked the lease, and the key with it
         self._owned[key] = value
 
     def _check_present(self) -> None:
@@ -187,7 +187,7 @@ class EtcdDiscovery(Discovery):
             raise InvalidRequest("this process has left discovery: nothing can be registered any more")
 
     async def _restore(self, key: str, value: bytes | None) -> None:
-        """A registration failed or was given up: what it replaced is what counts, whatever etcd has now."""
+        """A registration failed or was cancelled: return to the earlier value. What etcd has now is unknown."""
         self._owned.pop(key, None)
         if value is not None and not self._withdrawn:
             self._owned[key] = value
@@ -205,7 +205,7 @@ class EtcdDiscovery(Discovery):
         self._unsure.pop(key, None)
 
     async def _settle(self, key: str) -> None:
-        """Make etcd have of this key what we want it to have."""
+        """Write our value of this key to etcd, or delete the key if we have none."""
         value = self._owned.get(key)
         if value is not None:
             await self._put(key, value)
@@ -243,7 +243,7 @@ class EtcdDiscovery(Discovery):
         if self._away:
             self._away = False
             for watch in self._watches.values():
-                watch.restart()  # its connection may be dead without a word
+                watch.restart()  # its connection may be dead, without an error
         return self._config.lease_ttl / 3
 
     async def _renew(self) -> None:

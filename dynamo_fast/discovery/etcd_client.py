@@ -3,8 +3,7 @@
 Why not a client library: those of Python that speak gRPC bring 20 MB of it and a release of protobuf that must fit
 everything else in the process; what is needed here is seven calls. aiohttp is widely used and kept well.
 
-What answers may be a balancer or a gateway in front of etcd, so an answer counts only with the status and the shape
-that etcd's answers have.
+A gateway or a balancer may answer in place of etcd. So the HTTP status and the shape of every answer are checked.
 """
 
 from __future__ import annotations
@@ -237,7 +236,7 @@ def _read(line: bytes, status: int, answer: type[_T]) -> _T:
     except (msgspec.MsgspecError, ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, Refused):
             raise
-    raise CannotConnect(f"what answered is not etcd, or a part of it only: HTTP {status}, {line[:200]!r}")
+    raise CannotConnect(f"not an answer of etcd, or an incomplete one: HTTP {status}, {line[:200]!r}")
 
 
 def _check_refusal(value: dict[str, Any], status: int) -> None:
@@ -269,7 +268,7 @@ def _keep_alive(response: aiohttp.ClientResponse) -> None:
 
 
 class _Resolver(AbstractResolver):
-    """Looks names up in daemon threads: a pool of threads takes no work, and holds up the end, at interpreter exit."""
+    """Looks names up in daemon threads. A thread pool refuses work at interpreter exit, and delays the exit."""
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -308,7 +307,7 @@ async def _in_daemon_thread(function: Callable[[], _T]) -> _T:
             outcome = (None, error)
         try:
             loop.call_soon_threadsafe(settle, *outcome)
-        except RuntimeError:  # the loop is closed: nobody waits
+        except RuntimeError:  # the loop is closed
             pass
 
     try:

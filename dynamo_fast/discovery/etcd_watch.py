@@ -1,8 +1,8 @@
 """`EtcdWatch`: what etcd says about one endpoint, for all who watch it.
 
-A list, then every change since then. Two things can be wrong with a watch. Its connection may be deaf: so it is replaced
-after some silence, and the new one goes on from the revision that the old one had reached, which loses nothing. And it
-may fail, or etcd may have forgotten that revision, or everything: then it lists again and tells the difference.
+A list, then every change since then. A connection may be deaf: after some silence it is replaced, and the new watch
+starts after the last revision that was told, so no event is lost. If a watch fails, or etcd has compacted that revision,
+the endpoint is listed again, and the listeners get the difference.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ TTL = 10.0
 BEAT = TTL / 3
 """Seconds between heartbeats, and between looks for expired records."""
 POLL = 0.05
-"""Seconds between looks at the directory while somebody watches, and the kernel does not tell."""
+"""Seconds between looks at the directory, if there are watches and inotify is unavailable."""
 WITHDRAW_TIMEOUT = 2.0
 """Seconds that `withdraw` waits for the file system."""
 
@@ -70,7 +70,7 @@ class FileDiscovery(Discovery):
         self._changes: DirectoryChanges | None = None
         self._withdrawn = False
         self._thread = BackgroundThread("dynamo-fast file discovery")
-        weakref.finalize(self, self._thread.stop, 0.0).atexit = False  # for one that was only asked for a list
+        weakref.finalize(self, self._thread.stop, 0.0).atexit = False  # for an object that was only asked for a list
 
     async def register(self, instance: Instance) -> None:
         name = file_name(instance)
@@ -125,7 +125,7 @@ class FileDiscovery(Discovery):
         self._keep_sweeping()
 
     async def _restore(self, name: str, content: bytes | None) -> None:
-        """A registration failed or was given up: what it replaced is what counts."""
+        """A registration failed or was cancelled: return to the earlier record."""
         if content is None:
             self._owned.pop(name, None)
             self._folder.remove(name)
@@ -169,7 +169,7 @@ class FileDiscovery(Discovery):
             self._store_time = self._folder.touch(name)
         except FileNotFoundError:
             # Dynamo's own worker stays undiscoverable for good here: after a pause of 10 s, or a careless `rm`.
-            logger.warning("the record %s was removed by somebody else: putting it back", unquote(name))
+            logger.warning("the record %s was removed by another process: putting it back", unquote(name))
             self._folder.publish(name, content)
 
     # The records of all
@@ -233,7 +233,7 @@ class FileDiscovery(Discovery):
         self._scan()
 
     def _lost(self) -> None:
-        """The kernel tells no more; the next sweep tries inotify again."""
+        """inotify ended; the next sweep tries it again."""
         self._changes = None
         if self._polling is None:
             self._polling = self._thread.keep(f"the watch of {self._folder.path}", self._poll)

@@ -1,10 +1,10 @@
 """`Folder`: the directory of the file backend, in which other programs write, too (runtime.md 1.3).
 
-Nothing here trusts a file: what is no regular file is not opened, what is too long is not read, what cannot be read is
-skipped with one warning, and only what has a record's name and a record's content is ever removed.
+Nothing here trusts a file. A file that is not regular is not opened, and one that is too long is not read. A file that
+cannot be read is skipped with one warning. Only a file with a record's name and a record's content is ever removed.
 
-A record's age is a matter of the store's clock, since the stamps are the file server's: "now" is the stamp of a file
-that this process touched a moment ago. The local wall clock is not asked.
+A record's age is measured by the store's clock, since a file server stamps the files: "now" is the stamp of a file that
+this process touched a moment ago. The local wall clock is not used.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Entry(NamedTuple):
     touched: int
     """The modification time, in ns of the store's clock: the heartbeat."""
     since: float
-    """When `touched` was first seen to be this, on the clock of this process that nobody sets."""
+    """When this value of `touched` was first seen, on the monotonic clock of this process."""
     content: bytes
     instance: Instance | None
 
@@ -132,13 +132,14 @@ class Folder:
     # Expiry
 
     def remove_expired(self, own: Collection[str], now: int | None, ttl: float, quiet: float) -> bool:
-        """Remove the records of others that nobody touches. Returns whether there were any.
+        """Remove the expired records of other processes. Returns whether there were any.
 
-        Those are records whose stamp did not change for `quiet` seconds while this process looked, and which are older
-        than `ttl` on the store's clock. `now` is that clock's time in ns, if a file was just touched. A stamp that did
-        not change for twice the `ttl` is old wherever it stands: its clock may have been set back since.
+        A record is expired if its stamp did not change for `quiet` seconds while this process looked, and is older than
+        `ttl` on the store's clock. `now` is that clock's time in ns, if a file was just touched. A stamp that did not
+        change for twice the `ttl` is expired whatever its value: the store's clock may have been set back.
 
-        A process that did not look for `quiet` seconds was paused, and so may have been the owners: it begins anew.
+        If this process did not look for `quiet` seconds, it was paused, and the owners may have been paused with it:
+        then it begins to measure again.
         """
         looked_at, self._looked_at = self._looked_at, time.monotonic()
         if self._looked_at - looked_at > quiet:
@@ -212,6 +213,9 @@ class Folder:
             return None
         except (OSError, PayloadError) as error:
             self._reader.skip(key, str(error))
+            if isinstance(error, OSError) and known is not None and known.stamp[0] == entry.stamp[0]:
+                # This process may be out of descriptors: the worker is as well as before. Read again at the next look.
+                return entry._replace(stamp=(entry.stamp[0], 0), content=known.content, instance=known.instance)
             return entry
         if known is not None and known.content == content and known.instance is not None:
             return entry._replace(content=known.content, instance=known.instance)
@@ -229,7 +233,7 @@ class Folder:
     # Warnings
 
     def _check(self, path: Path) -> None:
-        """Warn of a directory that somebody else controls."""
+        """Warn of a directory that another user controls."""
         status = os.lstat(path)
         if stat.S_ISLNK(status.st_mode):
             self._warn_once(f"the discovery directory {path} is a link to {os.path.realpath(path)}")

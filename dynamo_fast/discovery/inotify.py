@@ -77,7 +77,7 @@ class DirectoryChanges:
 def watch_directory(
     directory: Path, ignored_prefix: str, on_change: Callable[[Sequence[str]], None], on_end: Callable[[], None]
 ) -> DirectoryChanges | None:
-    """The changes of `directory`; None where they cannot be had, and the directory must be looked at now and then."""
+    """The changes of `directory`; None if inotify is unavailable, and the directory must be polled."""
     if inotify_simple is None:
         return None
     flags = inotify_simple.flags

@@ -1,4 +1,4 @@
-"""`RecordReader`: bytes from a store that anybody may have written, as an instance or as one warning."""
+"""`RecordReader`: turns the bytes of an untrusted store into an instance, or into one warning."""
 
 from __future__ import annotations
 

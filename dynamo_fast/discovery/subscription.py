@@ -1,4 +1,4 @@
-"""`Subscription`: the way of discovery's events to one listener, on the event loop of the one who watches."""
+"""`Subscription`: passes the events of discovery to one listener, on the listener's event loop."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ def set_back(file: Path, seconds: float) -> None:
     os.utime(file, (then, then))
 
 
-async def test_a_record_that_nobody_touches_is_removed_by_who_watches(tmp_path: Path, quick: None) -> None:
+async def test_a_watcher_removes_a_record_without_a_heartbeat(tmp_path: Path, quick: None) -> None:
     stale, fresh = put(tmp_path, *record(0x1234)), put(tmp_path, *record(1))
     ear = await Ear.open(tmp_path)
     assert {(await ear.hear()).instance.instance_id for _ in range(2)} == {1, 0x1234}
@@ -350,7 +350,7 @@ async def test_a_process_that_was_paused_lets_the_others_wake_up_first(
     await ear.discovery.close()
 
 
-async def test_nobody_removes_its_own_record_for_its_age(
+async def test_an_owner_does_not_remove_its_own_record(
     tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     discovery = FileDiscovery(tmp_path)

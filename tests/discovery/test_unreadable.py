@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -142,6 +143,32 @@ async def test_a_long_file_is_named_with_both_numbers(tmp_path: Path, caplog: py
         f"ignoring the discovery record '{KEY}': it has {1 << 40} bytes (the limit is {MAX_RECORD_SIZE})"
     ]
     await discovery.close()
+
+
+async def test_a_process_without_descriptors_keeps_what_it_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = put(tmp_path, *record(7))
+    ear = await Ear.open(tmp_path)
+    assert isinstance(await ear.hear(), Added)
+    opening, refused = os.open, 0
+
+    def refuse(path: Any, *arguments: Any) -> int:
+        nonlocal refused
+        if str(path) == str(known):
+            refused += 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        return opening(path, *arguments)
+
+    monkeypatch.setattr(os, "open", refuse)
+    os.utime(known)  # its heartbeat makes us read it again
+    await until(lambda: refused >= 3)
+    assert [each.instance_id for each in await ear.discovery.list(FAKE)] == [7]
+    monkeypatch.setattr(os, "open", opening)
+    put(tmp_path, *record(8))
+    assert (await ear.hear()).instance.instance_id == 8  # and nothing before
+    assert len(warned(caplog, "Too many open files")) == 1
+    await ear.discovery.close()
 
 
 def test_the_command_prints_the_others(tmp_path: Path) -> None:
