@@ -33,7 +33,8 @@ import pytest
 
 from dynamo_fast.testing import clock
 from tests.faults import proxy
-from tests.faults.proxy import Fault, Part, Place, Plane, Side
+from tests.faults.frames import Part, Plane, Side
+from tests.faults.proxy import Fault, Place
 from tests.faults.world import ITEMS, OUTPUT, REAL, TURNED, Seen, Times, strike, together
 
 #: `forward` and `back` are half-closes: an end of file for the receiver of the frame, and for its sender.

@@ -20,7 +20,8 @@ from dynamo_fast.observability.metrics import RequestPlaneMetrics
 from dynamo_fast.testing import clock
 from tests.egress.raw_worker import LIMIT, RawWorker, two_part
 from tests.faults import proxy
-from tests.faults.proxy import Fault, Side
+from tests.faults.frames import Side
+from tests.faults.proxy import Fault
 from tests.faults.world import TURNED, Seen, World, together
 
 OK, TIMEOUT = "ok", "ConnectionTimeout"

@@ -23,7 +23,8 @@ from dynamo_fast.egress.tcp_client import TcpRequestClient
 from dynamo_fast.errors import DynamoError
 from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.observability.metrics import RequestPlaneMetrics
-from tests.faults.proxy import SETTLE, Fault, Place, Plane, Proxy, Side
+from tests.faults.frames import Plane, Side
+from tests.faults.proxy import SETTLE, Fault, Place, Proxy
 from tests.faults.tables import open_sockets, other_tasks, tables
 
 ITEMS = [{"n": 10}, {"n": 11}, {"n": 12}]
