@@ -255,14 +255,15 @@ class _Pool:
                     lambda: _RequestConnection(self._client, self), self._host, self._port
                 )
                 _, connection = await asyncio.wait_for(connect, timeout)
+            if connection.is_lost():  # before this task ran: the pool has not heard of it, and would keep it for ever
+                raise ConnectionResetError("the connection was lost as soon as it was made")
         except (OSError, asyncio.TimeoutError) as error:
             self._connect_task = None
             if not self.connections:
                 self._fail_waiting(error)
             return
         self._connect_task = None
-        if not connection.is_lost():  # before this task had its turn: there is nobody to take it out again
-            self.connections.append(connection)
+        self.connections.append(connection)
         self.dispatch()
 
     def _fail_waiting(self, cause: BaseException | None) -> None:

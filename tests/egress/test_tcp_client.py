@@ -226,3 +226,22 @@ async def test_a_retired_connection_stays_open_while_a_dial_back_is_waited_for(w
     await first.closed()
     assert not lost
     await requests.close()
+
+
+async def test_a_connection_that_is_lost_at_once_is_not_kept() -> None:
+    dials = 0
+
+    def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal dials
+        dials += 1
+        writer.transport.abort()
+
+    server = await asyncio.start_server(reset, "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}/x"
+    requests = client()
+    for number in range(20):
+        with pytest.raises(CannotConnect):
+            await asyncio.wait_for(requests.send_request(address, PAYLOAD, {}), LIMIT)
+        assert dials <= number + 1
+    await requests.close()
+    server.close()
