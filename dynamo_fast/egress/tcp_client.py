@@ -264,8 +264,7 @@ class _Pool:
                 self._fail_waiting(error)
             return
         self._connect_task = None
-        if not connection.is_lost():  # before this task had its turn: there is nobody to take it out again
-            self.connections.append(connection)
+        self.connections.append(connection)
         self.dispatch()
 
     def _fail_waiting(self, cause: BaseException | None) -> None:
@@ -301,10 +300,6 @@ class _RequestConnection(asyncio.Protocol):
     def is_idle(self) -> bool:
         """Whether neither an acknowledgement nor a dial-back is waited for."""
         return not self._unacknowledged and not self._on_lost
-
-    def is_lost(self) -> bool:
-        """Whether it is closed, or about to be."""
-        return self.transport.is_closing()
 
     def retire(self) -> None:
         """Send no new request here, and close as soon as nothing waits on it."""

@@ -228,26 +228,20 @@ async def test_a_retired_connection_stays_open_while_a_dial_back_is_waited_for(w
     await requests.close()
 
 
-async def test_a_connection_that_is_lost_before_its_first_use_does_not_stay(
-    worker: RawWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It was lost before the pool had it, so nothing would take it out again, and every later request would wait."""
-    loop = asyncio.get_running_loop()
-    connect = loop.create_connection
+async def test_a_connection_that_is_lost_at_once_is_not_kept() -> None:
+    dials = 0
 
-    async def lost_at_once(*arguments: Any, **options: Any) -> Any:
-        transport, protocol = await connect(*arguments, **options)
-        transport.abort()
-        for _ in range(5):  # turns of the loop, in which `connection_lost` is called
-            await asyncio.sleep(0)
-        return transport, protocol
+    def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal dials
+        dials += 1
+        writer.transport.abort()
 
+    server = await asyncio.start_server(reset, "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}/x"
     requests = client()
-    monkeypatch.setattr(loop, "create_connection", lost_at_once)
-    with pytest.raises(CannotConnect):
-        await asyncio.wait_for(requests.send_request(worker.address, PAYLOAD, {}), LIMIT)
-    monkeypatch.setattr(loop, "create_connection", connect)
-    ack = requests.send_request(worker.address, PAYLOAD, {})
-    (await worker.request()).acknowledge()
-    assert (await asyncio.wait_for(ack, LIMIT)).text == b""
+    for number in range(20):
+        with pytest.raises(CannotConnect):
+            await asyncio.wait_for(requests.send_request(address, PAYLOAD, {}), LIMIT)
+        assert dials <= number + 1
     await requests.close()
+    server.close()

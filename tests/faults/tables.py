@@ -12,7 +12,7 @@ from typing import Any
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.observability.metrics import Histogram
 
-IGNORED = {"errors"}
+IGNORED = {"errors", "_causes"}
 """Counts by kind of error: they only grow, and there are as many as kinds."""
 COUNTS = ("inflight", "running", "queued", "pending")
 _CONTAINERS = (dict, set, frozenset, list, deque, Deadlines)

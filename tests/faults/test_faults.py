@@ -95,7 +95,7 @@ input-sentinel  after    ok.d      ok.d      ok.d      ok.d      ok.d      ok.d 
 #: Faults of a whole frame.
 FRAMES = """
                          duplicate drop      huge      small     swap      extra
-request                  ok.d      ct5-      rr.-      un.-      ct5-      ok.d
+request                  ok.d      ct5-      rr.-      un.-      ct5k      ok.d
 ack                      ok.d      ct5k      cc.k      ct5k      ct5k      ok.d
 refusal                  un.-      ct5-      cc.-      un.-      ct5-      un.-
 handshake                di.k      ctCk      ctCk      ctCk      ctCk      cc.k
@@ -182,19 +182,6 @@ UNSEEN: dict[tuple[str, str], list[Any]] = {
 }
 #: What passes before the fault, and the frame itself where it arrives whole.
 PASSED = {("item-1", "extra"): 1, ("item-2", "extra"): 2, ("input-item", "back"): 1, ("input-item-2", "back"): 2}
-
-_SILENT = "a connection whose worker has stopped acknowledging is kept, and holds its requests for ever"
-_PROLOGUE = "a corrupt length in the prologue is MessageTooLarge, which may not be tried elsewhere"
-_SENTINEL = "a caller that has the final item waits for the sentinel, which may never come"
-#: Cells whose right value is not reached yet.
-NOT_YET = {
-    **{f"request-{part}-stall": _SILENT for part in ("before", "prefix", "headers", "body", "after")},
-    **{f"ack-{part}-stall": _SILENT for part in ("before", "prefix")},
-    **{f"refusal-{part}-stall": _SILENT for part in ("before", "prefix", "body")},
-    **{f"prologue-{cell}": _PROLOGUE for cell in ("before-garbage", "prefix-garbage", "before-flip", "huge")},
-    **{f"sentinel-{cell}": _SENTINEL for cell in ("before-stall", "prefix-stall", "body-stall", "prefix-flip")},
-    **{f"sentinel-{cell}": _SENTINEL for cell in ("drop", "swap")},
-}
 
 CALLER = {
     "ok": ("ok", None),
@@ -316,16 +303,13 @@ HERE = CASES if ALL or not SHARE else CASES[:: int(SHARE)]
 
 
 def _parameter(case: Case) -> Any:
-    reason = NOT_YET.get(case.name)
-    marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
-    return pytest.param(case, id=case.name, marks=marks)
+    return pytest.param(case, id=case.name)
 
 
 def test_the_tables_are_as_large_as_they_claim() -> None:
     assert len({(case.row, case.part) for case in CASES}) >= 21
     assert len({case.fault for case in CASES}) >= 11
     assert len({case.name for case in CASES}) == len(CASES)
-    assert {case.name for case in CASES} >= set(NOT_YET)
 
 
 @pytest.mark.parametrize("case", [_parameter(case) for case in HERE])
@@ -336,8 +320,7 @@ def test_on_a_turned_clock(case: Case) -> None:
 
 
 BATCH = 49
-_REAL = [case for case in (CASES if ALL else HERE[::5]) if case.name not in NOT_YET and case.cell[:3] != "ct5"]
-"""A connection that owes an acknowledgement ends with the idle timeout of 900 s, which no real clock reaches."""
+_REAL = CASES if ALL else HERE[::5]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="uvloop does not run on Windows")
