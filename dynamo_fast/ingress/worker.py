@@ -34,6 +34,7 @@ from dynamo_fast.ingress.canary import Canary
 from dynamo_fast.ingress.push_handler import Handler, PushHandler
 from dynamo_fast.ingress.response_client import Dialler
 from dynamo_fast.ingress.tcp_server import SharedTcpServer
+from dynamo_fast.ingress.watchdog import Watchdog
 from dynamo_fast.observability.worker_metrics import EndpointMetrics, WorkerMetrics
 from dynamo_fast.wire.address import EndpointId, endpoint_path, legacy_endpoint_path
 from dynamo_fast.wire.instance import Instance, TransportType
@@ -59,6 +60,7 @@ class Worker:
         self.server = SharedTcpServer(server_config)
         self.metrics = WorkerMetrics(discovery.connection_id, self.server.admission)
         self.dialler = Dialler(self.config)
+        self.watchdog = Watchdog()
         self.endpoints: dict[EndpointId, ServedEndpoint] = {}
         self.replaced: set[ServedEndpoint] = set()
         """Those that another handler took the place of, while their last requests are being answered."""
@@ -75,7 +77,11 @@ class Worker:
         Raises OSError if the port is taken, InvalidConfig for a setting.
         """
         worker = cls(discovery, config, server_config)
-        await worker.server.start()
+        try:
+            await worker.server.start()
+        except BaseException:
+            worker.watchdog.close()
+            raise
         return worker
 
     async def serve(
@@ -123,6 +129,7 @@ class Worker:
         """
         await asyncio.gather(*(served.close() for served in [*self.endpoints.values(), *self.replaced]))
         await self.dialler.all_closed()
+        self.watchdog.close()
         await self.server.close()
         await self.discovery.close()
 
