@@ -139,13 +139,13 @@ class AddressedPushRouter:
         (its handler could not be started), Disconnected (it died), Cancelled.
         """
         context = Context() if context is None else context
-        if context.is_killed():
-            raise Cancelled("Request cancelled before response stream was established")
         timing = RequestTiming(self.metrics)
         receiver = self.response_server.register(context)
         self.metrics.inflight += 1
         ack = None
         try:
+            if context.is_killed():  # looked at after the registration: another thread may kill it at any moment
+                raise Cancelled("Request cancelled before response stream was established")
             ack = self._send(request, receiver, timing)
             await receiver.established
         except BaseException:

@@ -422,6 +422,16 @@ class Call:
         self._retries = 0
         self._request = None
 
+    def release_from_any_thread(self) -> None:
+        """As `release`, which belongs to the router's loop."""
+        if self.entry is None:
+            return
+        loop = self.router.router.response_server.loop
+        if asyncio._get_running_loop() is loop:
+            self.release()
+        elif not loop.is_closed():
+            loop.call_soon_threadsafe(self.release)
+
     def release(self) -> None:
         """The worker has this request no longer."""
         entry, self.entry = self.entry, None
@@ -470,9 +480,9 @@ class RoutedStream:
                 return item
 
     def close(self) -> None:
-        """Let go of the answer: if it has not ended yet, the worker is told to quit. May be called again."""
+        """End the answer: if it has not ended yet, the worker is told to quit. From any thread; may be called again."""
         self._stream.close()
-        self._call.release()
+        self._call.release_from_any_thread()
 
     async def aclose(self) -> None:
         """The same as `close`, under the name that asynchronous generators give it."""

@@ -32,7 +32,7 @@ class ResponseStream:
     * ProtocolError, PayloadError: a frame that is not an item.
 
     After the context was stopped or killed the end is never an error. Closing the stream, or dropping it, tells the
-    worker to quit.
+    worker to quit. The items are taken on the router's event loop; the stream may be closed from any thread.
     """
 
     __slots__ = (
@@ -92,7 +92,7 @@ class ResponseStream:
         try:
             return self._payload_codec.decode_item(frame)
         except PayloadError:
-            self.close()
+            self._close()
             raise
 
     def _unusual(self, wrapper: NetworkStreamWrapper) -> Annotated | None:
@@ -116,7 +116,7 @@ class ResponseStream:
 
     def _end(self) -> None:
         receiver = self._receiver
-        self.close()
+        self._close()
         if receiver.input_error is not None:
             raise receiver.input_error
         if not self._final_seen and not receiver.context.is_stopped():
@@ -125,11 +125,22 @@ class ResponseStream:
             raise Disconnected("Stream ended before generation completed") from receiver.error
 
     def _fail(self, error: DynamoError) -> None:
-        self.close()
+        self._close()
         raise error
 
     def close(self) -> None:
-        """Let go of the answer: if it has not ended yet, the worker is told to quit. Never blocks; may be called again."""
+        """End the answer: if it has not ended yet, the worker is told to quit. Never blocks; may be called again.
+
+        From another thread it takes effect in the next turn of the router's loop.
+        """
+        if not self._open:
+            return
+        if asyncio._get_running_loop() is self._loop:
+            self._close()
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._close)
+
+    def _close(self) -> None:
         if self._open:
             self._open = False
             self._receiver.drop()
@@ -152,7 +163,7 @@ class ResponseStream:
         # The garbage collector may run on any thread, and transports belong to the loop's.
         if self._open and not self._loop.is_closed():
             if asyncio._get_running_loop() is self._loop:
-                self.close()
+                self._close()
             else:
                 self._loop.call_soon_threadsafe(self._receiver.drop)
                 self._on_close()

@@ -32,6 +32,7 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from types import FrameType
 from typing import Any
 
 from dynamo_fast.codec import TcpRequestMessage, TwoPartCodec, TwoPartDecoder, TwoPartMessage, TwoPartMessageType
@@ -71,7 +72,7 @@ from dynamo_fast.wire.error import from_exception, text_of
 from dynamo_fast.wire.headers import FRONTEND_SEND_TS_NS, decode_headers
 from dynamo_fast.wire.text import shown
 
-__all__ = ["Batch", "Handler", "PushHandler", "takes_context"]
+__all__ = ["Batch", "Handler", "PushHandler", "handler_of", "takes_context"]
 
 _TWO_PART = TwoPartCodec()
 _HEADER_AND_DATA = TwoPartMessageType.HEADER_AND_DATA
@@ -174,6 +175,12 @@ class PushHandler:
         self.cancelled = True
         for request in self._running:
             request.cancel()
+
+    @property
+    def handler_name(self) -> str:
+        """The handler's own name, for logs."""
+        name: str = getattr(self._handler, "__qualname__", None) or type(self._handler).__qualname__
+        return name
 
     @property
     def items_sent(self) -> int:
@@ -453,6 +460,18 @@ def _context(control: RequestControlMessage, headers: bytes | memoryview | None)
     context = Context(control.id, control.metadata, span.headers)
     context.parent_span_id = span.parent_span_id
     return context
+
+
+def handler_of(frame: FrameType) -> PushHandler | None:
+    """The endpoint whose request `frame` works on, if it is the frame that calls or iterates a handler."""
+    if frame.f_code not in _HANDLER_CALLERS:
+        return None
+    request = frame.f_locals.get("self")
+    return request._handler if isinstance(request, _Request) else None
+
+
+# Where a request's handler runs: below its call, and below the loop over its items.
+_HANDLER_CALLERS = frozenset({_Request._start.__code__, _Request._push.__code__})
 
 
 def takes_context(handler: Handler) -> bool:

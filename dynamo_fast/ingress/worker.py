@@ -28,11 +28,12 @@ from typing import Any, Literal
 from dynamo_fast.config import HealthCheckConfig, TcpServerConfig, WorkerConfig, env_text
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.discovery.file import FileDiscovery
-from dynamo_fast.errors import DynamoError, InvalidConfig
+from dynamo_fast.errors import DynamoError
 from dynamo_fast.ingress.canary import Canary
 from dynamo_fast.ingress.push_handler import Handler, PushHandler
 from dynamo_fast.ingress.response_client import Dialler
 from dynamo_fast.ingress.tcp_server import SharedTcpServer
+from dynamo_fast.ingress.watchdog import Watchdog
 from dynamo_fast.logs import get_logger
 from dynamo_fast.observability.system_status import SystemStatus
 from dynamo_fast.observability.worker_metrics import EndpointMetrics, WorkerMetrics
@@ -61,6 +62,7 @@ class Worker:
         self.server = SharedTcpServer(server_config)
         self.metrics = WorkerMetrics(discovery.connection_id, self.server.admission)
         self.dialler = Dialler(self.config)
+        self.watchdog = Watchdog()
         self.endpoints: dict[EndpointId, ServedEndpoint] = {}
         self.replaced: set[ServedEndpoint] = set()
         """Those that another handler took the place of, while their last requests are being answered."""
@@ -84,11 +86,12 @@ class Worker:
         for a setting.
         """
         worker = cls(discovery, config, server_config, status)
-        await worker.server.start()
         try:
+            await worker.server.start()
             if status is None:
                 worker.status.open()
-        except InvalidConfig:
+        except BaseException:
+            worker.watchdog.close()
             await worker.server.close()
             raise
         worker.status.start()
@@ -154,6 +157,7 @@ class Worker:
         """
         await asyncio.gather(*(served.close() for served in [*self.endpoints.values(), *self.replaced]))
         await self.dialler.all_closed()
+        self.watchdog.close()
         await self.server.close()
         await self.discovery.close()
         if self._owns_status:

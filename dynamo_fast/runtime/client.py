@@ -26,13 +26,15 @@ _BY_LOAD = (RouterMode.PowerOfTwoChoices, RouterMode.LeastLoaded, RouterMode.Dev
 class Client:
     """Calls to the instances of one endpoint. Made by `Endpoint.client`.
 
-    Every call returns a future that is running already; what is wrong with the request is raised by the call itself.
+    Every call returns a future that is running already; what is wrong with the request is raised by the call itself, and
+    so is a RuntimeError on another event loop than the one that the client was made on.
     """
 
     def __init__(self, router: PushRouter, mode: RouterMode | None) -> None:
         self._router = router
         self._mode = mode
         self._traces = tracing.active()
+        self._loop = router.router.response_server.loop
 
     def instance_ids(self) -> list[int]:
         """The ids of the instances that discovery knows; some of them may be avoided for the moment."""
@@ -95,6 +97,12 @@ class Client:
     ) -> asyncio.Future[AsyncResponseStream]:
         if context is not None and not isinstance(context, Context):
             raise argument_error("context", context, "Context")
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            raise RuntimeError(
+                "a client is called on the event loop that it was made on, and another loop runs here: pass the call "
+                "to that loop with asyncio.run_coroutine_threadsafe, or make a runtime for each loop"
+            )
         unlink = None
         if context is None:
             child = RequestContext(trace_headers=tracing.outgoing(None).headers if self._traces else None)
@@ -109,11 +117,14 @@ class Client:
         except BaseException:
             _undo(unlink)
             raise
-        return start(_send(call, bool(annotated), unlink), asyncio.get_running_loop())
+        return start(_send(call, bool(annotated), unlink), loop)
 
 
 class AsyncResponseStream:
-    """The items of an answer. Dropping it, or what waits for its next item, tells the worker to quit."""
+    """The items of an answer. Dropping it, or what waits for its next item, tells the worker to quit.
+
+    It is iterated on its client's event loop (asyncio raises RuntimeError elsewhere), and may be dropped on any thread.
+    """
 
     __slots__ = ("__weakref__", "_annotated", "_loop", "_stream", "_unlink")
 

@@ -67,12 +67,13 @@ class Context:
         return self._request.is_killed()
 
     def stop_generating(self) -> None:
-        """End the answer; the worker is told."""
+        """End the answer; the worker is told. From any thread."""
         self._request.stop_generating()
 
     def async_killed_or_stopped(self) -> asyncio.Future[bool]:
-        """A future that is True once the context is stopped."""
-        return asyncio.ensure_future(self._request.async_killed_or_stopped())
+        """A future of the running loop that is True once the context is stopped. Raises RuntimeError without a loop."""
+        loop = asyncio.get_running_loop()
+        return loop.create_task(self._request.async_killed_or_stopped())
 
     def detached(self, id: str) -> Context:
         """Another context with the same metadata and trace, which is not cancelled with this one."""

@@ -13,7 +13,7 @@ from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.observability.metrics import Histogram
 
 IGNORED = {"errors", "_causes"}
-"""Counts by kind of error: they only grow, and there are as many as kinds."""
+"""Counts by kind of error, and kinds of warnings that were logged a moment ago: as many as there are kinds."""
 COUNTS = ("inflight", "running", "queued", "pending")
 _CONTAINERS = (dict, set, frozenset, list, deque, Deadlines)
 
