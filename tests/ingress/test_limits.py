@@ -14,6 +14,7 @@ import pytest
 
 from dynamo_fast.context import Context
 from dynamo_fast.ingress import tcp_server
+from dynamo_fast.ingress.buffered_bytes import BufferedBytes, Holder
 from dynamo_fast.ingress.tcp_server import SharedTcpServer
 from dynamo_fast.ingress.worker import Worker
 from tests.ingress.conftest import Start, address_of
@@ -211,10 +212,20 @@ async def test_acknowledgements_that_are_not_read_have_a_limit_in_bytes(
 
 
 async def test_acknowledgements_that_are_read_late_are_held_no_longer(worker: Worker) -> None:
+    held = asyncio.Event()
+
+    class Noting(BufferedBytes):
+        def hold(self, holder: Holder, size: int) -> None:
+            super().hold(holder, size)
+            if self.total > 65_536:  # more than a frame of which only a part has come
+                held.set()
+
+    worker.server.buffered = Noting(worker.server.buffered.limit)
     connection = await connected(worker)
     reader, writer = connection
     reader._transport.pause_reading()  # type: ignore[attr-defined]  # as above
     writer.write(request_frame(b"x" * 60_000, b"") * 100)
+    await asyncio.wait_for(held.wait(), PATIENCE)
     text_size = 60_000 + len("Server unavailable: unknown endpoint ")
     reader._transport.resume_reading()  # type: ignore[attr-defined]
     await asyncio.wait_for(reader.readexactly(100 * (4 + text_size)), PATIENCE)
