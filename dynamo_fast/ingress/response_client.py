@@ -42,6 +42,8 @@ _CORK_SECONDS = 0.001
 _CORK_FRAMES = 128
 _CORK_BYTES = 64 * 1024
 _ADDRESS_RETRY = 0.2
+# Every local port towards the router, or every descriptor, is in use: one may become free.
+_PASSING = frozenset({errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE})
 _LASTING_SECONDS = 5.0
 
 # What every request needs is looked up once: on Python 3.11 a member of an enumeration costs as much as a call.
@@ -149,9 +151,9 @@ async def _connect(
             transport, _ = await loop.create_connection(lambda: protocol, host, port)
             return transport
         except OSError as error:
-            if error.errno != errno.EADDRNOTAVAIL:
+            if error.errno not in _PASSING:
                 raise
-            await asyncio.sleep(_ADDRESS_RETRY)  # every local port towards the router is in use: one may become free
+            await asyncio.sleep(_ADDRESS_RETRY)
 
 
 class ResponseConnection(asyncio.Protocol):

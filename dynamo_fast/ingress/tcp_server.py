@@ -73,6 +73,7 @@ class SharedTcpServer:
         self._aliases: dict[bytes, set[bytes]] = {}
         self._listening: Listening | None = None
         self._listener: Listener | None = None
+        self._ended = False
         self._connections: set[_RequestConnection] = set()
         # Ordered by the last request: the first connection is the one that has been silent for longest.
         self._idle: Deadlines[_RequestConnection] = Deadlines(loop, self.config.idle_timeout, _RequestConnection.idle)
@@ -122,6 +123,7 @@ class SharedTcpServer:
 
     async def close(self) -> None:
         """Stop listening and close the connections; may be called twice. Accepted requests run on."""
+        self._ended = True
         if self._listener is not None:
             self._listener.close()
         for connection in list(self._connections):
@@ -143,6 +145,9 @@ class SharedTcpServer:
         return accept
 
     def _opened(self, connection: _RequestConnection) -> None:
+        if self._ended:  # accepted just before
+            connection.close()
+            return
         files = PROCESS.usable
         if len(self._new) >= (limit := min(self.config.max_new_connections, max(1, files // 8))):
             self._new.oldest().close("new", "it has sent no request, and there are %d like it", limit)

@@ -64,6 +64,7 @@ class Descriptors:
         """Ask `promiser` at each count from now on, for as long as it lives. `calls`: it is a router's, not a worker's."""
         alive = [each for each in self._promisers if each[0]() is not None]
         self._promisers = [*alive, (weakref.ref(promiser), calls)]
+        self._see_limit()
         self._next_look = 0.0
 
     def promise(self, count: int = 1, requests: int = 0) -> bool:

@@ -25,14 +25,24 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 LIMIT = 30.0
 
 
+def loop_name() -> str:
+    return "uvloop" if type(asyncio.get_running_loop()).__module__.startswith("uvloop") else "asyncio"
+
+
 @asynccontextmanager
 async def few_descriptors(
     files: int, backend: str = "", environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A worker that may have `files` open files, on the event loop of this test."""
-    loop = "uvloop" if type(asyncio.get_running_loop()).__module__.startswith("uvloop") else "asyncio"
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.ingress.few_descriptors", loop, str(files), *([backend] if backend else [])),
+        *(
+            sys.executable,
+            "-m",
+            "tests.ingress.few_descriptors",
+            loop_name(),
+            str(files),
+            *([backend] if backend else []),
+        ),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         cwd=Path(__file__).parents[2],
@@ -143,3 +153,62 @@ async def test_each_connection_to_the_router_counts(start: Start, bidirectional:
         acks = [await requester.ack() for _ in frames]
         assert acks.count("") == (10 if bidirectional else 20)
         assert acks[-1].startswith("Server overloaded: 10 of 40 open files are in use and 20 more promised")
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["silent", "known"])
+async def test_connections_leave_descriptors_to_the_answers(known: bool) -> None:
+    async with few_descriptors(256) as process:
+        address = await address_from(process)
+        requesters = [Requester(address) for _ in range(150)]
+        for requester in requesters:
+            await requester.__aenter__()
+            if known:
+                requester.send(requester.control(request_type="many_in"), b"")  # read, and answered with an error
+                assert await requester.ack() == ""
+                (await requester.dialled()).reset()
+        async with Requester(address) as requester:
+            first, _ = await send_all(requester, 1)  # meanwhile those that make way for others are closed
+            await requester.dialled(first[0])
+            taken, _ = await send_all(requester, 200)
+            await asyncio.wait_for(asyncio.gather(*(requester.dialled(each) for each in taken)), LIMIT)
+            assert len(taken) > 60
+        for requester in requesters:
+            await requester.__aexit__(None, None, None)
+
+
+DIAL = """
+import asyncio, os, resource, sys
+from dynamo_fast.config import WorkerConfig
+from dynamo_fast.ingress.response_client import Dialler
+from dynamo_fast.wire.control import TcpStreamConnectionInfo
+from tests.conftest import POLICIES
+
+async def main():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    info = TcpStreamConnectionInfo(sys.argv[2], "subject", "context")
+    copies = []
+    try:
+        while True:
+            copies.append(os.dup(0))
+    except OSError:
+        asyncio.get_running_loop().call_later(0.05, lambda: [os.close(each) for each in copies])
+    await Dialler(WorkerConfig()).dial(info, asyncio.Protocol())
+    print("dialled")
+
+asyncio.set_event_loop_policy(POLICIES[sys.argv[1]]())
+asyncio.run(main())
+"""
+
+
+async def test_a_dial_waits_for_a_descriptor() -> None:
+    """Other code of the process may have taken the one that was promised."""
+    server = await asyncio.start_server(lambda reader, writer: writer.transport.abort(), "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", DIAL, loop_name(), address),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), LIMIT)
+    assert output == b"dialled\n"
+    server.close()

@@ -14,11 +14,12 @@ import pytest
 
 from dynamo_fast.context import Context
 from dynamo_fast.ingress import tcp_server
+from dynamo_fast.ingress.buffered_bytes import BufferedBytes, Holder
 from dynamo_fast.ingress.tcp_server import SharedTcpServer
 from dynamo_fast.ingress.worker import Worker
 from tests.ingress.conftest import Start, address_of
 from tests.ingress.requester import PATIENCE, Requester, request_frame, two_part
-from tests.ingress.test_bidirectional import dialled
+from tests.ingress.test_bidirectional import Conversation, dialled
 from tests.ingress.test_push_handler import begun, data_of
 from tests.ingress.test_tcp_server import socket_address
 
@@ -163,6 +164,7 @@ async def test_requests_that_wait_have_a_limit_in_bytes(start: Start) -> None:
     worker = await start(hold, server={**limits, "request_queue_limit": 1000})
     async with Requester(address_of(worker)) as requester:
         running = await begun(requester, "running")
+        assert worker.server.admission.bytes == 0  # its handler has it
         subjects = []
         for _ in range(10):
             requester.send(requester.control(), json.dumps("b" * 9_000).encode())
@@ -207,6 +209,30 @@ async def test_acknowledgements_that_are_not_read_have_a_limit_in_bytes(
     assert "over the limit of 100000 (DYNAMO_FAST_MAX_BUFFERED_REQUEST_BYTES)" in caplog.text
     for _, writer in connections:
         writer.transport.abort()
+
+
+async def test_acknowledgements_that_are_read_late_are_held_no_longer(worker: Worker) -> None:
+    held = asyncio.Event()
+
+    class Noting(BufferedBytes):
+        def hold(self, holder: Holder, size: int) -> None:
+            super().hold(holder, size)
+            if self.total > 65_536:  # more than a frame of which only a part has come
+                held.set()
+
+    worker.server.buffered = Noting(worker.server.buffered.limit)
+    connection = await connected(worker)
+    reader, writer = connection
+    reader._transport.pause_reading()  # type: ignore[attr-defined]  # as above
+    writer.write(request_frame(b"x" * 60_000, b"") * 100)
+    await asyncio.wait_for(held.wait(), PATIENCE)
+    text_size = 60_000 + len("Server unavailable: unknown endpoint ")
+    reader._transport.resume_reading()  # type: ignore[attr-defined]
+    await asyncio.wait_for(reader.readexactly(100 * (4 + text_size)), PATIENCE)
+    writer.write(request_frame(b"x", b""))
+    await asyncio.wait_for(reader.readexactly(4 + 38), PATIENCE)
+    assert worker.server.buffered.total == 0
+    writer.transport.abort()
 
 
 async def test_a_closed_connection_that_is_not_read_has_its_time(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,6 +322,33 @@ async def test_a_reset_at_any_moment_of_an_input_leaves_nothing(start: Start, mo
             (requests if turns % 2 else answer).reset()
     await worker.close()
     await losses.until_empty()
+
+
+async def test_an_input_that_cannot_be_dialled_leaves_no_promise(start: Start) -> None:
+    worker = await start(Conversation(), bidirectional=True)
+    async with Requester(address_of(worker)) as requester:
+        info = requester.connection_info("x", "request", address="127.0.0.1:1")
+        control = requester.control("x", request_type="many_in", request_stream_connection_info=info)
+        requester.send(control, b"")
+        assert await requester.ack() == ""
+        (served,) = worker.endpoints.values()
+        await asyncio.wait_for(served.handler.drained(), PATIENCE)
+    await worker.close()
+    assert (worker.server.admission.promised, worker.server.admission.bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_connection_that_comes_while_the_server_closes_is_closed(start: Start, turns: int) -> None:
+    worker = await start()
+    with socket.create_connection(socket_address(worker)) as connection:
+        connection.setblocking(False)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await worker.server.close()
+        with contextlib.suppress(ConnectionResetError):
+            received = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(connection, 1), PATIENCE)
+            assert received == b""
+    assert not worker.server._connections
 
 
 # The log
