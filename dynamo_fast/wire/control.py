@@ -10,14 +10,14 @@ Always JSON, whatever the payload codec, with the keys in Dynamo's order. Each `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Literal, TypeVar
 
 import msgspec
 import orjson
 
-from dynamo_fast.errors import ControlError, InvalidAddress, RemoteError
+from dynamo_fast.errors import ControlError, InvalidAddress, RemoteError, SerializationError
 from dynamo_fast.wire.address import split_host_port
 from dynamo_fast.wire.error import decode_error, encodable, encode_error
 from dynamo_fast.wire.payload import PayloadCodec
@@ -81,8 +81,8 @@ class TcpStreamConnectionInfo(msgspec.Struct, frozen=True, gc=False):
     stream_type: StreamType = StreamType.RESPONSE
 
     def to_connection_info(self) -> ConnectionInfo:
-        """As the control message carries it."""
-        return ConnectionInfo(_TCP_SERVER, _encode_tcp_stream_info(self).decode())
+        """As the control message carries it. Raises SerializationError for an id that is not Unicode."""
+        return ConnectionInfo(_TCP_SERVER, _encode(_encode_tcp_stream_info, self).decode())
 
     @classmethod
     def from_connection_info(cls, connection_info: ConnectionInfo) -> TcpStreamConnectionInfo:
@@ -112,8 +112,12 @@ class RequestControlMessage(msgspec.Struct, frozen=True, gc=False):
     request_stream_connection_info: ConnectionInfo | None = None
 
     def encode(self) -> bytes:
-        """The JSON text, the same for Dynamo 1.3 and 1.6; keys without a value are left out, metadata is sorted."""
-        return _encode_request_control(
+        """The JSON text, the same for Dynamo 1.3 and 1.6; keys without a value are left out, metadata is sorted.
+
+        Raises SerializationError for a text that is not Unicode.
+        """
+        return _encode(
+            _encode_request_control,
             _RawRequestControl(
                 id=self.id,
                 request_type=self.request_type,
@@ -123,7 +127,7 @@ class RequestControlMessage(msgspec.Struct, frozen=True, gc=False):
                 metadata=dict(sorted(self.metadata.items())) if self.metadata else {},
                 frontend_send_ts_ns=self.frontend_send_ts_ns,
                 request_stream_connection_info=self.request_stream_connection_info,
-            )
+            ),
         )
 
     @classmethod
@@ -145,7 +149,8 @@ class RequestControlMessage(msgspec.Struct, frozen=True, gc=False):
 def encode_single_in(id: str, address: str, subject: str, codec: PayloadCodec, metadata: Mapping[str, str]) -> bytes:
     """The control message of a request with one body, whose answer goes to `subject` at `address`.
 
-    What `RequestControlMessage.encode` writes, at a third of the cost for nearly every request.
+    What `RequestControlMessage.encode` writes, at a third of the cost for nearly every request. Raises
+    SerializationError for a text that is not Unicode.
     """
     if metadata or not (id.isascii() and id.isprintable()) or '"' in id or "\\" in id:
         return _single_in(id, address, subject, codec, metadata)
@@ -241,6 +246,13 @@ class _RawRequestControl(msgspec.Struct, kw_only=True, omit_defaults=True, gc=Fa
 class _RawPrologue(msgspec.Struct):
     error: str | None = None
     typed_error: Any = None
+
+
+def _encode(encode: Callable[[object], bytes], message: object) -> bytes:
+    try:
+        return encode(message)
+    except UnicodeEncodeError as error:
+        raise SerializationError(f"the id or the metadata of the request cannot be written: {error}") from None
 
 
 _request_control = msgspec.json.Decoder(_RawRequestControl)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import msgspec
 import orjson
 
+from dynamo_fast.errors import SerializationError
+from dynamo_fast.wire._plain import UNWRITABLE
 from dynamo_fast.wire.text import UNREADABLE
 
 __all__ = [
@@ -31,8 +33,11 @@ _decoder = msgspec.json.Decoder(dict[str, str])
 
 
 def encode_headers(headers: Mapping[str, str]) -> bytes:
-    """The JSON text of `headers`."""
-    return orjson.dumps(headers)
+    """The JSON text of `headers`. Raises SerializationError for a text that is not Unicode."""
+    try:
+        return orjson.dumps(headers)
+    except UNWRITABLE as error:
+        raise SerializationError(f"the headers of the request cannot be written: {error}") from None
 
 
 def decode_headers(data: bytes | memoryview) -> dict[str, str]:

@@ -10,6 +10,7 @@ import pytest
 from dynamo_fast.context import Context
 from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.response_stream import ResponseStream
+from dynamo_fast.errors import SerializationError
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.instance import Instance, TransportType
 from dynamo_fast.wire.payload import PayloadCodec
@@ -190,3 +191,20 @@ async def test_what_the_metrics_say(router: AddressedPushRouter, worker: RawWork
     assert counts == [1, 1, 1, 1]
     assert metrics.tcp_bytes_sent > 200
     assert metrics.tcp_errors == 0
+
+
+@pytest.mark.parametrize("metadata", [{}, {"key": "half \ud800"}, {"\udfff": "value"}])
+async def test_texts_that_are_not_unicode_are_refused_before_anything_is_sent(
+    router: AddressedPushRouter, worker: RawWorker, metadata: dict[str, str]
+) -> None:
+    context = Context(None if metadata else "half \ud800", metadata)
+    with pytest.raises(SerializationError, match="surrogates not allowed"):
+        await router.generate(AddressedRequest({}, worker.address), context)
+
+
+async def test_headers_that_are_not_unicode_are_refused_before_anything_is_sent(
+    router: AddressedPushRouter, worker: RawWorker
+) -> None:
+    request = AddressedRequest({}, worker.address, headers={"key": "half \ud800"})
+    with pytest.raises(SerializationError, match="surrogates"):
+        await router.generate(request)
