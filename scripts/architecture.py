@@ -86,12 +86,6 @@ def reachable(edges: dict[str, set[str]], start: str) -> set[str]:
     return found
 
 
-def lines_of(room: str) -> int:
-    """Lines of Python (and Cython) in a room."""
-    files = [path for path in PACKAGE.rglob("*.py*") if path.suffix in (".py", ".pyx") and path.name != "__init__.py"]
-    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files if room_of(path) == room)
-
-
 def draw() -> str:
     """The picture, as SVG."""
     widest = max(len(floor) for floor in FLOORS)
@@ -108,9 +102,7 @@ def draw() -> str:
     for room, (x, y) in places.items():
         parts += [
             f'<rect x="{x}" y="{y}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="6" fill="#f3f6fa" stroke="#345"/>',
-            f'<text x="{x + BOX_WIDTH / 2:g}" y="{y + 22}" text-anchor="middle" font-size="15">{escape(room)}</text>',
-            f'<text x="{x + BOX_WIDTH / 2:g}" y="{y + 40}" text-anchor="middle" font-size="11" fill="#567">'
-            f"{_rounded(lines_of(room))} lines</text>",
+            f'<text x="{x + BOX_WIDTH / 2:g}" y="{y + 31}" text-anchor="middle" font-size="15">{escape(room)}</text>',
         ]
     return "\n".join([*parts, "</svg>", ""])
 
@@ -135,11 +127,6 @@ def _arrows(places: dict[str, tuple[int, int]]) -> list[str]:
                 f'{end[0]:g} {end[1]}" fill="none" stroke="#888" marker-end="url(#head)"/>'
             )
     return arrows
-
-
-def _rounded(lines: int) -> int:
-    """To whole hundreds, so that a small change of the code does not change the picture."""
-    return max(100, round(lines, -2))
 
 
 def main() -> int:

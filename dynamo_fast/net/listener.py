@@ -82,7 +82,8 @@ class Listener:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._close_server()
+        # A connection that was accepted in this turn gets its transport in the next, as long as its server is open.
+        self._loop.call_soon(self._close_server)
         self._socket.close()
 
     def open_sockets(self) -> Iterator[int]:
@@ -93,7 +94,7 @@ class Listener:
 
     def pause(self, error: OSError) -> None:
         """Accept nothing for now, because of `error`; tell of it."""
-        if self.paused or self._is_closed():
+        if self.paused or self.is_closed():
             return
         self.paused = True
         now = self._loop.time()
@@ -104,7 +105,7 @@ class Listener:
         self._loop.call_soon(self._wait_for_room)
 
     async def _open(self) -> None:
-        if self._is_closed():  # before this task had its turn
+        if self.is_closed():  # before this task had its turn
             return
         try:
             endpoint = _Duplicate(self, self._socket, self._backlog)
@@ -116,7 +117,7 @@ class Listener:
         except BaseException:
             endpoint.close()
             raise
-        if self._is_closed():
+        if self.is_closed():
             server.close()
             return
         self._server = server
@@ -153,7 +154,8 @@ class Listener:
         self.paused = False
         self._opening = self._loop.create_task(self._open())
 
-    def _is_closed(self) -> bool:
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
         return self._socket.fileno() < 0
 
     def _close_server(self) -> None:
@@ -176,7 +178,7 @@ class _Duplicate(socket.socket):
         super().listen(self._backlog)
 
     def accept(self) -> tuple[socket.socket, Any]:
-        if self._listener.paused:
+        if self._listener.paused or self._listener.is_closed():
             raise BlockingIOError
         try:
             return super().accept()
