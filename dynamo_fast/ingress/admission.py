@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from dynamo_fast.config import TcpServerConfig
@@ -14,7 +14,7 @@ from dynamo_fast.net.descriptors import PROCESS, Descriptors
 from dynamo_fast.observability.metrics import Histogram
 from dynamo_fast.observability.worker_metrics import PERMIT_WAIT
 
-__all__ = ["Admission", "Job", "Submit"]
+__all__ = ["Admission", "Job"]
 
 
 class Job(Protocol):
@@ -27,10 +27,6 @@ class Job(Protocol):
 
     def run(self) -> Coroutine[Any, Any, None]:
         """Called when its turn comes, and awaited in a task of its own until its answer has ended."""
-
-
-Submit = Callable[[Job], None]
-"""`Admission.submit`."""
 
 
 class Admission:
