@@ -52,9 +52,10 @@ from dynamo_fast.errors import (
 )
 from dynamo_fast.ingress.admission import Admission
 from dynamo_fast.ingress.buffered_bytes import BufferedBytes
+from dynamo_fast.ingress.dialler import Dialler
 from dynamo_fast.ingress.request_stream import RequestStream
 from dynamo_fast.ingress.response_addresses import ResponseAddresses
-from dynamo_fast.ingress.response_client import Dialler, ResponseConnection
+from dynamo_fast.ingress.response_connection import ResponseConnection
 from dynamo_fast.ingress.resumed import Resumed
 from dynamo_fast.logs import get_logger
 from dynamo_fast.observability import tracing

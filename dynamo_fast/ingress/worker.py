@@ -32,9 +32,9 @@ from dynamo_fast.errors import DynamoError, InvalidConfig
 from dynamo_fast.ingress.admission import Admission
 from dynamo_fast.ingress.buffered_bytes import BufferedBytes
 from dynamo_fast.ingress.canary import Canary
+from dynamo_fast.ingress.dialler import Dialler
 from dynamo_fast.ingress.push_handler import Handler, PushHandler
 from dynamo_fast.ingress.request_server import RequestServerFactory
-from dynamo_fast.ingress.response_client import Dialler
 from dynamo_fast.ingress.tcp_server import SharedTcpServer
 from dynamo_fast.ingress.watchdog import Watchdog
 from dynamo_fast.logs import get_logger

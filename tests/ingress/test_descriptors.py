@@ -179,7 +179,7 @@ async def test_connections_leave_descriptors_to_the_answers(known: bool) -> None
 DIAL = """
 import asyncio, os, resource, sys
 from dynamo_fast.config import WorkerConfig
-from dynamo_fast.ingress.response_client import Dialler
+from dynamo_fast.ingress.dialler import Dialler
 from dynamo_fast.wire.control import TcpStreamConnectionInfo
 from tests.conftest import POLICIES
 

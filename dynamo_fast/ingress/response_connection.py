@@ -10,41 +10,29 @@ a handler that runs on and on that is done after `_CORK_SECONDS`, `_CORK_FRAMES`
 from __future__ import annotations
 
 import asyncio
-import errno
 import types
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator
 from functools import cache
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from dynamo_fast.codec import TwoPartDecoder, encode_data_frames, encode_two_part
-from dynamo_fast.config import WorkerConfig, refuse_tls
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
-from dynamo_fast.errors import CannotConnect, CodecError, ConnectionTimeout
-from dynamo_fast.ingress.response_addresses import host_and_port
-from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of, keep_alive
+from dynamo_fast.errors import CodecError
+from dynamo_fast.net.sockets import keep_alive
 from dynamo_fast.observability import frame_log
-from dynamo_fast.wire.control import (
-    CallHomeHandshake,
-    ControlMessage,
-    ResponseStreamPrologue,
-    TcpStreamConnectionInfo,
-)
+from dynamo_fast.wire.control import ControlMessage, ResponseStreamPrologue
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classify
 
-__all__ = ["Dialler", "ResponseConnection"]
+__all__ = ["ConnectionOwner", "ResponseConnection"]
 
 # A router writes "stop" or "kill", in 30 bytes. Anything longer is a violation, and need not be held until it is whole.
 _MAX_CONTROL_SIZE = 1024
 _CORK_SECONDS = 0.001
 _CORK_FRAMES = 128
 _CORK_BYTES = 64 * 1024
-_ADDRESS_RETRY = 0.2
-# Every local port towards the router, or every descriptor, is in use: one may become free.
-_PASSING = frozenset({errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE})
-_LASTING_SECONDS = 5.0
 
 # What every request needs is looked up once: on Python 3.11 a member of an enumeration costs as much as a call.
 _CLOSED, _EOF, _LOST = State.CLOSED, Event.EOF, Event.LOST
@@ -79,81 +67,21 @@ def _final_frames(final: bytes) -> bytes:
     return encode_two_part(b"", final) + _SENTINEL
 
 
-class Dialler:
-    """Connects to routers, and keeps the deadlines of all response connections of a worker."""
+class ConnectionOwner(Protocol):
+    """What a response connection asks of the dialler that made it."""
 
-    def __init__(self, config: WorkerConfig) -> None:
-        refuse_tls()
-        self.loop = loop = asyncio.get_running_loop()
-        self._connecting: Deadlines[asyncio.Task[object]] = Deadlines(loop, config.connect_timeout, _cancel)
-        self._closing: Deadlines[ResponseConnection] = Deadlines(
-            loop, config.close_timeout, ResponseConnection.not_closed
-        )
-        self._stalled: Deadlines[ResponseConnection] = Deadlines(
-            loop, config.stall_timeout, ResponseConnection.not_read
-        )
-        self._young: Deadlines[ResponseConnection] = Deadlines(loop, _LASTING_SECONDS, ResponseConnection.lasts)
-        self._all_closed: asyncio.Future[None] | None = None
-        self._started: set[ResponseConnection] = set()
-        close_in_forked_children(self)
+    loop: asyncio.AbstractEventLoop
+    closing: Deadlines[ResponseConnection]
+    """Connections whose end is written: the router has to close them."""
+    stalled: Deadlines[ResponseConnection]
+    """Connections that wait for the router to read."""
+    young: Deadlines[ResponseConnection]
+    """Connections that were started a short time ago."""
+    started: set[ResponseConnection]
+    """Connections on which an answer has begun."""
 
-    async def dial(self, info: TcpStreamConnectionInfo, protocol: asyncio.Protocol) -> asyncio.Transport:
-        """Connect `protocol` to the router at `info.address`, and write the handshake; returns the transport.
-
-        Raises CannotConnect or ConnectionTimeout, both naming the address.
-        """
-        task = asyncio.current_task(self.loop)
-        assert task is not None
-        self._connecting.add(task)
-        try:
-            transport = await _connect(self.loop, *host_and_port(info.address), protocol)
-        except asyncio.CancelledError:
-            if task in self._connecting:
-                raise
-            seconds = self._connecting.seconds
-            raise ConnectionTimeout(f"{info.address} took no connection within {seconds:g} s") from None
-        except OSError as error:
-            raise CannotConnect(f"{info.address} cannot be reached: {error}") from error
-        finally:
-            self._connecting.discard(task)
-        if not transport.is_closing():  # lost, or given up, before this task had its turn: the protocol knows
-            # In a write of its own, before the handler runs: it may compute for longer than a router waits for this.
-            transport.write(encode_two_part(CallHomeHandshake(info.subject, info.stream_type).encode(), b""))
-        return transport
-
-    def open_sockets(self) -> Iterable[int]:
-        """See SocketHolder."""
-        return descriptors_of(connection._transport for connection in self._started)
-
-    async def all_closed(self) -> None:
-        """Wait until every finished connection is closed, which takes no longer than the close timeout."""
-        while self._closing:
-            self._all_closed = self.loop.create_future()
-            await self._all_closed
-
-    def _closed(self, connection: ResponseConnection) -> None:
-        self._started.discard(connection)
-        self._young.discard(connection)
-        self._closing.discard(connection)
-        if not self._closing and self._all_closed is not None and not self._all_closed.done():
-            self._all_closed.set_result(None)
-
-
-def _cancel(task: asyncio.Task[object]) -> None:
-    task.cancel()
-
-
-async def _connect(
-    loop: asyncio.AbstractEventLoop, host: str, port: int, protocol: asyncio.Protocol
-) -> asyncio.Transport:
-    while True:
-        try:
-            transport, _ = await loop.create_connection(lambda: protocol, host, port)
-            return transport
-        except OSError as error:
-            if error.errno not in _PASSING:
-                raise
-            await asyncio.sleep(_ADDRESS_RETRY)
+    def closed(self, connection: ResponseConnection) -> None:
+        """`connection` is lost."""
 
 
 class ResponseConnection(asyncio.Protocol):
@@ -180,7 +108,9 @@ class ResponseConnection(asyncio.Protocol):
         "plain",
     )
 
-    def __init__(self, dialler: Dialler, context: Context, codec: PayloadCodec, cut_short: Callable[[], None]) -> None:
+    def __init__(
+        self, dialler: ConnectionOwner, context: Context, codec: PayloadCodec, cut_short: Callable[[], None]
+    ) -> None:
         self._dialler = dialler
         self._context = context
         self._cut_short = cut_short
@@ -224,8 +154,8 @@ class ResponseConnection(asyncio.Protocol):
         if self._step(_STARTED, "") is _WRITE:
             self._frames.append(_PROLOGUE_OK)
             # Not when it is made: uvloop tells a connection whose dial is cancelled just then of nothing any more.
-            self._dialler._young.add(self)
-            self._dialler._started.add(self)
+            self._dialler.young.add(self)
+            self._dialler.started.add(self)
 
     def refuse(self, prologue: ResponseStreamPrologue) -> None:
         """The handler was not started: write the reason, and end the stream."""
@@ -258,12 +188,12 @@ class ResponseConnection(asyncio.Protocol):
             await asyncio.sleep(0)
         elif self.open:
             self._room = self._dialler.loop.create_future()
-            self._dialler._stalled.add(self)
+            self._dialler.stalled.add(self)
             try:
                 await self._room
             finally:
                 self._room = None
-                self._dialler._stalled.discard(self)
+                self._dialler.stalled.discard(self)
 
     @types.coroutine
     def uncorking(self, coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
@@ -326,7 +256,7 @@ class ResponseConnection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._step(_LOST, f"lost ({error or 'closed'})")
         self._transport = None
-        self._dialler._closed(self)
+        self._dialler.closed(self)
 
     def pause_writing(self) -> None:
         self.plain.paused = True
@@ -344,7 +274,7 @@ class ResponseConnection(asyncio.Protocol):
         """
         if self._transport is not None and not self._transport.is_closing():
             # A slow router may leave its window closed for as long as it may stall, and no longer.
-            keep_alive(self._transport.get_extra_info("socket"), self._dialler._stalled.seconds)
+            keep_alive(self._transport.get_extra_info("socket"), self._dialler.stalled.seconds)
 
     def not_closed(self) -> None:
         """The router did not close a finished stream in time."""
@@ -352,7 +282,7 @@ class ResponseConnection(asyncio.Protocol):
 
     def not_read(self) -> None:
         """The router read nothing for too long."""
-        self._step(Event.TIMEOUT, f"killed, as the router read nothing for {self._dialler._stalled.seconds:g} s")
+        self._step(Event.TIMEOUT, f"killed, as the router read nothing for {self._dialler.stalled.seconds:g} s")
 
     def _context_changed(self) -> None:
         killed = self._context.is_killed()
@@ -405,13 +335,13 @@ class ResponseConnection(asyncio.Protocol):
 
     def _write_end(self, end: bytes) -> None:
         self._flush(end)
-        self._dialler._closing.add(self)
+        self._dialler.closing.add(self)
         if self._peer_finished:
             self._close()
 
     def _write_cut(self) -> None:
         self._flush()
-        self._dialler._closing.add(self)
+        self._dialler.closing.add(self)
         self._wake()
         if self._transport is not None:
             self._transport.write_eof()
