@@ -10,6 +10,7 @@ from dynamo_fast.codec import encode_two_part
 from dynamo_fast.config import WorkerConfig, refuse_tls
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CannotConnect, ConnectionTimeout
+from dynamo_fast.ingress.clock import clock_of
 from dynamo_fast.ingress.response_addresses import host_and_port
 from dynamo_fast.ingress.response_connection import ResponseConnection
 from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of
@@ -33,6 +34,7 @@ class Dialler:
     def __init__(self, config: WorkerConfig) -> None:
         refuse_tls()
         self.loop = loop = asyncio.get_running_loop()
+        self.clock = clock_of(loop)
         self.closing: Deadlines[ResponseConnection] = Deadlines(
             loop, config.close_timeout, ResponseConnection.not_closed
         )

@@ -372,7 +372,7 @@ class _Request:
     async def _send_items(self, iterator: AsyncIterator[Any]) -> asyncio.CancelledError | None:
         """Send what `iterator` yields. Returns the cancellation that came meanwhile, which is the handler's to hear."""
         stream, encode = self._stream, self._control.payload_codec.encode_item
-        add_plain = stream.plain.add
+        add_plain = stream.corked.add
         said_goodbye = False
         async for item in iterator:
             if not stream.open:
@@ -401,7 +401,7 @@ class _Request:
         for item in items:
             if not stream.open:
                 break
-            if stream.plain.add(item) is None:
+            if stream.corked.add(item) is None:
                 stream.cork(encode(item))
         return stream.uncork()
 

@@ -13,13 +13,13 @@ import asyncio
 import types
 from collections.abc import Callable, Coroutine, Generator
 from functools import cache
-from time import monotonic
 from typing import Any, Protocol
 
 from dynamo_fast.codec import TwoPartDecoder, encode_data_frames, encode_two_part
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CodecError
+from dynamo_fast.ingress._cork import Cork
 from dynamo_fast.net.sockets import keep_alive
 from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.control import ControlMessage, ResponseStreamPrologue
@@ -71,6 +71,8 @@ class ConnectionOwner(Protocol):
     """What a response connection asks of the dialler that made it."""
 
     loop: asyncio.AbstractEventLoop
+    clock: Callable[[], float]
+    """Says how long items were corked, in seconds."""
     closing: Deadlines[ResponseConnection]
     """Connections whose end is written: the router has to close them."""
     stalled: Deadlines[ResponseConnection]
@@ -101,11 +103,11 @@ class ResponseConnection(asyncio.Protocol):
         "_transport",
         "abandoned",
         "bytes",
+        "corked",
         "end",
         "items",
         "open",
         "orderly",
-        "plain",
     )
 
     def __init__(
@@ -119,8 +121,8 @@ class ResponseConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._head, self._tail = codec.envelope
         self._frames: list[bytes] = []
-        self.plain = codec.plain_items(_CORK_FRAMES, _CORK_BYTES)
-        """What is corked after the frames, and has no frame and no envelope yet. `add` to it only while this is `open`."""
+        self.corked = Cork(codec.write, dialler.clock, _CORK_FRAMES, _CORK_BYTES, _CORK_SECONDS)
+        """Plain items that wait behind the frames, without frame and envelope. `add` to it only while this is `open`."""
         self._room: asyncio.Future[None] | None = None
         self._peer_finished = False
         self.open = True
@@ -165,26 +167,26 @@ class ResponseConnection(asyncio.Protocol):
     def send(self, item: bytes) -> bool:
         """Write an item in its envelope. Returns whether `room()` must be awaited before the next."""
         self.cork(item)
-        return self.plain.is_due(len(self._frames))
+        return self.corked.is_due(len(self._frames))
 
     def cork(self, item: bytes) -> None:
         """As `send`, but nothing is written before `uncork`."""
         if self.open:
             self._frame_plain()
             self._frames.append(encode_data_frames((item,)))
-            self.plain.bytes += len(item)
+            self.corked.bytes += len(item)
             self.items += 1
             self.bytes += len(item)
 
     def uncork(self) -> bool:
         """Write what is corked. Returns whether `room()` must be awaited."""
         self._flush()
-        return self.plain.is_due(0)
+        return self.corked.is_due(0)
 
     async def room(self) -> None:
         """Write what is corked, give the others a turn, and wait for as long as the router reads more slowly."""
         self._flush()
-        if not self.plain.paused:
+        if not self.corked.paused:
             await asyncio.sleep(0)
         elif self.open:
             self._room = self._dialler.loop.create_future()
@@ -199,6 +201,7 @@ class ResponseConnection(asyncio.Protocol):
     def uncorking(self, coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
         """Await `coroutine`, which sends here; what is corked is written before it gives the event loop a turn."""
         resume: Callable[[Any], Any] = (send := coroutine.send)
+        corked, restart = self.corked, self.corked.restart
         value: Any = None
         while True:
             try:
@@ -207,7 +210,7 @@ class ResponseConnection(asyncio.Protocol):
                 return
             finally:
                 value = None  # an error that was thrown in holds this frame by its traceback
-            if self.plain.data or self._frames:
+            if corked.data or self._frames:
                 self._flush()
             try:
                 value = yield waits_for
@@ -216,7 +219,7 @@ class ResponseConnection(asyncio.Protocol):
                 if isinstance(error, GeneratorExit):
                     self._abandon()
                 resume, value = coroutine.throw, error
-            self.plain.until = monotonic() + _CORK_SECONDS
+            restart()
 
     def _abandon(self) -> None:
         """The task is collected, not ended: its event loop was closed or left, and nothing can be written any more."""
@@ -225,7 +228,7 @@ class ResponseConnection(asyncio.Protocol):
         self._machine.state = _CLOSED
         self._transport = None
         self._frames.clear()
-        self.plain.data.clear()
+        self.corked.data.clear()
 
     def finish(self, final: bytes) -> None:
         """The handler has no more items: write the final data frame, and end the stream."""
@@ -259,10 +262,10 @@ class ResponseConnection(asyncio.Protocol):
         self._dialler.closed(self)
 
     def pause_writing(self) -> None:
-        self.plain.paused = True
+        self.corked.paused = True
 
     def resume_writing(self) -> None:
-        self.plain.paused = False
+        self.corked.paused = False
         self._wake()
 
     # Deadlines
@@ -315,7 +318,7 @@ class ResponseConnection(asyncio.Protocol):
         return action
 
     def _frame_plain(self) -> None:
-        if data := self.plain.data:
+        if data := self.corked.data:
             frames = encode_data_frames(data, self._head, self._tail)
             self._frames.append(frames)
             self.items += len(data)
@@ -331,7 +334,7 @@ class ResponseConnection(asyncio.Protocol):
         if frames and self._transport is not None:
             self._transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
         frames.clear()
-        self.plain.bytes = 0
+        self.corked.bytes = 0
 
     def _write_end(self, end: bytes) -> None:
         self._flush(end)
@@ -361,7 +364,7 @@ class ResponseConnection(asyncio.Protocol):
     def _abort(self) -> None:
         """Close now; what the kernel has not taken yet is dropped."""
         self._frames.clear()
-        self.plain.data.clear()
+        self.corked.data.clear()
         self._wake()
         if self._transport is not None:
             self._transport.abort()
