@@ -1,10 +1,11 @@
-"""The worker's end of a response stream: dial the router that waits for an answer, and write the frames.
+"""`ResponseConnection`: the worker's end of a response stream. It writes the frames of one answer.
 
-What may be received when, and what follows from it, is the table of `wire.stream`; here are only the bytes.
+What may be received in which state, and what follows from it, is the table `WORKER` of `wire.stream`; `EXECUTORS` carries
+out its actions.
 
-Frames are *corked*: those that a handler yields without a pause leave in one write, with the prologue in front or the end
-behind. They are written before the request's task gives the event loop a turn (see `uncorking`). For
-a handler that runs on and on that is done after `_CORK_SECONDS`, `_CORK_FRAMES` frames, or `_CORK_BYTES` bytes: see `room`.
+Frames are *corked*: the items that a handler yields without a pause leave in one write, with the prologue before or the
+end behind them. They are written before the task of the request gives the event loop a turn (see `uncorking`), or after
+`_CORK_SECONDS`, `_CORK_FRAMES` frames, or `_CORK_BYTES` bytes if the handler does not pause (see `room`).
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from dynamo_fast.wire.control import ControlMessage, ResponseStreamPrologue
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classify
 
-__all__ = ["ConnectionOwner", "ResponseConnection"]
+__all__ = ["EXECUTORS", "ConnectionOwner", "ResponseConnection"]
 
-# A router writes "stop" or "kill", in 30 bytes. Anything longer is a violation, and need not be held until it is whole.
+# A router writes "stop" or "kill", in 30 bytes. A longer message is a violation; it is refused before it is complete.
 _MAX_CONTROL_SIZE = 1024
 _CORK_SECONDS = 0.001
 _CORK_FRAMES = 128
@@ -37,11 +38,8 @@ _CORK_BYTES = 64 * 1024
 # What every request needs is looked up once: on Python 3.11 a member of an enumeration costs as much as a call.
 _CLOSED, _EOF, _LOST = State.CLOSED, Event.EOF, Event.LOST
 _STARTED, _FINISHED = Event.PROLOGUE_OK, Event.FINISHED
-_WRITE, _WRITE_END = Action.WRITE, Action.WRITE_END
+_WRITE_END = Action.WRITE_END
 _OVER = frozenset({State.DRAINING, State.CLOSED})
-_UNFINISHED = frozenset({State.PROLOGUE, State.STREAMING})
-_CUT = Action.CUT
-_CLOSING = frozenset({Action.CLOSE, Action.CUT, Action.STOP_CONTEXT, Action.KILL_CONTEXT})
 _ORDERLY_ENDS = frozenset(
     {
         Event.FINISHED,
@@ -87,7 +85,11 @@ class ConnectionOwner(Protocol):
 
 
 class ResponseConnection(asyncio.Protocol):
-    """One response stream. `cut_short` is called once if the stream ends before the push handler has ended it."""
+    """One answer on its way to the router: bytes to frames, frames to events, events to the actions of the table.
+
+    The request makes it and owns it; the dialler connects it and keeps its deadlines. `cut_short` is called once if the
+    stream ends before the request has ended it. It ends when the machine is closed and the transport is lost.
+    """
 
     __slots__ = (
         "_context",
@@ -126,7 +128,7 @@ class ResponseConnection(asyncio.Protocol):
         self._room: asyncio.Future[None] | None = None
         self._peer_finished = False
         self.open = True
-        """Whether the handler's items still go anywhere."""
+        """Whether items are still written."""
         self.items = 0
         """Items put into frames."""
         self.bytes = 0
@@ -134,35 +136,30 @@ class ResponseConnection(asyncio.Protocol):
         self.end = ""
         """Who ended the stream and in which state, for the log."""
         self.orderly = False
-        """Whether it was ended by somebody who may."""
+        """Whether it ended as the protocol provides: by the worker, by the handler, or by stop or kill of the router."""
         self.abandoned = False
-        """Whether its event loop has ended under it."""
+        """Whether the event loop ended first."""
         context.on_cancel(self._context_changed, dialler.loop)
 
-    # What the push handler does
+    # Called by the request
 
     def dialled(self, transport: asyncio.Transport) -> None:
-        """The handshake is written on `transport`, which was not closed before: it says to the router whose end this is.
+        """The handshake is written on `transport`; from now on this writes there.
 
-        (The context may be killed while the router is dialled: by the input of the request, which has a connection of its
-        own. A connection that ends without a handshake would leave the caller waiting for a call home.)
+        The input of the request may kill the context while the router is dialled. The connection is closed only now: if
+        it ended without a handshake, the router would wait for the call home.
         """
         self._transport = transport
         if not self.open:
-            self._close()
+            self._finish()
 
     def start(self) -> None:
         """The handler was started: write the prologue."""
-        if self._step(_STARTED, "") is _WRITE:
-            self._frames.append(_PROLOGUE_OK)
-            # Not when it is made: uvloop tells a connection whose dial is cancelled just then of nothing any more.
-            self._dialler.young.add(self)
-            self._dialler.started.add(self)
+        self._step(_STARTED, "", _PROLOGUE_OK)
 
     def refuse(self, prologue: ResponseStreamPrologue) -> None:
         """The handler was not started: write the reason, and end the stream."""
-        if self._step(Event.PROLOGUE_ERROR, "refused by the worker") is _WRITE_END:
-            self._write_end(encode_two_part(prologue.encode(), b"") + _SENTINEL)
+        self._step(Event.PROLOGUE_ERROR, "refused by the worker", encode_two_part(prologue.encode(), b"") + _SENTINEL)
 
     def send(self, item: bytes) -> bool:
         """Write an item in its envelope. Returns whether `room()` must be awaited before the next."""
@@ -184,7 +181,7 @@ class ResponseConnection(asyncio.Protocol):
         return self.corked.is_due(0)
 
     async def room(self) -> None:
-        """Write what is corked, give the others a turn, and wait for as long as the router reads more slowly."""
+        """Write what is corked, give the loop a turn, and wait while the router reads more slowly than this writes."""
         self._flush()
         if not self.corked.paused:
             await asyncio.sleep(0)
@@ -199,7 +196,7 @@ class ResponseConnection(asyncio.Protocol):
 
     @types.coroutine
     def uncorking(self, coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
-        """Await `coroutine`, which sends here; what is corked is written before it gives the event loop a turn."""
+        """Await `coroutine`, which sends items here. Write what is corked before it gives the event loop a turn."""
         resume: Callable[[Any], Any] = (send := coroutine.send)
         corked, restart = self.corked, self.corked.restart
         value: Any = None
@@ -209,20 +206,20 @@ class ResponseConnection(asyncio.Protocol):
             except StopIteration:
                 return
             finally:
-                value = None  # an error that was thrown in holds this frame by its traceback
+                value = None  # the traceback of an error that was thrown in refers to this frame
             if corked.data or self._frames:
                 self._flush()
             try:
                 value = yield waits_for
                 resume = send
-            except BaseException as error:  # a cancellation, which is the coroutine's to deal with
+            except BaseException as error:  # a cancellation: the coroutine handles it
                 if isinstance(error, GeneratorExit):
                     self._abandon()
                 resume, value = coroutine.throw, error
             restart()
 
     def _abandon(self) -> None:
-        """The task is collected, not ended: its event loop was closed or left, and nothing can be written any more."""
+        """The task is garbage collected: its event loop was closed or left, and nothing can be written."""
         self.abandoned = True
         self.open = False
         self._machine.state = _CLOSED
@@ -232,11 +229,10 @@ class ResponseConnection(asyncio.Protocol):
 
     def finish(self, final: bytes) -> None:
         """The handler has no more items: write the final data frame, and end the stream."""
-        if self._step(_FINISHED, "finished by the handler") is _WRITE_END:
+        if self._step(_FINISHED, "finished by the handler", _final_frames(final)) is _WRITE_END:
             self.bytes += len(final)
-            self._write_end(_final_frames(final))
 
-    # What the event loop does
+    # Called by the event loop
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -254,7 +250,7 @@ class ResponseConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         self._peer_finished = True
         self._step(_EOF, "")
-        return self._machine.state is not _CLOSED  # what we have to say can still be written
+        return self._machine.state is not _CLOSED  # else keep the connection open for writing
 
     def connection_lost(self, error: Exception | None) -> None:
         self._step(_LOST, f"lost ({error or 'closed'})")
@@ -271,12 +267,12 @@ class ResponseConnection(asyncio.Protocol):
     # Deadlines
 
     def lasts(self) -> None:
-        """It is open for a while: a router's machine that vanished without a word would hold its request for ever.
+        """It has been open for a while: switch keep-alive on, so that a router whose machine has vanished is noticed.
 
-        (Not asked for at once: it costs a tenth of a request of one item, and most are over before the first probe.)
+        Not at once: it costs a tenth of a request of one item, and most requests end before the first probe.
         """
         if self._transport is not None and not self._transport.is_closing():
-            # A slow router may leave its window closed for as long as it may stall, and no longer.
+            # A router may leave its window closed for as long as it may stall.
             keep_alive(self._transport.get_extra_info("socket"), self._dialler.stalled.seconds)
 
     def not_closed(self) -> None:
@@ -291,31 +287,70 @@ class ResponseConnection(asyncio.Protocol):
         killed = self._context.is_killed()
         self._step(Event.CONTEXT_KILLED if killed else Event.CONTEXT_STOPPED, "stopped by its own handler")
 
-    def _step(self, event: Event, end: str) -> Action:
+    # What the table says
+
+    def _step(self, event: Event, end: str, frames: bytes = b"") -> Action:
+        """Tell the machine of `event`, and carry out the action that it returns.
+
+        `end` says who ended the stream, in case it ends now; `frames` are what the event has to write.
+        """
         before = self._machine.state
         action = self._machine.step(event)
-        state = self._machine.state
-        if self.open and state in _OVER:
+        if self.open and self._machine.state in _OVER:
             self.open = False
             self.end = f"{end} in state {before.name}"
             self.orderly = event in _ORDERLY_ENDS
             self._context.off_cancel(self._context_changed)
-        if action in _CLOSING:
-            if action is _CUT:
-                self._write_cut()
-            elif event is _EOF:
-                self._close()
-            else:
-                self._abort()
-            if action is Action.STOP_CONTEXT:
-                self._context.stop_generating()
-            elif action is Action.KILL_CONTEXT:
-                self._context.kill()
-            if before in _UNFINISHED:
-                self._cut_short()
+        EXECUTORS[action](self, frames)
         if not self.open:
-            self._cut_short = _nothing  # they hold each other: without this only the garbage collector would part them
+            self._cut_short = _nothing  # break the reference cycle with the request
         return action
+
+    def _ignore(self, _: bytes = b"") -> None:
+        pass
+
+    def _write(self, frames: bytes) -> None:
+        self._frames.append(frames)
+        # Not when it is made: uvloop does not tell a connection of its loss if its dial is cancelled just then.
+        self._dialler.young.add(self)
+        self._dialler.started.add(self)
+
+    def _write_end(self, frames: bytes) -> None:
+        self._flush(frames)
+        self._dialler.closing.add(self)
+        if self._peer_finished:
+            self._finish()
+
+    def _cut(self, _: bytes = b"") -> None:
+        self._flush()
+        self._dialler.closing.add(self)
+        self._wake()
+        if self._transport is not None:
+            self._transport.write_eof()
+        if self._peer_finished:
+            self._finish()
+        self._cut_short()
+
+    def _finish(self, _: bytes = b"") -> None:
+        self._wake()
+        if self._transport is not None:
+            self._transport.close()
+
+    def _close(self, _: bytes = b"") -> None:
+        self._abort()
+        self._cut_short()
+
+    def _stop_context(self, _: bytes = b"") -> None:
+        self._abort()
+        self._context.stop_generating()
+        self._cut_short()
+
+    def _kill_context(self, _: bytes = b"") -> None:
+        self._abort()
+        self._context.kill()
+        self._cut_short()
+
+    # Bytes
 
     def _frame_plain(self) -> None:
         if data := self.corked.data:
@@ -336,30 +371,9 @@ class ResponseConnection(asyncio.Protocol):
         frames.clear()
         self.corked.bytes = 0
 
-    def _write_end(self, end: bytes) -> None:
-        self._flush(end)
-        self._dialler.closing.add(self)
-        if self._peer_finished:
-            self._close()
-
-    def _write_cut(self) -> None:
-        self._flush()
-        self._dialler.closing.add(self)
-        self._wake()
-        if self._transport is not None:
-            self._transport.write_eof()
-        if self._peer_finished:
-            self._close()
-
     def _wake(self) -> None:
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
-
-    def _close(self) -> None:
-        """Close after what was written."""
-        self._wake()
-        if self._transport is not None:
-            self._transport.close()
 
     def _abort(self) -> None:
         """Close now; what the kernel has not taken yet is dropped."""
@@ -368,3 +382,16 @@ class ResponseConnection(asyncio.Protocol):
         self._wake()
         if self._transport is not None:
             self._transport.abort()
+
+
+#: How each action of `WORKER` is carried out, with the frames that the event has to write.
+EXECUTORS: dict[Action, Callable[[ResponseConnection, bytes], None]] = {
+    Action.IGNORE: ResponseConnection._ignore,
+    Action.WRITE: ResponseConnection._write,
+    Action.WRITE_END: ResponseConnection._write_end,
+    Action.CUT: ResponseConnection._cut,
+    Action.FINISH: ResponseConnection._finish,
+    Action.CLOSE: ResponseConnection._close,
+    Action.STOP_CONTEXT: ResponseConnection._stop_context,
+    Action.KILL_CONTEXT: ResponseConnection._kill_context,
+}
