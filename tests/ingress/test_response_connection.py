@@ -101,7 +101,8 @@ async def connected() -> AsyncIterator[Stream]:
     made = Stream()
     await made.connect()
     yield made
-    made.transport.abort()
+    if made.connection._transport is not None:
+        made.transport.abort()
     made.router.close()
     await asyncio.sleep(0)
 
