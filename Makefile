@@ -126,7 +126,7 @@ peers: .peers/1.3.1/.done .peers/1.6.1/.done
 	@touch $@
 
 # The extensions are built into the source tree; a change of them or of what is installed builds again.
-SOURCES := setup.py pyproject.toml dynamo_fast/_codec.pyx dynamo_fast/wire/_plain.py dynamo_fast/wire/_plain.pxd
+SOURCES := setup.py pyproject.toml dynamo_fast/_codec.pyx $(foreach file,wire/_plain ingress/_cork,$(addprefix dynamo_fast/$(file),.py .pxd))
 
 $(BIN)/python:
 	$(call say,"a virtual environment in $(VENV)")
@@ -159,5 +159,5 @@ $(VENV)/.wheels: | $(BIN)/python
 
 clean:
 	rm -rf $(VENV) .peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f dynamo_fast/*.so dynamo_fast/wire/*.so dynamo_fast/_codec.c
+	rm -f dynamo_fast/*.so dynamo_fast/wire/*.so dynamo_fast/ingress/*.so dynamo_fast/_codec.c
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

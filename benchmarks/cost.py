@@ -60,9 +60,9 @@ WORKER = """
 import asyncio, sys, uvloop
 from benchmarks import worker
 from dynamo_fast.discovery.memory import MemoryDiscovery
-from dynamo_fast.ingress import response_client
+from dynamo_fast.ingress import response_connection
 from dynamo_fast.ingress.worker import Worker
-response_client._CORK_SECONDS *= 100  # the clock does not wait for valgrind, which is about that much slower
+response_connection._CORK_SECONDS *= 100  # the clock does not wait for valgrind, which is about that much slower
 async def main():
     discovery = MemoryDiscovery()  # without heartbeats, whose number depends on the time
     await (await Worker.start(discovery)).serve(worker.HANDLERS[sys.argv[1]], worker.ENDPOINT.format(sys.argv[1]))

@@ -71,7 +71,7 @@ def sdist() -> Path:
     (archive,) = DIST.glob("*.tar.gz")
     with tarfile.open(archive) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
-    needed = {"setup.py", "dynamo_fast/_codec.pyx", "dynamo_fast/wire/_plain.pxd"}
+    needed = {"setup.py", "dynamo_fast/_codec.pyx", "dynamo_fast/wire/_plain.pxd", "dynamo_fast/ingress/_cork.pxd"}
     missing = {*needed, "dynamo_fast/conformance/vectors/index.json"} - names
     if missing:
         sys.exit(f"{archive.name} lacks {', '.join(sorted(missing))}")
@@ -99,8 +99,12 @@ def look_into(built: Path, backend: str) -> None:
         names = files.namelist()
     if stray := [name for name in names if name.endswith((".c", ".pyx", ".pxd", ".pyc")) or name.startswith("tests/")]:
         sys.exit(f"{built.name} holds {', '.join(stray)}")
-    compiled = [name for name in names if re.fullmatch(r"dynamo_fast/(_codec|wire/_plain)\.[\w.-]+\.(so|pyd)", name)]
-    expected = 2 if backend == "cython" else 0
+    compiled = [
+        name
+        for name in names
+        if re.fullmatch(r"dynamo_fast/(_codec|wire/_plain|ingress/_cork)\.[\w.-]+\.(so|pyd)", name)
+    ]
+    expected = 3 if backend == "cython" else 0
     if len(compiled) != expected:
         sys.exit(f"{built.name} should hold {expected} extensions, and holds {compiled}")
     needed = {"dynamo_fast/py.typed", "dynamo_fast/_codec.pyi", "dynamo_fast/conformance/vectors/index.json"}

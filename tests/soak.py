@@ -446,7 +446,7 @@ def _memory(ours: Sample, theirs: Sample) -> dict[str, int]:
 def _in_flight(ours: Sample, theirs: Sample) -> list[str]:
     """What there is only while a call is under way. (One request is: the one that asks.)"""
     left = [f"{path}: {size}" for path, size in ours.tables.items() if path in ("metrics.inflight", "server.pending")]
-    running = theirs.tables.get("worker.server.admission.running", 0)
+    running = theirs.tables.get("worker.admission.running", 0)
     return left + ([f"the worker runs {running} requests"] if running > 1 else [])
 
 

@@ -88,7 +88,7 @@ async def _serve(handler: Handler, options: argparse.Namespace) -> int:
         limit = f", for at most {config.shutdown_timeout:g} s; another signal ends it now" if running else ""
         print(f"leaving; {running} request{'' if running == 1 else 's'} to finish{limit}", flush=True)
         await worker.close()
-    if worker.server.admission.running:
+    if worker.admission.running:
         end_now(1)  # handlers that ignore their cancellation, for which the loop would wait
     return 0
 

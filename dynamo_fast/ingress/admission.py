@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from dynamo_fast.config import TcpServerConfig
 from dynamo_fast.errors import ResourceExhausted
+from dynamo_fast.ingress.clock import clock_of
 from dynamo_fast.net.descriptors import PROCESS, Descriptors
 from dynamo_fast.observability.metrics import Histogram
 from dynamo_fast.observability.worker_metrics import PERMIT_WAIT
 
-__all__ = ["Admission", "Job", "Submit"]
+__all__ = ["Admission", "Job"]
 
 
 class Job(Protocol):
@@ -29,10 +29,6 @@ class Job(Protocol):
         """Called when its turn comes, and awaited in a task of its own until its answer has ended."""
 
 
-Submit = Callable[[Job], None]
-"""`Admission.submit`."""
-
-
 class Admission:
     """Runs jobs in order, `capacity` at once; `queue_capacity` more may wait. One per worker, for all its endpoints.
 
@@ -42,6 +38,7 @@ class Admission:
 
     __slots__ = (
         "__weakref__",
+        "_clock",
         "_descriptors",
         "_loop",
         "_max_bytes",
@@ -71,6 +68,7 @@ class Admission:
         """Bytes of the messages of accepted jobs whose body is not decoded yet."""
         self._max_bytes = config.buffered_bytes
         self._loop = asyncio.get_running_loop()
+        self._clock = clock_of(self._loop)
         self._queue: deque[tuple[float, Job]] = deque()
         self._tasks: dict[asyncio.Task[None], Job] = {}
         self._descriptors = descriptors
@@ -103,7 +101,7 @@ class Admission:
         if running < self.capacity:
             self._start(job)
         else:
-            self._queue.append((time.monotonic(), job))
+            self._queue.append((self._clock(), job))
 
     def dials(self, job: Job) -> None:
         """`job` opens one of its connections now."""
@@ -138,7 +136,7 @@ class Admission:
             job.descriptors = 0
         if self._queue:
             since, job = self._queue.popleft()
-            self.wait.observe(time.monotonic() - since)
+            self.wait.observe(self._clock() - since)
             self._start(job)
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error  # a job reports what can go wrong itself: this is a bug, for the loop's exception handler

@@ -31,11 +31,11 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import FrameType
 from typing import Any
 
-from dynamo_fast.codec import TcpRequestMessage, TwoPartCodec, TwoPartDecoder, TwoPartMessage, TwoPartMessageType
+from dynamo_fast.codec import TwoPartCodec, TwoPartDecoder, TwoPartMessage, TwoPartMessageType
 from dynamo_fast.config import WorkerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.errors import (
@@ -50,11 +50,12 @@ from dynamo_fast.errors import (
     TransportError,
     Unavailable,
 )
-from dynamo_fast.ingress.admission import Admission, Submit
+from dynamo_fast.ingress.admission import Admission
 from dynamo_fast.ingress.buffered_bytes import BufferedBytes
+from dynamo_fast.ingress.dialler import Dialler
 from dynamo_fast.ingress.request_stream import RequestStream
 from dynamo_fast.ingress.response_addresses import ResponseAddresses
-from dynamo_fast.ingress.response_client import Dialler, ResponseConnection
+from dynamo_fast.ingress.response_connection import ResponseConnection
 from dynamo_fast.ingress.resumed import Resumed
 from dynamo_fast.logs import get_logger
 from dynamo_fast.observability import tracing
@@ -69,7 +70,7 @@ from dynamo_fast.wire.control import (
     TcpStreamConnectionInfo,
 )
 from dynamo_fast.wire.error import from_exception, text_of
-from dynamo_fast.wire.headers import FRONTEND_SEND_TS_NS, decode_headers
+from dynamo_fast.wire.headers import FRONTEND_SEND_TS_NS
 from dynamo_fast.wire.text import shown
 
 __all__ = ["Batch", "Handler", "PushHandler", "handler_of", "takes_context"]
@@ -100,7 +101,7 @@ class Batch:
 
 
 class PushHandler:
-    """One endpoint and its handler; `accept` is what `SharedTcpServer.register` wants."""
+    """One endpoint and its handler; `accept` is what `RequestServer.register` wants."""
 
     def __init__(
         self,
@@ -134,21 +135,22 @@ class PushHandler:
         self.cancelled = False
         """Whether `cancel` was called."""
 
-    def accept(self, frame: TcpRequestMessage, submit: Submit) -> None:
+    def accept(self, payload: bytes | memoryview, headers: Mapping[str, str]) -> None:
         """Submit the job that answers this request.
 
-        Raises Unavailable if it cannot be told whom to answer, or may not be answered there, and what `submit` raises.
+        Raises Unavailable if it cannot be told whom to answer, or may not be answered there; ResourceExhausted if the
+        worker has too many requests.
         """
         try:
-            request = _Request(self, frame)
+            request = _Request(self, payload, headers)
         except (ProtocolError, InvalidAddress) as error:
             self.metrics.error("deserialization")
             raise Unavailable(f"Server unavailable: unreadable request: {error}") from error
-        submit(request)
+        self.admission.submit(request)
         self.metrics.requests += 1
         self.metrics.inflight += 1
-        self.metrics.request_bytes += len(frame.payload)
-        _observe_transit(self.worker_metrics.network_transit, frame.headers)
+        self.metrics.request_bytes += len(payload)
+        _observe_transit(self.worker_metrics.network_transit, headers)
 
     def call(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """Call the handler. Raises what it raises, and AttributeError if it returns no async iterator."""
@@ -224,8 +226,8 @@ class _Request:
         "size",
     )
 
-    def __init__(self, handler: PushHandler, frame: TcpRequestMessage) -> None:
-        self._message = _two_part(frame.payload)
+    def __init__(self, handler: PushHandler, payload: bytes | memoryview, headers: Mapping[str, str]) -> None:
+        self._message = _two_part(payload)
         header = self._message.header
         if len(header) > MAX_CONTROL_MESSAGE_SIZE:  # what it says lives as long as the request
             raise ControlError(
@@ -236,13 +238,13 @@ class _Request:
         handler.addresses.check(self._info.address)
         self._input_info: TcpStreamConnectionInfo | None = None
         self.descriptors = 1
-        self.size = len(frame.payload)
+        self.size = len(payload)
         if handler.bidirectional and (info := self._control.request_stream_connection_info) is not None:
             self._input_info = TcpStreamConnectionInfo.from_connection_info(info)
             handler.addresses.check(self._input_info.address)
             self.descriptors = 2
         self._handler = handler
-        self._context = _context(self._control, frame.headers if handler.traces else None)
+        self._context = _context(self._control, headers if handler.traces else None)
         codec = self._control.payload_codec
         self._stream = ResponseConnection(handler.dialler, self._context, codec, self._cut_short)
         self._input: RequestStream | None = None
@@ -370,7 +372,7 @@ class _Request:
     async def _send_items(self, iterator: AsyncIterator[Any]) -> asyncio.CancelledError | None:
         """Send what `iterator` yields. Returns the cancellation that came meanwhile, which is the handler's to hear."""
         stream, encode = self._stream, self._control.payload_codec.encode_item
-        add_plain = stream.plain.add
+        add_plain = stream.corked.add
         said_goodbye = False
         async for item in iterator:
             if not stream.open:
@@ -399,7 +401,7 @@ class _Request:
         for item in items:
             if not stream.open:
                 break
-            if stream.plain.add(item) is None:
+            if stream.corked.add(item) is None:
                 stream.cork(encode(item))
         return stream.uncork()
 
@@ -453,10 +455,10 @@ class _Request:
         )
 
 
-def _context(control: RequestControlMessage, headers: bytes | memoryview | None) -> Context:
+def _context(control: RequestControlMessage, headers: Mapping[str, str] | None) -> Context:
     if headers is None:
         return Context(control.id, control.metadata)
-    span = tracing.follow(decode_headers(headers))
+    span = tracing.follow(headers)
     context = Context(control.id, control.metadata, span.headers)
     context.parent_span_id = span.parent_span_id
     return context
@@ -491,8 +493,8 @@ def _two_part(payload: bytes | memoryview) -> TwoPartMessage:
         return TwoPartDecoder().feed(payload)[0]
 
 
-def _observe_transit(histogram: Histogram, headers: bytes | memoryview) -> None:
-    sent_at = decode_headers(headers).get(FRONTEND_SEND_TS_NS, "")
+def _observe_transit(histogram: Histogram, headers: Mapping[str, str]) -> None:
+    sent_at = headers.get(FRONTEND_SEND_TS_NS, "")
     if sent_at.isdecimal() and len(sent_at) <= _MAX_TIME_DIGITS:
         histogram.observe(max(0, time.time_ns() - int(sent_at)) / 1e9)
 

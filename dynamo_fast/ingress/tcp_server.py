@@ -22,15 +22,15 @@ so that silent ones cannot take the place of routers: the oldest of them is clos
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import cast
 
 from dynamo_fast.codec import TcpRequestDecoder, TcpRequestMessage, TcpResponseCodec, TcpResponseMessage
 from dynamo_fast.config import TcpServerConfig, refuse_tls
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CodecError, MessageTooLarge, RequestRefused, ResourceExhausted
-from dynamo_fast.ingress.admission import Admission, Submit
 from dynamo_fast.ingress.buffered_bytes import BufferedBytes
+from dynamo_fast.ingress.request_server import Accept, RequestServer
 from dynamo_fast.logs import get_logger
 from dynamo_fast.net.addresses import Listening, resolve
 from dynamo_fast.net.descriptors import PROCESS
@@ -39,14 +39,12 @@ from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of
 from dynamo_fast.observability import frame_log
 from dynamo_fast.observability.limited_log import LimitedLog
 from dynamo_fast.wire.address import join_host_port
+from dynamo_fast.wire.headers import decode_headers
+from dynamo_fast.wire.instance import TransportType
 
-__all__ = ["Accept", "SharedTcpServer"]
+__all__ = ["SharedTcpServer"]
 
 logger = get_logger(__name__)
-
-Accept = Callable[[TcpRequestMessage, Submit], None]
-"""What an endpoint does with a request frame: look at it and submit the job that answers it. Raises RequestRefused,
-whose text becomes the acknowledgement."""
 
 _ACCEPTED = TcpResponseCodec().encode_message(TcpResponseMessage.from_parts(b""))
 # How long a closed connection may take to read the acknowledgements that were written to it.
@@ -54,19 +52,18 @@ _CLOSE_SECONDS = 10.0
 _SHOWN = 300  # characters of a refusal in the log: it may carry what the peer sent
 
 
-class SharedTcpServer:
+class SharedTcpServer(RequestServer):
     """The request-plane server of a process. Made and used on one event loop.
 
     It owns the listener, the connections and their deadlines. A connection is in every table until it is closed or lost,
     then in none, but for `_closing`: there it stays while acknowledgements wait to be read.
     """
 
-    def __init__(self, config: TcpServerConfig | None = None, admission: Admission | None = None) -> None:
+    def __init__(self, config: TcpServerConfig | None = None, buffered: BufferedBytes | None = None) -> None:
+        """`config`: by default as the environment says. `buffered`: counts the bytes of unfinished frames."""
         refuse_tls()
         self.config = config or TcpServerConfig.from_env()
-        self.admission = admission or Admission(self.config)
-        self.buffered = BufferedBytes(self.config.buffered_bytes)
-        """What connections hold of unfinished frames, the inputs of bidirectional requests included."""
+        self.buffered = buffered or BufferedBytes(self.config.buffered_bytes)
         loop = asyncio.get_running_loop()
         self.log = LimitedLog(loop, logger)
         self._endpoints: dict[bytes, Accept] = {}
@@ -104,11 +101,12 @@ class SharedTcpServer:
             raise RuntimeError("the server has no address before start()")
         return join_host_port(self._listening.advertised_ip, self._listener.port)
 
-    def register(self, path: str, accept: Accept, alias: str = "") -> None:
-        """Serve `path`, in place of whoever served it. Also under `alias`, as long as no other path has the same one.
+    def transport(self, path: str) -> TransportType:
+        """`tcp`, `ip:port/path`."""
+        return TransportType("tcp", f"{self.address}/{path}")
 
-        (Dynamo 1.3.1's paths are shorter than 1.6.1's and not unique in a process.)
-        """
+    def register(self, path: str, accept: Accept, alias: str = "") -> None:
+        """See `RequestServer`. (The paths of Dynamo 1.3.1 are shorter than those of 1.6.1, and not unique in a process.)"""
         self._endpoints[path.encode()] = accept
         if alias:
             self._aliases.setdefault(alias.encode(), set()).add(path.encode())
@@ -290,7 +288,7 @@ class _RequestConnection(asyncio.Protocol):
         if accept is None:
             return self._refuse("unknown", _unknown(bytes(message.endpoint_path)))
         try:
-            accept(message, self._server.admission.submit)
+            accept(message.payload, decode_headers(message.headers))
         except ResourceExhausted as refusal:
             self._is_known()
             return self._refuse("overloaded", str(refusal))

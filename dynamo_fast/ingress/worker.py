@@ -28,22 +28,28 @@ from typing import Any, Literal
 from dynamo_fast.config import HealthCheckConfig, TcpServerConfig, WorkerConfig, env_text
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.discovery.file import FileDiscovery
-from dynamo_fast.errors import DynamoError
+from dynamo_fast.errors import DynamoError, InvalidConfig
+from dynamo_fast.ingress.admission import Admission
+from dynamo_fast.ingress.buffered_bytes import BufferedBytes
 from dynamo_fast.ingress.canary import Canary
+from dynamo_fast.ingress.dialler import Dialler
 from dynamo_fast.ingress.push_handler import Handler, PushHandler
-from dynamo_fast.ingress.response_client import Dialler
+from dynamo_fast.ingress.request_server import RequestServerFactory
 from dynamo_fast.ingress.tcp_server import SharedTcpServer
 from dynamo_fast.ingress.watchdog import Watchdog
 from dynamo_fast.logs import get_logger
 from dynamo_fast.observability.system_status import SystemStatus
 from dynamo_fast.observability.worker_metrics import EndpointMetrics, WorkerMetrics
 from dynamo_fast.wire.address import EndpointId, endpoint_path, legacy_endpoint_path
-from dynamo_fast.wire.instance import Instance, TransportType
+from dynamo_fast.wire.instance import Instance
 from dynamo_fast.wire.payload import PayloadCodec
 
-__all__ = ["ServedEndpoint", "Worker", "serve"]
+__all__ = ["REQUEST_SERVERS", "ServedEndpoint", "Worker", "serve"]
 
 logger = get_logger(__name__)
+
+REQUEST_SERVERS: dict[str, RequestServerFactory] = {"tcp": SharedTcpServer}
+"""The transports of the request plane: the kind in a record, and the server that takes requests of this kind."""
 
 
 class Worker:
@@ -55,12 +61,18 @@ class Worker:
         config: WorkerConfig | None = None,
         server_config: TcpServerConfig | None = None,
         status: SystemStatus | None = None,
+        transport: str = "tcp",
     ) -> None:
         self.discovery = discovery
         self.config = config or WorkerConfig.from_env()
         self.health_check = HealthCheckConfig.from_env()
-        self.server = SharedTcpServer(server_config)
-        self.metrics = WorkerMetrics(discovery.connection_id, self.server.admission)
+        limits = server_config or TcpServerConfig.from_env()
+        self.admission = Admission(limits)
+        """Which requests run and which wait, for all endpoints."""
+        self.buffered = BufferedBytes(limits.buffered_bytes)
+        """What connections hold of unfinished requests, the inputs of bidirectional requests included."""
+        self.server = _request_server(transport)(limits, self.buffered)
+        self.metrics = WorkerMetrics(discovery.connection_id, self.admission)
         self.dialler = Dialler(self.config)
         self.watchdog = Watchdog()
         self.endpoints: dict[EndpointId, ServedEndpoint] = {}
@@ -79,13 +91,14 @@ class Worker:
         config: WorkerConfig | None = None,
         server_config: TcpServerConfig | None = None,
         status: SystemStatus | None = None,
+        transport: str = "tcp",
     ) -> Worker:
         """A worker that listens and serves nothing yet. Settings that are not given are read from the environment.
 
-        A `status` that is given was opened, and is closed, by its owner. Raises OSError if the port is taken, InvalidConfig
-        for a setting.
+        A `status` that is given was opened, and is closed, by its owner. `transport` is how requests come in: a key of
+        `REQUEST_SERVERS`. Raises OSError if the port is taken, InvalidConfig for a setting or an unknown transport.
         """
-        worker = cls(discovery, config, server_config, status)
+        worker = cls(discovery, config, server_config, status, transport)
         try:
             await worker.server.start()
             if status is None:
@@ -145,7 +158,7 @@ class Worker:
         return Instance(
             endpoint_id=endpoint,
             instance_id=self.discovery.connection_id,
-            transport=TransportType("tcp", f"{self.server.address}/{path}"),
+            transport=self.server.transport(path),
             device_type=_device_type(),
             request_plane_codec=_request_plane_codec(),
         )
@@ -182,8 +195,8 @@ class ServedEndpoint:
             handler,
             endpoint,
             dialler=worker.dialler,
-            admission=worker.server.admission,
-            buffered=worker.server.buffered,
+            admission=worker.admission,
+            buffered=worker.buffered,
             config=worker.config,
             metrics=self.metrics,
             worker_metrics=worker.metrics,
@@ -198,8 +211,8 @@ class ServedEndpoint:
 
     @property
     def address(self) -> str:
-        """`ip:port/path`, where routers send their requests."""
-        return self.instance.tcp_address
+        """Where callers send their requests, as its record says: `ip:port/path` over TCP."""
+        return self.instance.transport.address
 
     @property
     def ready(self) -> bool:
@@ -289,18 +302,28 @@ async def serve(
     endpoint: EndpointId | str,
     discovery: Discovery | None = None,
     config: WorkerConfig | None = None,
+    *,
+    transport: str = "tcp",
 ) -> Worker:
     """A worker that serves one endpoint, found through `discovery`: by default files, as the environment says.
 
-    Raises what `Worker.start` and `Worker.serve` raise.
+    `transport` is how requests come in: a key of `REQUEST_SERVERS`. Raises what `Worker.start` and `Worker.serve` raise.
     """
-    worker = await Worker.start(FileDiscovery() if discovery is None else discovery, config)
+    worker = await Worker.start(FileDiscovery() if discovery is None else discovery, config, transport=transport)
     try:
         await worker.serve(handler, endpoint)
     except BaseException:
         await worker.close()
         raise
     return worker
+
+
+def _request_server(transport: str) -> RequestServerFactory:
+    try:
+        return REQUEST_SERVERS[transport]
+    except KeyError:
+        known = ", ".join(map(repr, sorted(REQUEST_SERVERS)))
+        raise InvalidConfig(f"the request transport {transport!r} is not offered: expected {known}") from None
 
 
 def _request_plane_codec() -> PayloadCodec:

@@ -22,7 +22,7 @@ import msgspec
 import orjson
 
 from dynamo_fast.errors import DynamoError, PayloadError, RemoteError, SerializationError
-from dynamo_fast.wire._plain import ENVELOPE_MARK, UNWRITABLE, PlainItems, encode_plain, is_plain
+from dynamo_fast.wire._plain import ENVELOPE_MARK, UNWRITABLE, encode_plain, is_plain
 from dynamo_fast.wire.error import decode_error, encode_error
 from dynamo_fast.wire.text import UNREADABLE, reason, shown
 
@@ -129,8 +129,9 @@ class PayloadCodec(Enum):
 
     def __init__(self, name: str) -> None:
         format_ = _FORMATS[name]
-        self._write, self._read, self.read_item = format_.write, format_.read, format_.read_item
+        self.write, self._read, self.read_item = format_.write, format_.read, format_.read_item
         self._item_head, self._item_tail = format_.item_head, format_.item_tail
+        # `write` writes a plain value; for other values it raises one of UNWRITABLE, or writes what Dynamo does not read.
         self.envelope = format_.item_head + format_.data_head, format_.data_tail + format_.item_tail
         """What stands before and after the data of an item that has nothing else: both envelopes."""
         self.final = format_.write({"complete_final": True})
@@ -144,17 +145,13 @@ class PayloadCodec(Enum):
         """The value of a body. Raises PayloadError."""
         return self._load(self._read, data, "body")
 
-    def plain_items(self, max_items: int, max_bytes: int) -> PlainItems:
-        """Nearly every item is plain: takes their data, at full speed, to go into `envelope` when they are sent."""
-        return PlainItems(self._write, max_items, max_bytes)
-
     def encode_item(self, value: Any) -> bytes:
         """The wrapped item for what a handler yielded: the body of a data frame. Raises SerializationError.
 
         A dict with a truthy `_dynamo_annotated`, or an `Annotated`, is the inner envelope itself; anything else is data.
         """
         head, tail = self.envelope
-        plain = encode_plain(self._write, value)
+        plain = encode_plain(self.write, value)
         if plain is not None:
             return head + plain + tail
         if type(value) is Annotated or (isinstance(value, dict) and value.get(ENVELOPE_MARK)):
@@ -176,14 +173,14 @@ class PayloadCodec(Enum):
     def _dump(self, value: Any, *, big_ints: bool) -> bytes:
         if is_plain(value):
             try:
-                return self._write(value)
+                return self.write(value)
             except UNWRITABLE:
                 pass
         # Whatever the fast writers do not take is looked at piece by piece: it may have another form, and if it has
         # none, the error says where it stands.
         plain = _Plain(self, big_ints).convert(value)
         try:
-            return self._write(plain)
+            return self.write(plain)
         except UNWRITABLE as error:
             raise SerializationError(f"cannot be written as {self.value}: {error}") from None
 

@@ -18,31 +18,42 @@ Two rules carry the rest:
 1.  *The end is explicit.* The sentinel ends the transport's stream, and the final marker inside the last data frame
     ends the answer. End of file without them is a loss, whatever was received.
 2.  *Only a known message is obeyed.* Anything else is a violation. The requester answers it with `kill` and the worker
-    by killing its context; neither end tries to find the next frame again.
+    by killing its context. Neither end searches for the next frame.
 
 The requester's states (`REQUESTER`):
 
-    HANDSHAKE    the worker has dialled; which request it answers is not known
-    PROLOGUE     the request is known; whether its handler started is not
+    HANDSHAKE    the worker has dialled; the handshake, which names its request, is waited for
+    PROLOGUE     the request is known; the prologue is waited for
     STREAMING    items may come
-    STOPPED      the same, and `stop` was sent: what still comes is delivered
-    CLOSED       nothing more is read, nothing more is written
+    STOPPED      `stop` was sent; items that still come are delivered
+    CLOSED       nothing is read or written any more
 
 The worker's states (`WORKER`):
 
     PROLOGUE     the handshake is written; the handler was not called yet
     STREAMING    the prologue is written; items may be written
-    DRAINING     the end is written; only the requester's end of file is waited for
+    DRAINING     the end is written; the requester's end of file is waited for
     CLOSED       as above
 
-An end of file from the requester is not a cancellation: it has merely finished writing, which it may do at any time.
-A reset is. After the sentinel both are the normal end.
+What the worker does (the actions of `WORKER`; "the request is cut short" tells it that its items go nowhere):
 
-A handler that stops or kills its own context ends its answer there: the items that it yielded before are written, then an
-end of file without a sentinel. The caller gets those items, then an error: the answer is not complete.
+    WRITE         put the prologue before the first items; items are written from now on, and are no events
+    WRITE_END     write what is corked and the end: the final data frame, or the prologue with the error, then the sentinel
+    CUT           write what is corked, then an end of file without a sentinel; the request is cut short
+    FINISH        close after everything is written
+    CLOSE         close now and drop what is not written; a request that was not started is cut short
+    STOP_CONTEXT  as CLOSE; the handler's context is stopped and the request is cut short
+    KILL_CONTEXT  as CLOSE; the handler's context is killed and the request is cut short
 
-Each table gives, for every state and every event, the next state and the one action that the shell carries out. They
-are total: an event that cannot happen in a state has an entry all the same, so that no input is an exception.
+An end of file from the requester is not a cancellation: the requester has finished writing, which it may do at any time.
+If it came before WRITE_END or CUT, the worker closes after that write instead of waiting in DRAINING. A reset is a
+cancellation. After the sentinel both are the normal end.
+
+A handler that stops or kills its own context ends its answer: the items that it yielded before are written, then an end
+of file without a sentinel. The caller gets those items, then an error: the answer is not complete.
+
+Each table gives, for every state and every event, the next state and the one action that the protocol class carries out
+(`EXECUTORS` beside the class). The tables are total: no input raises an exception.
 (Source: transport.md 4.3 to 4.9.)
 """
 
@@ -58,7 +69,7 @@ __all__ = ["REQUESTER", "WORKER", "Action", "Event", "State", "StreamMachine", "
 
 
 class _Key(Enum):
-    """An enumeration that is looked up for every message: a member is hashed as the one object that it is."""
+    """An enumeration that is looked up for every message: its members are hashed by identity."""
 
     __hash__ = object.__hash__
 
@@ -94,12 +105,12 @@ class Event(_Key):
     # Our own side
     CONTEXT_STOPPED = auto()
     CONTEXT_KILLED = auto()
-    DROPPED = auto()  #: nobody wants the answer any more
+    DROPPED = auto()  #: the consumer of the answer is gone
     FINISHED = auto()  #: the handler has no more items
 
 
 class Action(_Key):
-    """What the shell does about it."""
+    """What the protocol class does about an event."""
 
     IGNORE = auto()
     RESET = auto()  #: close with a reset
@@ -109,13 +120,13 @@ class Action(_Key):
     ESTABLISH = auto()  #: hand the stream to the caller
     REFUSE = auto()  #: the call fails, and the connection is reset
     DELIVER = auto()  #: hand the item to the caller
-    FINISH = auto()  #: the stream has ended as it should: write our end of file
+    FINISH = auto()  #: the stream has ended as it should: close after what was written (worker: the same)
     SEND_STOP = auto()  #: write `stop`, and go on reading
     STOP_AND_FINISH = auto()  #: write `stop` and our end of file; the caller gets a stream without items
     SEND_KILL = auto()  #: write `kill` and our end of file, and read no more
-    END = auto()  #: the stream is over, and there is nobody to tell
+    END = auto()  #: the stream is over; nothing can be written to the worker
     # The worker
-    WRITE = auto()  #: write the prologue or the item
+    WRITE = auto()  #: write the prologue; items may follow
     WRITE_END = auto()  #: write what belongs to the end, then wait for the requester's end of file
     CUT = auto()  #: write what is corked and our end of file, no sentinel; then as WRITE_END
     STOP_CONTEXT = auto()  #: stop the handler's context, and close
@@ -187,6 +198,7 @@ WORKER: Table = {
     _S.DRAINING: _row(
         (_S.CLOSED, _A.CLOSE),
         EMPTY=(_S.DRAINING, _A.IGNORE),
+        EOF=(_S.CLOSED, _A.FINISH),
         CONTEXT_STOPPED=(_S.DRAINING, _A.IGNORE),
         CONTEXT_KILLED=(_S.DRAINING, _A.IGNORE),
         DROPPED=(_S.DRAINING, _A.IGNORE),
@@ -230,7 +242,7 @@ _USUAL_EVENTS: dict[bytes | memoryview, Event] = {each.encode(): event for each,
 
 
 def classify(message: TwoPartMessage) -> Event:
-    """The event that a message is, once the prologue has been exchanged. What is no event of its own is a VIOLATION."""
+    """The event that a message is, after the prologue. A message that the protocol does not know is a VIOLATION."""
     if not message.header:
         return Event.DATA if message.data else Event.EMPTY
     if message.data:

@@ -119,7 +119,7 @@ async def test_both_planes_of_a_call(worker: Worker, router: AddressedPushRouter
     assert lines.kinds(1) == [">request", "<ack", ">request", "<ack"]
     assert lines.kinds(2) == ["<handshake", "<prologue", "<item", "<item", "<final", "<sentinel"]
     assert lines.kinds(3)[:3] == ["<handshake", "<prologue", "<error"]
-    assert (lines[0]["kind"], lines[0]["listener"]) == ("connection", worker.server.address)
+    assert (lines[0]["kind"], lines[0]["listener"]) == ("connection", worker.server.transport("").address.rstrip("/"))
     request = lines[1]["content"]
     assert request["body"] == {"n": 2}
     assert request["control"]["connection_info"]["info"]["address"] == router.response_server.address

@@ -142,7 +142,7 @@ def test_a_router_that_cannot_be_dialled(port: Any) -> None:
             assert world.calls == 0
             grown = {path: size for path, size in world.sizes().items() if size > before.get(path, 0)}
             seen.trouble += [f"{path} has grown" for path in grown if "_pools" not in path and "server._" not in path]
-            assert world.worker.server.admission.running == 0
+            assert world.worker.admission.running == 0
         for each in (listener, *others):
             each.close()
         return seen

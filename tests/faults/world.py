@@ -123,7 +123,8 @@ class World:
         await self.worker.serve(self._converse, "faults.worker.converse", bidirectional=True)
         self._paths = {str(each).split(".")[-1].split("/")[-1]: served.address.partition("/")[2]
                        for each, served in self.worker.endpoints.items()}  # fmt: skip
-        self.requests = await self._stack.enter_async_context(Proxy(Side.WORKER, _port(self.worker.server.address)))
+        request_port = _port(self.worker.server.transport("").address)
+        self.requests = await self._stack.enter_async_context(Proxy(Side.WORKER, request_port))
         response_port = _port(self.router.response_server.address)
         self.responses = await self._stack.enter_async_context(Proxy(Side.ROUTER, response_port))
         # The worker dials where its request says: the proxy. Both ports have five digits, so no length changes.

@@ -11,6 +11,7 @@ import pytest
 from dynamo_fast.config import TcpServerConfig, WorkerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.discovery.file import FileDiscovery
+from dynamo_fast.ingress.tcp_server import SharedTcpServer
 from dynamo_fast.ingress.worker import Worker
 
 Start = Callable[..., Awaitable[Worker]]
@@ -46,7 +47,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     yield begin
     for worker in workers:
         await asyncio.wait_for(worker.close(), 20)
-        assert worker.server.admission.running == 0
+        assert worker.admission.running == 0
 
 
 @pytest.fixture
@@ -58,6 +59,12 @@ async def worker(start: Start) -> Worker:
 def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.INFO)
     return caplog
+
+
+def server_of(worker: Worker) -> SharedTcpServer:
+    """What takes its requests."""
+    assert isinstance(worker.server, SharedTcpServer)
+    return worker.server
 
 
 def address_of(worker: Worker) -> str:

@@ -248,7 +248,7 @@ async def test_a_router_that_does_not_read_the_rest_of_a_stopped_answer_is_given
         cast(asyncio.Transport, answer.writer.transport).pause_reading()
         (served,) = worker.endpoints.values()
         (request,) = served.handler._running
-        while not request._stream.plain.paused:
+        while not request._stream.corked.paused:
             await asyncio.sleep(0)
         request._context.stop_generating()
         await asyncio.wait_for(served.handler.drained(), PATIENCE)

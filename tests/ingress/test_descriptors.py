@@ -138,8 +138,8 @@ async def test_a_middle_tier_answers_or_refuses_every_request(start: Start) -> N
 async def test_each_connection_to_the_router_counts(start: Start, bidirectional: bool) -> None:
     """Of 40 files 10 are a reserve and 10 are in use."""
     worker = await start(Conversation(), bidirectional=bidirectional)
-    worker.server.admission._descriptors = Descriptors(lambda: 40, lambda limit: 10)
-    worker.server.admission._descriptors.add(worker.server.admission, calls=False)
+    worker.admission._descriptors = Descriptors(lambda: 40, lambda limit: 10)
+    worker.admission._descriptors.add(worker.admission, calls=False)
     async with Requester(address_of(worker)) as requester:
         frames = []
         for _ in range(24):
@@ -179,7 +179,7 @@ async def test_connections_leave_descriptors_to_the_answers(known: bool) -> None
 DIAL = """
 import asyncio, os, resource, sys
 from dynamo_fast.config import WorkerConfig
-from dynamo_fast.ingress.response_client import Dialler
+from dynamo_fast.ingress.dialler import Dialler
 from dynamo_fast.wire.control import TcpStreamConnectionInfo
 from tests.conftest import POLICIES
 

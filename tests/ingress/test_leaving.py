@@ -12,7 +12,7 @@ import pytest
 from dynamo_fast.errors import CannotConnect
 from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.wire.control import StreamType, TcpStreamConnectionInfo
-from tests.ingress.conftest import Start, address_of, echo
+from tests.ingress.conftest import Start, address_of, echo, server_of
 from tests.ingress.requester import PATIENCE, Requester
 from tests.ingress.test_worker import until
 
@@ -30,7 +30,7 @@ async def test_two_who_close_at_once_both_see_it_closed(start: Start) -> None:
         answer = await requester.call(None)
         assert await answer.read() is not None
         closings = [asyncio.ensure_future(served.close()), asyncio.ensure_future(worker.close())]
-        await until(lambda: not worker.server._endpoints)  # both wait for the answer now
+        await until(lambda: not server_of(worker)._endpoints)  # both wait for the answer now
         gate.set()
         await answer.items()
         await asyncio.wait_for(asyncio.gather(*closings), PATIENCE)
@@ -52,7 +52,7 @@ async def test_the_deadline_of_a_shutdown_is_that_of_waiting_requests_too(start:
         assert await first.read() is not None  # the item
         requester.send(requester.control(), b"1")
         assert await requester.ack() == ""
-        assert worker.server.admission.queued == 1
+        assert worker.admission.queued == 1
         closing = asyncio.ensure_future(worker.close())
         error, _ = await first.items()
         assert error["data"]["error"]["reason"] == "backend.engine_shutdown"
@@ -80,7 +80,7 @@ async def test_an_earlier_handlers_requests_are_waited_for(start: Start) -> None
         assert await answer.read() is not None
         await worker.serve(echo, "a.b.c")
         closing = asyncio.ensure_future(worker.close())
-        await until(lambda: not worker.server._endpoints)
+        await until(lambda: not server_of(worker)._endpoints)
         early = closing.done()
         gate.set()
         await answer.items()
@@ -112,12 +112,12 @@ async def test_a_handler_that_cannot_be_registered_takes_nothing_from_the_earlie
                 await worker.serve(echo, endpoint)
         assert worker.endpoints == {served.endpoint: served}
         await until(lambda: worker.metrics.endpoints == [served.metrics])
-        assert len(worker.server._endpoints) == 1
+        assert len(server_of(worker)._endpoints) == 1
         later = await requester.call(None)  # the earlier handler answers still
         assert await later.read() is not None
         assert served.metrics.inflight == 2
         closing = asyncio.ensure_future(worker.close())
-        await until(lambda: not worker.server._endpoints)
+        await until(lambda: not server_of(worker)._endpoints)
         early = closing.done()
         gate.set()
         await answer.items()

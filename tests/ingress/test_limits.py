@@ -15,9 +15,8 @@ import pytest
 from dynamo_fast.context import Context
 from dynamo_fast.ingress import tcp_server
 from dynamo_fast.ingress.buffered_bytes import BufferedBytes, Holder
-from dynamo_fast.ingress.tcp_server import SharedTcpServer
 from dynamo_fast.ingress.worker import Worker
-from tests.ingress.conftest import Start, address_of
+from tests.ingress.conftest import Start, address_of, server_of
 from tests.ingress.requester import PATIENCE, Requester, request_frame, two_part
 from tests.ingress.test_bidirectional import Conversation, dialled
 from tests.ingress.test_push_handler import begun, data_of
@@ -39,19 +38,20 @@ async def ends(connection: Connection) -> None:
     connection[1].transport.abort()
 
 
-def empty(server: SharedTcpServer) -> bool:
+def empty(worker: Worker) -> bool:
     """Whether nothing of any request or connection is left."""
-    admission = server.admission
-    counters = (admission.promised, admission.bytes, admission.running, admission.queued, server.buffered.total)
+    admission, buffered, server = worker.admission, worker.buffered, server_of(worker)
+    counters = (admission.promised, admission.bytes, admission.running, admission.queued, buffered.total)
     tables = (server._connections, server._idle, server._new, server._unfinished, server._closing)
-    return not any(counters) and not any(len(table) for table in tables) and not server.buffered._held
+    return not any(counters) and not any(len(table) for table in tables) and not buffered._held
 
 
 class Losses:
     """Waits for connections that the server loses."""
 
-    def __init__(self, server: SharedTcpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._server = server
+    def __init__(self, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+        server = server_of(worker)
+        self._worker = worker
         self._lost = server._lost
         self._changed = asyncio.Event()
         monkeypatch.setattr(server, "_lost", self._lose)
@@ -62,7 +62,7 @@ class Losses:
 
     async def until_empty(self) -> None:
         async def wait() -> None:
-            while not empty(self._server):
+            while not empty(self._worker):
                 self._changed.clear()
                 await self._changed.wait()
 
@@ -81,8 +81,8 @@ async def test_silent_connections_do_not_shut_out_a_router(start: Start) -> None
             assert await data_of(await begun(newcomer, [2])) == [2]
             assert await data_of(await begun(known, [3])) == [3]
             await asyncio.gather(*(ends(each) for each in silent[:270]))
-            assert len(worker.server._new) <= 20
-            assert len(worker.server._connections) <= 22
+            assert len(server_of(worker)._new) <= 20
+            assert len(server_of(worker)._connections) <= 22
     for _, writer in silent:
         writer.transport.abort()
 
@@ -110,7 +110,7 @@ async def test_who_is_known(worker: Worker, path: str | None, connection_info: d
         info = requester.connection_info("1", **connection_info)
         requester.send(requester.control("1", connection_info=info), b"[]", path=path)
         await requester.ack()
-        assert len(worker.server._new) == (not known)
+        assert len(server_of(worker)._new) == (not known)
 
 
 async def test_a_router_that_was_refused_for_overload_is_known(start: Start) -> None:
@@ -127,7 +127,7 @@ async def test_a_router_that_was_refused_for_overload_is_known(start: Start) -> 
             assert await first.ack() == ""
         second.send(second.control(), b"1")
         assert (await second.ack()).startswith("Server overloaded: ")
-        assert len(worker.server._new) == 0
+        assert len(server_of(worker)._new) == 0
         gate.set()
 
 
@@ -138,7 +138,7 @@ async def test_unfinished_frames_have_a_limit_in_total(
     start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = await start(server={"max_message_size": 10_000, "max_buffered_bytes": 20_000})
-    losses = Losses(worker.server, monkeypatch)
+    losses = Losses(worker, monkeypatch)
     frame = request_frame("x", b"p" * 9_900)
     sizes = (4_000, 9_500, 6_000, 1_000)
     connections = [await connected(worker, frame[:size]) for size in sizes]
@@ -164,7 +164,7 @@ async def test_requests_that_wait_have_a_limit_in_bytes(start: Start) -> None:
     worker = await start(hold, server={**limits, "request_queue_limit": 1000})
     async with Requester(address_of(worker)) as requester:
         running = await begun(requester, "running")
-        assert worker.server.admission.bytes == 0  # its handler has it
+        assert worker.admission.bytes == 0  # its handler has it
         subjects = []
         for _ in range(10):
             requester.send(requester.control(), json.dumps("b" * 9_000).encode())
@@ -180,7 +180,7 @@ async def test_requests_that_wait_have_a_limit_in_bytes(start: Start) -> None:
             answer = await requester.dialled(subject)
             await answer.read()
             assert await data_of(answer) == [9_000]
-        assert (worker.server.admission.bytes, worker.server.admission.promised) == (0, 0)
+        assert (worker.admission.bytes, worker.admission.promised) == (0, 0)
 
 
 async def test_a_control_message_has_a_limit(worker: Worker) -> None:
@@ -199,7 +199,7 @@ async def test_acknowledgements_that_are_not_read_have_a_limit_in_bytes(
     start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = await start(server={"max_message_size": 100_000, "max_buffered_bytes": 100_000})
-    losses = Losses(worker.server, monkeypatch)
+    losses = Losses(worker, monkeypatch)
     connections = [await connected(worker) for _ in range(4)]
     frames = request_frame(b"x" * 60_000, b"") * 200  # each is echoed in its refusal
     for reader, writer in connections:
@@ -220,7 +220,7 @@ async def test_acknowledgements_that_are_read_late_are_held_no_longer(worker: Wo
             if self.total > 65_536:  # more than a frame of which only a part has come
                 held.set()
 
-    worker.server.buffered = Noting(worker.server.buffered.limit)
+    server_of(worker).buffered = Noting(worker.buffered.limit)
     connection = await connected(worker)
     reader, writer = connection
     reader._transport.pause_reading()  # type: ignore[attr-defined]  # as above
@@ -231,14 +231,14 @@ async def test_acknowledgements_that_are_read_late_are_held_no_longer(worker: Wo
     await asyncio.wait_for(reader.readexactly(100 * (4 + text_size)), PATIENCE)
     writer.write(request_frame(b"x", b""))
     await asyncio.wait_for(reader.readexactly(4 + 38), PATIENCE)
-    assert worker.server.buffered.total == 0
+    assert server_of(worker).buffered.total == 0
     writer.transport.abort()
 
 
 async def test_a_closed_connection_that_is_not_read_has_its_time(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tcp_server, "_CLOSE_SECONDS", 0.1)
     worker = await start(server={"idle_timeout": 0.3})
-    losses = Losses(worker.server, monkeypatch)
+    losses = Losses(worker, monkeypatch)
     reader, writer = await connected(worker)
     reader._transport.pause_reading()  # type: ignore[attr-defined]  # as above
     writer.write(request_frame(b"x" * 60_000, b"") * 200)
@@ -258,7 +258,7 @@ async def test_inputs_have_a_limit_in_total(
         yield "too late"
 
     worker = await start(ignores, bidirectional=True, server={"max_message_size": 10_000, "max_buffered_bytes": 50_000})
-    losses = Losses(worker.server, monkeypatch)
+    losses = Losses(worker, monkeypatch)
     async with Requester(address_of(worker)) as requester:
         modest, _ = await dialled(requester)
         modest.send(two_part(b"", json.dumps("i" * 9_000).encode()))
@@ -285,7 +285,7 @@ async def test_a_reset_at_any_moment_leaves_nothing(start: Start, monkeypatch: p
             await asyncio.sleep(0)
 
     worker = await start(slow, server={"engine_request_limit": 2, "request_queue_limit": 5})
-    losses = Losses(worker.server, monkeypatch)
+    losses = Losses(worker, monkeypatch)
     async with Requester(address_of(worker)) as requester:
         frame = request_frame(requester.path, two_part(json.dumps(requester.control()).encode(), b"[1]" * 1))
         for sent in range(1, 2 * len(frame), 23):
@@ -311,7 +311,7 @@ async def test_a_reset_at_any_moment_of_an_input_leaves_nothing(start: Start, mo
             yield item
 
     worker = await start(copy, bidirectional=True)
-    losses = Losses(worker.server, monkeypatch)
+    losses = Losses(worker, monkeypatch)
     item = two_part(b"", json.dumps("i" * 9_000).encode())
     async with Requester(address_of(worker)) as requester:
         for turns in range(20):
@@ -334,7 +334,7 @@ async def test_an_input_that_cannot_be_dialled_leaves_no_promise(start: Start) -
         (served,) = worker.endpoints.values()
         await asyncio.wait_for(served.handler.drained(), PATIENCE)
     await worker.close()
-    assert (worker.server.admission.promised, worker.server.admission.bytes) == (0, 0)
+    assert (worker.admission.promised, worker.admission.bytes) == (0, 0)
 
 
 @pytest.mark.parametrize("turns", range(6))
@@ -348,7 +348,7 @@ async def test_a_connection_that_comes_while_the_server_closes_is_closed(start: 
         with contextlib.suppress(ConnectionResetError):
             received = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(connection, 1), PATIENCE)
             assert received == b""
-    assert not worker.server._connections
+    assert not server_of(worker)._connections
 
 
 # The log

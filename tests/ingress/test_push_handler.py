@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from dynamo_fast.context import Context
-from dynamo_fast.ingress import response_client
+from dynamo_fast.ingress import dialler, response_connection
 from dynamo_fast.ingress.push_handler import Batch
 from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.net.sockets import keep_alive
@@ -104,8 +104,8 @@ async def test_a_connection_that_lasts_is_kept_alive(start: Start, monkeypatch: 
         yield 1
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(response_client, "_LASTING_SECONDS", 0.05)
-    alive = kept_alive(response_client, monkeypatch)
+    monkeypatch.setattr(dialler, "_LASTING_SECONDS", 0.05)
+    alive = kept_alive(response_connection, monkeypatch)
     async with Requester(address_of(await start(handler))) as requester:
         answer = await begun(requester, None)
         assert await asyncio.wait_for(alive, PATIENCE)

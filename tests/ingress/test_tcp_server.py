@@ -11,13 +11,13 @@ import pytest
 
 from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.wire.address import EndpointId, legacy_endpoint_path
-from tests.ingress.conftest import Start, address_of
+from tests.ingress.conftest import Start, address_of, server_of
 from tests.ingress.requester import PATIENCE, Requester, request_frame
 from tests.ingress.test_push_handler import begun, data_of
 
 
 def socket_address(worker: Worker) -> tuple[str, int]:
-    host, _, port = worker.server.address.rpartition(":")
+    host, _, port = server_of(worker).address.rpartition(":")
     return host.strip("[]"), int(port)
 
 
@@ -150,7 +150,7 @@ async def test_a_full_worker_refuses_and_goes_on(start: Start) -> None:
             requester.send(requester.control(), b"1")
         acks = [await requester.ack() for _ in range(6)]
         assert acks == ["", "", *["Server overloaded: worker at capacity"] * 4]
-        assert worker.server.admission.rejected == 4
+        assert worker.admission.rejected == 4
         gate.set()
         (served,) = worker.endpoints.values()
         while served.metrics.inflight:
@@ -167,4 +167,4 @@ async def test_endpoints_that_come_and_go_leave_nothing(start: Start) -> None:
         served = await worker.serve(lambda request: request, "x.y.z")
         await served.close()
     assert list(worker.endpoints) == [EndpointId("a", "b", "c")]
-    assert len(worker.server._endpoints) == len(worker.server._aliases) == 1
+    assert len(server_of(worker)._endpoints) == len(server_of(worker)._aliases) == 1

@@ -12,7 +12,7 @@ import pytest
 
 from dynamo_fast.errors import InvalidAddress, InvalidRequest
 from dynamo_fast.ingress.worker import Worker
-from tests.ingress.conftest import Start, address_of, echo
+from tests.ingress.conftest import Start, address_of, echo, server_of
 from tests.ingress.requester import PATIENCE, Requester
 from tests.ingress.test_push_handler import begun, data_of
 
@@ -38,7 +38,7 @@ async def test_its_record_is_dynamos(start: Start, tmp_path: Path, monkeypatch: 
         "endpoint": "c",
         "namespace": "a",
         "instance_id": number,
-        "transport": {"tcp": f"{worker.server.address}/{number:x}/a/b/c"},
+        "transport": {"tcp": f"{server_of(worker).address}/{number:x}/a/b/c"},
         "device_type": "cpu",
         "request_plane_codec": "json",
     }
@@ -85,7 +85,7 @@ async def test_closing_lets_answers_end_and_refuses_what_comes(start: Start, tmp
     async with Requester(address_of(worker)) as requester:
         answer = await begun(requester, None)
         closing = asyncio.ensure_future(worker.close())
-        await until(lambda: not worker.server._endpoints)
+        await until(lambda: not server_of(worker)._endpoints)
         assert not list((tmp_path / "v1" / "instances").iterdir())
         requester.send(requester.control(), b"1")
         assert (await requester.ack()).startswith("Server unavailable: unknown endpoint")

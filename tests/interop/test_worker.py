@@ -276,7 +276,7 @@ async def test_a_shutdown_past_its_deadline_is_told_as_what_may_be_tried_elsewhe
         while not engine.waiting:
             await asyncio.sleep(0.01)
         waiting = asyncio.ensure_future(client.call(ENDPOINT, {"mode": "gated"}))
-        while not worker.server.admission.queued:
+        while not worker.admission.queued:
             await asyncio.sleep(0.01)
         await asyncio.wait_for(worker.close(), LIMIT)
         word = "BackendEngineShutdown" if version == "1.3.1" else "Unavailable"
@@ -326,7 +326,7 @@ async def test_a_worker_that_is_full_says_so(tmp_path: Path) -> None:
     calls = [asyncio.ensure_future(client.call(ENDPOINT, {"mode": "gated"})) for _ in range(6)]
     while sum(call.done() for call in calls) < 3:
         await asyncio.sleep(0.01)
-    assert (worker.server.admission.running, worker.server.admission.queued) == (1, 2)
+    assert (worker.admission.running, worker.admission.queued) == (1, 2)
     engine.gate.set()
     answers = await asyncio.gather(*calls)
     refused = [error for _, error in answers if error is not None]

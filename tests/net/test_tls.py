@@ -17,7 +17,7 @@ from dynamo_fast.discovery.memory import MemoryDiscovery
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.tcp_client import TcpRequestClient
 from dynamo_fast.errors import InvalidConfig
-from dynamo_fast.ingress.response_client import Dialler
+from dynamo_fast.ingress.dialler import Dialler
 from dynamo_fast.ingress.tcp_server import SharedTcpServer
 from dynamo_fast.runtime import DistributedRuntime
 from tests.namespaces import environment

@@ -3,10 +3,8 @@ from __future__ import annotations
 import collections
 import datetime
 import enum
-import importlib.util
 import math
 import sys
-import time
 from typing import Any
 
 import orjson
@@ -14,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import dynamo_fast.wire
 from dynamo_fast.codec import TwoPartCodec
 from dynamo_fast.errors import Disconnected, PayloadError, RemoteError, SerializationError
 from dynamo_fast.wire import _plain
 from dynamo_fast.wire.payload import Annotated, NetworkStreamWrapper, PayloadCodec
 from tests.captured import Vector, captured, name_of
+from tests.interpreted import interpreted
 
 JSON, MSGPACK = PayloadCodec.JSON, PayloadCodec.MSGPACK
 CODECS = pytest.mark.parametrize("codec", list(PayloadCodec), ids=lambda codec: codec.value)
@@ -361,18 +359,7 @@ def test_a_value_of_some_depth(codec: PayloadCodec) -> None:
 # _plain ----------------------------------------------------------------------------------------------------------------
 
 
-def _interpreted() -> Any:
-    """The module as Python, also where it has been compiled."""
-    source = dynamo_fast.wire.__path__[0] + "/_plain.py"
-    spec = importlib.util.spec_from_file_location("interpreted_plain", source)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-BOTH = pytest.mark.parametrize("plain", [_plain, _interpreted()], ids=["imported", "interpreted"])
+BOTH = pytest.mark.parametrize("plain", [_plain, interpreted(_plain)], ids=["imported", "interpreted"])
 
 
 class Text(str):
@@ -398,37 +385,6 @@ def test_what_is_plain(plain: Any) -> None:
         deep, deep_map = [deep], {"": deep_map}
     assert not look(deep)
     assert not look(deep_map)
-
-
-def test_what_is_compiled_has_the_types_that_stand_beside_it() -> None:
-    is_compiled = not str(_plain.__file__).endswith(".py")
-    assert hasattr(JSON.plain_items(1, 1), "__dict__") != is_compiled
-
-
-@BOTH
-def test_plain_items_are_kept_and_others_are_not(plain: Any) -> None:
-    items = plain.PlainItems(orjson.dumps, 100, 100)
-    for value in ({"a": 1}, None, [1.5]):
-        assert items.add(value) is not None
-    odd: list[Any] = [Text(), {1: 2}, {"_dynamo_annotated": True}, 1 << 70, b"no JSON", "\ud800"]
-    for value in odd:
-        assert items.add(value) is None
-    assert items.data == [b'{"a":1}', b"null", b"[1.5]"]
-    assert items.bytes == 7 + 4 + 5
-
-
-@BOTH
-def test_plain_items_are_due_when_they_are_many_large_or_old_or_cannot_be_written(plain: Any) -> None:
-    never = time.monotonic() + 3600
-    many, large, old, paused = (plain.PlainItems(orjson.dumps, 3, 10) for _ in range(4))
-    many.until = large.until = paused.until = never
-    assert [many.add(1), many.add(2), many.add(3)] == [False, False, True]
-    assert [large.add("x" * 7), large.add("")] == [False, True]
-    assert old.add(1) is True
-    paused.paused = True
-    assert paused.add(1) is True
-    paused.paused = False
-    assert paused.add(2) is False
 
 
 def test_a_body_is_what_orjson_reads() -> None:

@@ -108,7 +108,7 @@ def test_a_worker_that_says_what_only_a_requester_may_is_killed(event: Event) ->
 def test_the_worker_of_an_answer_that_ends_well_outlives_a_half_close() -> None:
     machine = StreamMachine.worker()
     actions = run(machine, Event.EOF, Event.PROLOGUE_OK, Event.EOF, Event.FINISHED, Event.EOF)
-    assert actions == [Action.IGNORE, Action.WRITE, Action.IGNORE, Action.WRITE_END, Action.CLOSE]
+    assert actions == [Action.IGNORE, Action.WRITE, Action.IGNORE, Action.WRITE_END, Action.FINISH]
 
 
 @pytest.mark.parametrize("event", [Event.SENTINEL, Event.DATA, Event.VIOLATION, Event.KILL, Event.LOST])

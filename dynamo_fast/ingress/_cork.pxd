@@ -1,0 +1,22 @@
+# The types with which Cython translates `_cork.py`.
+cimport cython
+
+from dynamo_fast.wire._plain cimport encode_plain
+
+@cython.final
+cdef class Cork:
+    cdef readonly list data
+    cdef public Py_ssize_t bytes
+    cdef public bint paused
+    cdef object _write
+    cdef object _clock
+    cdef Py_ssize_t _max_items
+    cdef Py_ssize_t _max_bytes
+    cdef double _max_seconds
+    cdef double _until
+
+    cpdef object restart(self)
+    @cython.locals(data=bytes)
+    cpdef object add(self, object value)
+    @cython.locals(now=double)
+    cpdef bint is_due(self, Py_ssize_t items) except -1

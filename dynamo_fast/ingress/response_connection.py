@@ -1,0 +1,397 @@
+"""`ResponseConnection`: the worker's end of a response stream. It writes the frames of one answer.
+
+What may be received in which state, and what follows from it, is the table `WORKER` of `wire.stream`; `EXECUTORS` carries
+out its actions.
+
+Frames are *corked*: the items that a handler yields without a pause leave in one write, with the prologue before or the
+end behind them. They are written before the task of the request gives the event loop a turn (see `uncorking`), or after
+`_CORK_SECONDS`, `_CORK_FRAMES` frames, or `_CORK_BYTES` bytes if the handler does not pause (see `room`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import Callable, Coroutine, Generator
+from functools import cache
+from typing import Any, Protocol
+
+from dynamo_fast.codec import TwoPartDecoder, encode_data_frames, encode_two_part
+from dynamo_fast.context import Context
+from dynamo_fast.deadlines import Deadlines
+from dynamo_fast.errors import CodecError
+from dynamo_fast.ingress._cork import Cork
+from dynamo_fast.net.sockets import keep_alive
+from dynamo_fast.observability import frame_log
+from dynamo_fast.wire.control import ControlMessage, ResponseStreamPrologue
+from dynamo_fast.wire.payload import PayloadCodec
+from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classify
+
+__all__ = ["EXECUTORS", "ConnectionOwner", "ResponseConnection"]
+
+# A router writes "stop" or "kill", in 30 bytes. A longer message is a violation; it is refused before it is complete.
+_MAX_CONTROL_SIZE = 1024
+_CORK_SECONDS = 0.001
+_CORK_FRAMES = 128
+_CORK_BYTES = 64 * 1024
+
+# What every request needs is looked up once: on Python 3.11 a member of an enumeration costs as much as a call.
+_CLOSED, _EOF, _LOST = State.CLOSED, Event.EOF, Event.LOST
+_STARTED, _FINISHED = Event.PROLOGUE_OK, Event.FINISHED
+_WRITE_END = Action.WRITE_END
+_OVER = frozenset({State.DRAINING, State.CLOSED})
+_ORDERLY_ENDS = frozenset(
+    {
+        Event.FINISHED,
+        Event.PROLOGUE_ERROR,
+        Event.STOP,
+        Event.KILL,
+        Event.CONTEXT_STOPPED,
+        Event.CONTEXT_KILLED,
+    }
+)
+
+_PROLOGUE_OK = encode_two_part(ResponseStreamPrologue().encode(), b"")
+_SENTINEL = encode_two_part(ControlMessage.SENTINEL.encode(), b"")
+_FRAME_OVERHEAD = len(encode_two_part(b"", b""))
+
+
+def _nothing() -> None:
+    pass
+
+
+@cache
+def _final_frames(final: bytes) -> bytes:
+    return encode_two_part(b"", final) + _SENTINEL
+
+
+class ConnectionOwner(Protocol):
+    """What a response connection asks of the dialler that made it."""
+
+    loop: asyncio.AbstractEventLoop
+    clock: Callable[[], float]
+    """Says how long items were corked, in seconds."""
+    closing: Deadlines[ResponseConnection]
+    """Connections whose end is written: the router has to close them."""
+    stalled: Deadlines[ResponseConnection]
+    """Connections that wait for the router to read."""
+    young: Deadlines[ResponseConnection]
+    """Connections that were started a short time ago."""
+    started: set[ResponseConnection]
+    """Connections on which an answer has begun."""
+
+    def closed(self, connection: ResponseConnection) -> None:
+        """`connection` is lost."""
+
+
+class ResponseConnection(asyncio.Protocol):
+    """One answer on its way to the router: bytes to frames, frames to events, events to the actions of the table.
+
+    The request makes it and owns it; the dialler connects it and keeps its deadlines. `cut_short` is called once if the
+    stream ends before the request has ended it. It ends when the machine is closed and the transport is lost.
+    """
+
+    __slots__ = (
+        "_context",
+        "_cut_short",
+        "_decoder",
+        "_dialler",
+        "_frames",
+        "_head",
+        "_machine",
+        "_peer_finished",
+        "_room",
+        "_tail",
+        "_transport",
+        "abandoned",
+        "bytes",
+        "corked",
+        "end",
+        "items",
+        "open",
+        "orderly",
+    )
+
+    def __init__(
+        self, dialler: ConnectionOwner, context: Context, codec: PayloadCodec, cut_short: Callable[[], None]
+    ) -> None:
+        self._dialler = dialler
+        self._context = context
+        self._cut_short = cut_short
+        self._machine = StreamMachine.worker()
+        self._decoder = TwoPartDecoder(_MAX_CONTROL_SIZE)
+        self._transport: asyncio.Transport | None = None
+        self._head, self._tail = codec.envelope
+        self._frames: list[bytes] = []
+        self.corked = Cork(codec.write, dialler.clock, _CORK_FRAMES, _CORK_BYTES, _CORK_SECONDS)
+        """Plain items that wait behind the frames, without frame and envelope. `add` to it only while this is `open`."""
+        self._room: asyncio.Future[None] | None = None
+        self._peer_finished = False
+        self.open = True
+        """Whether items are still written."""
+        self.items = 0
+        """Items put into frames."""
+        self.bytes = 0
+        """Bytes of the bodies of data frames: items, and the final marker."""
+        self.end = ""
+        """Who ended the stream and in which state, for the log."""
+        self.orderly = False
+        """Whether it ended as the protocol provides: by the worker, by the handler, or by stop or kill of the router."""
+        self.abandoned = False
+        """Whether the event loop ended first."""
+        context.on_cancel(self._context_changed, dialler.loop)
+
+    # Called by the request
+
+    def dialled(self, transport: asyncio.Transport) -> None:
+        """The handshake is written on `transport`; from now on this writes there.
+
+        The input of the request may kill the context while the router is dialled. The connection is closed only now: if
+        it ended without a handshake, the router would wait for the call home.
+        """
+        self._transport = transport
+        if not self.open:
+            self._finish()
+
+    def start(self) -> None:
+        """The handler was started: write the prologue."""
+        self._step(_STARTED, "", _PROLOGUE_OK)
+
+    def refuse(self, prologue: ResponseStreamPrologue) -> None:
+        """The handler was not started: write the reason, and end the stream."""
+        self._step(Event.PROLOGUE_ERROR, "refused by the worker", encode_two_part(prologue.encode(), b"") + _SENTINEL)
+
+    def send(self, item: bytes) -> bool:
+        """Write an item in its envelope. Returns whether `room()` must be awaited before the next."""
+        self.cork(item)
+        return self.corked.is_due(len(self._frames))
+
+    def cork(self, item: bytes) -> None:
+        """As `send`, but nothing is written before `uncork`."""
+        if self.open:
+            self._frame_plain()
+            self._frames.append(encode_data_frames((item,)))
+            self.corked.bytes += len(item)
+            self.items += 1
+            self.bytes += len(item)
+
+    def uncork(self) -> bool:
+        """Write what is corked. Returns whether `room()` must be awaited."""
+        self._flush()
+        return self.corked.is_due(0)
+
+    async def room(self) -> None:
+        """Write what is corked, give the loop a turn, and wait while the router reads more slowly than this writes."""
+        self._flush()
+        if not self.corked.paused:
+            await asyncio.sleep(0)
+        elif self.open:
+            self._room = self._dialler.loop.create_future()
+            self._dialler.stalled.add(self)
+            try:
+                await self._room
+            finally:
+                self._room = None
+                self._dialler.stalled.discard(self)
+
+    @types.coroutine
+    def uncorking(self, coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
+        """Await `coroutine`, which sends items here. Write what is corked before it gives the event loop a turn."""
+        resume: Callable[[Any], Any] = (send := coroutine.send)
+        corked, restart = self.corked, self.corked.restart
+        value: Any = None
+        while True:
+            try:
+                waits_for = resume(value)
+            except StopIteration:
+                return
+            finally:
+                value = None  # the traceback of an error that was thrown in refers to this frame
+            if corked.data or self._frames:
+                self._flush()
+            try:
+                value = yield waits_for
+                resume = send
+            except BaseException as error:  # a cancellation: the coroutine handles it
+                if isinstance(error, GeneratorExit):
+                    self._abandon()
+                resume, value = coroutine.throw, error
+            restart()
+
+    def _abandon(self) -> None:
+        """The task is garbage collected: its event loop was closed or left, and nothing can be written."""
+        self.abandoned = True
+        self.open = False
+        self._machine.state = _CLOSED
+        self._transport = None
+        self._frames.clear()
+        self.corked.data.clear()
+
+    def finish(self, final: bytes) -> None:
+        """The handler has no more items: write the final data frame, and end the stream."""
+        if self._step(_FINISHED, "finished by the handler", _final_frames(final)) is _WRITE_END:
+            self.bytes += len(final)
+
+    # Called by the event loop
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            messages = self._decoder.feed(data)
+        except CodecError:  # a bad frame with none before it; what to do is the same, see below
+            messages = []
+        if frame_log.ENABLED:
+            frame_log.log_frames(self._transport, messages)
+        for message in messages:
+            event = classify(message)
+            self._step(event, f"ended by the router ({event.name.lower()})")
+        if self._decoder.failed is not None:
+            self._step(Event.VIOLATION, f"ended by the router's bytes: {self._decoder.failed}")
+
+    def eof_received(self) -> bool:
+        self._peer_finished = True
+        self._step(_EOF, "")
+        return self._machine.state is not _CLOSED  # else keep the connection open for writing
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._step(_LOST, f"lost ({error or 'closed'})")
+        self._transport = None
+        self._dialler.closed(self)
+
+    def pause_writing(self) -> None:
+        self.corked.paused = True
+
+    def resume_writing(self) -> None:
+        self.corked.paused = False
+        self._wake()
+
+    # Deadlines
+
+    def lasts(self) -> None:
+        """It has been open for a while: switch keep-alive on, so that a router whose machine has vanished is noticed.
+
+        Not at once: it costs a tenth of a request of one item, and most requests end before the first probe.
+        """
+        if self._transport is not None and not self._transport.is_closing():
+            # A router may leave its window closed for as long as it may stall.
+            keep_alive(self._transport.get_extra_info("socket"), self._dialler.stalled.seconds)
+
+    def not_closed(self) -> None:
+        """The router did not close a finished stream in time."""
+        self._step(Event.TIMEOUT, "")
+
+    def not_read(self) -> None:
+        """The router read nothing for too long."""
+        self._step(Event.TIMEOUT, f"killed, as the router read nothing for {self._dialler.stalled.seconds:g} s")
+
+    def _context_changed(self) -> None:
+        killed = self._context.is_killed()
+        self._step(Event.CONTEXT_KILLED if killed else Event.CONTEXT_STOPPED, "stopped by its own handler")
+
+    # What the table says
+
+    def _step(self, event: Event, end: str, frames: bytes = b"") -> Action:
+        """Tell the machine of `event`, and carry out the action that it returns.
+
+        `end` says who ended the stream, in case it ends now; `frames` are what the event has to write.
+        """
+        before = self._machine.state
+        action = self._machine.step(event)
+        if self.open and self._machine.state in _OVER:
+            self.open = False
+            self.end = f"{end} in state {before.name}"
+            self.orderly = event in _ORDERLY_ENDS
+            self._context.off_cancel(self._context_changed)
+        EXECUTORS[action](self, frames)
+        if not self.open:
+            self._cut_short = _nothing  # break the reference cycle with the request
+        return action
+
+    def _ignore(self, _: bytes = b"") -> None:
+        pass
+
+    def _write(self, frames: bytes) -> None:
+        self._frames.append(frames)
+        # Not when it is made: uvloop does not tell a connection of its loss if its dial is cancelled just then.
+        self._dialler.young.add(self)
+        self._dialler.started.add(self)
+
+    def _write_end(self, frames: bytes) -> None:
+        self._flush(frames)
+        self._dialler.closing.add(self)
+        if self._peer_finished:
+            self._finish()
+
+    def _cut(self, _: bytes = b"") -> None:
+        self._flush()
+        self._dialler.closing.add(self)
+        self._wake()
+        if self._transport is not None:
+            self._transport.write_eof()
+        if self._peer_finished:
+            self._finish()
+        self._cut_short()
+
+    def _finish(self, _: bytes = b"") -> None:
+        self._wake()
+        if self._transport is not None:
+            self._transport.close()
+
+    def _close(self, _: bytes = b"") -> None:
+        self._abort()
+        self._cut_short()
+
+    def _stop_context(self, _: bytes = b"") -> None:
+        self._abort()
+        self._context.stop_generating()
+        self._cut_short()
+
+    def _kill_context(self, _: bytes = b"") -> None:
+        self._abort()
+        self._context.kill()
+        self._cut_short()
+
+    # Bytes
+
+    def _frame_plain(self) -> None:
+        if data := self.corked.data:
+            frames = encode_data_frames(data, self._head, self._tail)
+            self._frames.append(frames)
+            self.items += len(data)
+            self.bytes += len(frames) - _FRAME_OVERHEAD * len(data)
+            data.clear()
+
+    def _flush(self, end: bytes = b"") -> None:
+        """Write what is corked, and `end`."""
+        self._frame_plain()
+        frames = self._frames
+        if end:
+            frames.append(end)
+        if frames and self._transport is not None:
+            self._transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
+        frames.clear()
+        self.corked.bytes = 0
+
+    def _wake(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    def _abort(self) -> None:
+        """Close now; what the kernel has not taken yet is dropped."""
+        self._frames.clear()
+        self.corked.data.clear()
+        self._wake()
+        if self._transport is not None:
+            self._transport.abort()
+
+
+#: How each action of `WORKER` is carried out, with the frames that the event has to write.
+EXECUTORS: dict[Action, Callable[[ResponseConnection, bytes], None]] = {
+    Action.IGNORE: ResponseConnection._ignore,
+    Action.WRITE: ResponseConnection._write,
+    Action.WRITE_END: ResponseConnection._write_end,
+    Action.CUT: ResponseConnection._cut,
+    Action.FINISH: ResponseConnection._finish,
+    Action.CLOSE: ResponseConnection._close,
+    Action.STOP_CONTEXT: ResponseConnection._stop_context,
+    Action.KILL_CONTEXT: ResponseConnection._kill_context,
+}
