@@ -21,7 +21,7 @@ FLOORS = [
     ["cli", "testing"],
     ["runtime"],
     ["egress", "ingress"],
-    ["discovery", "observability", "conformance"],
+    ["discovery", "observability", "inspect", "conformance"],
     ["context", "net"],
     ["logs"],
     ["wire"],

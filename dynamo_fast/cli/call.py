@@ -1,7 +1,6 @@
 """`dynamo-fast call TARGET JSON`: send a request to a worker, and print the items of its answer as they come.
 
-Repeated, it becomes a small load generator: the answers are counted instead of printed, and a summary says how long they
-took.
+With --repeat it is a small load generator: answers are counted instead of printed, and a summary says how long they took.
 """
 
 from __future__ import annotations
@@ -9,33 +8,32 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import orjson
 
+from dynamo_fast.cli.arguments import count, seconds
 from dynamo_fast.cli.discovery import add_discovery, open_discovery
+from dynamo_fast.cli.load import Load, Send
 from dynamo_fast.cli.loop import run as run_loop
-from dynamo_fast.cli.show import jsonable
-from dynamo_fast.config import PushRouterConfig, seconds
+from dynamo_fast.config import PushRouterConfig
 from dynamo_fast.context import Context
 from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
-from dynamo_fast.egress.push_router import PushRouter, RoutedStream, RouterMode
-from dynamo_fast.egress.response_stream import ResponseStream
-from dynamo_fast.errors import DynamoError, InvalidRequest, Unavailable
+from dynamo_fast.egress.push_router import PushRouter, RouterMode
+from dynamo_fast.errors import InvalidRequest, Unavailable
+from dynamo_fast.inspect import jsonable
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.payload import Annotated, PayloadCodec
-from dynamo_fast.wire.text import printable, printable_json
+from dynamo_fast.wire.text import printable_json
 
 __all__ = ["add_parser", "run"]
 
-Answer = ResponseStream | RoutedStream
-Send = Callable[[Context], Awaitable[Answer]]
 _MODES = {mode.value: mode for mode in RouterMode if mode not in (RouterMode.KV, RouterMode.Direct)}
+
+_PROGRESS_SECONDS = 0.2
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -55,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--raw", action="store_true", help="print the whole envelope of each item, not its data only")
     parser.add_argument(
         "--inactivity-timeout",
-        type=_seconds,
+        type=seconds,
         metavar="SECONDS",
         help="give up when no item comes for this long (default: DYN_HTTP_BACKEND_STREAM_TIMEOUT_SECS, else wait for ever)",
     )
@@ -67,8 +65,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     endpoint.add_argument("--wait", type=float, default=5.0, metavar="SECONDS", help="for an instance (default: 5)")
     add_discovery(endpoint)
     load = parser.add_argument_group("as a load")
-    load.add_argument("--repeat", type=_count, default=1, metavar="N", help="send it N times, and print a summary")
-    load.add_argument("--concurrency", type=_count, default=1, metavar="N", help="that many at once (default: 1)")
+    load.add_argument("--repeat", type=count, default=1, metavar="N", help="send it N times, and print a summary")
+    load.add_argument("--concurrency", type=count, default=1, metavar="N", help="that many at once (default: 1)")
     parser.set_defaults(run=run)
 
 
@@ -82,7 +80,7 @@ async def _call(options: argparse.Namespace) -> int:
     metadata = dict(map(_pair, options.metadata))
     async with _sender(value, options) as send:
         if options.repeat > 1:
-            return await _Load(send, metadata).run(options.repeat, options.concurrency)
+            return await _run_load(Load(send, metadata), options.repeat, options.concurrency)
         async with await send(Context(options.id, metadata)) as stream:
             async for item in stream:
                 _print(item, options.raw)
@@ -118,7 +116,7 @@ async def _wait_for(workers: PushRouter, endpoint: EndpointId, options: argparse
 
     async def found() -> None:
         await workers.wait_for_instances()
-        # Discovery tells of the first instance only.
+        # wait_for_instances returns with the first instance, which may be another one.
         while options.instance not in (None, *workers.instance_ids()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
@@ -131,76 +129,20 @@ async def _wait_for(workers: PushRouter, endpoint: EndpointId, options: argparse
         ) from None
 
 
-class _Load:
-    """The same request many times, a few at once."""
-
-    def __init__(self, send: Send, metadata: dict[str, str]) -> None:
-        self._send = send
-        self._metadata = metadata
-        self._done = 0
-        self._items = 0
-        self._first_items: list[float] = []
-        self._seconds: list[float] = []
-        self._errors: Counter[str] = Counter()
-
-    async def run(self, repeat: int, concurrency: int) -> int:
-        """Returns the exit status: 1 if any request failed."""
-        left = iter(range(repeat))
-        began = time.perf_counter()
-        progress = asyncio.ensure_future(self._show_progress(repeat))
-        await asyncio.gather(*(self._take(left) for _ in range(min(repeat, concurrency))))
-        progress.cancel()
-        self._summarise(time.perf_counter() - began)
-        return 1 if self._errors else 0
-
-    async def _take(self, left: Any) -> None:
-        for _ in left:
-            began = time.perf_counter()
-            try:
-                await self._one(began)
-                self._seconds.append(time.perf_counter() - began)
-            except DynamoError as error:
-                self._errors[f"{type(error).__name__}: {error}"] += 1
-            self._done += 1
-
-    async def _one(self, began: float) -> None:
-        first = True
-        async with await self._send(Context(None, self._metadata)) as stream:
-            async for _ in stream:
-                if first:
-                    self._first_items.append(time.perf_counter() - began)
-                    first = False
-                self._items += 1
-
-    async def _show_progress(self, repeat: int) -> None:
-        while sys.stderr.isatty():
-            await asyncio.sleep(0.2)
-            print(f"\r{self._done}/{repeat} requests, {self._items} items", end="\r", file=sys.stderr)
-
-    def _summarise(self, seconds: float) -> None:
-        print(f"{self._done} requests, {sum(self._errors.values())} failed, {self._items} items in {seconds:.2f} s")
-        print(f"{self._done / seconds:,.0f} requests/s, {self._items / seconds:,.0f} items/s")
-        for name, times in (("first item", self._first_items), ("whole answer", self._seconds)):
-            if times:
-                times.sort()
-                median, late = times[len(times) // 2], times[int(len(times) * 0.99)]
-                print(f"{name}: median {median * 1e3:.2f} ms, 99th percentile {late * 1e3:.2f} ms")
-        for text, count in self._errors.most_common():
-            print(f"{count} x {printable(text)}")
+async def _run_load(load: Load, repeat: int, concurrency: int) -> int:
+    """Run it with its progress on a terminal, and print the summary; the status is 1 if a request failed."""
+    progress = asyncio.ensure_future(_show_progress(load, repeat))
+    await load.run(repeat, concurrency)
+    progress.cancel()
+    for line in load.summary():
+        print(line)
+    return 1 if load.failed else 0
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
-
-
-def _seconds(text: str) -> float:
-    try:
-        return seconds()(text)  # type: ignore[no-any-return]  # a parser of times
-    except ValueError as accepted:
-        raise argparse.ArgumentTypeError(f"{text!r} is not valid: expected {accepted}") from None
+async def _show_progress(load: Load, repeat: int) -> None:
+    while sys.stderr.isatty():
+        await asyncio.sleep(_PROGRESS_SECONDS)
+        print(f"\r{load.progress(repeat)}", end="\r", file=sys.stderr)
 
 
 def _request(text: str) -> Any:
@@ -225,7 +167,7 @@ def _print(item: Annotated, raw: bool) -> None:
         value = item.data()
     try:
         line = orjson.dumps(value, default=list, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError:  # nested more deeply than orjson writes, or a number of more than 64 bits
+    except TypeError:  # deeper than orjson writes, or a number of more than 64 bits
         line = orjson.dumps(jsonable(value))
     sys.stdout.buffer.write(printable_json(line.decode()).encode() + b"\n")
     sys.stdout.buffer.flush()

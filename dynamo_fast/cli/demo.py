@@ -1,6 +1,6 @@
 """`dynamo-fast demo`: a worker and a router, two processes, and a few requests at once.
 
-One of them is cancelled half-way, and one fails on purpose. The status is 0 only if each ended as it should.
+One is cancelled half-way, and one fails on purpose. The exit status is 0 only if each ends as expected.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamo_fast import codec
 from dynamo_fast.cli.loop import run as run_loop
+from dynamo_fast.config import ResponseServerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.discovery.base import DiscoveryEvent
 from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
+from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.errors import DynamoError, InvalidRequest, RemoteError, ResponseTimeout
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.instance import Instance
@@ -52,7 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(_: argparse.Namespace) -> int:
     """Show it."""
     try:
-        import rich  # noqa: F401  # asked for before anything is started
+        import rich  # noqa: F401  # before anything is started
     except ImportError:
         raise InvalidRequest("the demo shows its requests with rich: pip install 'dynamo-fast[cli]'") from None
     return run_loop(_in_time())
@@ -82,7 +84,7 @@ async def handler(request: dict[str, Any], context: Context) -> AsyncIterator[di
 
 @asynccontextmanager
 async def _worker_process(folder: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The handler above, served by another process; told to leave at the end, and waited for."""
+    """Another process that serves the handler above. It is terminated at the end, and waited for."""
     with _log(folder).open("w") as log:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "dynamo_fast", "serve", f"{__name__}:handler", "--endpoint", ENDPOINT),
@@ -99,7 +101,7 @@ async def _worker_process(folder: str) -> AsyncIterator[asyncio.subprocess.Proce
 
 
 def _last_line(log: Path) -> str:
-    """Which of a traceback names the error."""
+    """The last line of the log: in a traceback it names the error."""
     return log.read_text().strip().rpartition("\n")[2]
 
 
@@ -112,7 +114,7 @@ def _log(folder: str) -> Path:
 
 @dataclass
 class _Call:
-    """One request, what is to become of it, and what has."""
+    """One request, its expected outcome, and what has come of it so far. Times are in seconds."""
 
     name: str
     request: dict[str, Any]
@@ -161,12 +163,13 @@ async def _demo() -> int:
     console = Console()
     calls = _calls()
     with tempfile.TemporaryDirectory() as folder:
-        os.environ.update(DYN_FILE_KV=folder, DYN_TCP_RESPONSE_STREAM_HOST="127.0.0.1")
         console.print(f"A worker that serves [bold]{ENDPOINT}[/], discovery in {folder}")
         async with _worker_process(folder) as worker:
             instance = await _discover(worker, folder)
             console.print(f"Found at {instance.tcp_address}; {len(calls)} requests at once:\n")
-            async with await AddressedPushRouter.create() as router:
+            config = replace(ResponseServerConfig.from_env(), host="127.0.0.1")
+            server = await TcpStreamServer.create(config)
+            async with await AddressedPushRouter.create(response_server=server) as router:
                 tasks = [asyncio.ensure_future(call.run(router, instance)) for call in calls]
                 with Live(_progress(calls), console=console, refresh_per_second=12, transient=True) as live:
                     while (await asyncio.wait(tasks, timeout=0.08))[1]:
@@ -181,14 +184,14 @@ async def _demo() -> int:
 
 
 async def _discover(worker: asyncio.subprocess.Process, folder: str) -> Instance:
-    """The worker's record, as soon as it is there. Raises InvalidRequest if the worker ends before that."""
+    """The worker's record, once it has registered. Raises InvalidRequest if the worker ends before that."""
     found: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
 
     def look(event: DiscoveryEvent) -> None:
         if not found.done():
             found.set_result(event.instance)
 
-    discovery = FileDiscovery()
+    discovery = FileDiscovery(folder)
     await discovery.watch(EndpointId.parse(ENDPOINT), look)
     ended = asyncio.ensure_future(worker.wait())
     try:

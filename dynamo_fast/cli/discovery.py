@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from dynamo_fast.config import EtcdConfig, seconds
+from dynamo_fast.cli.arguments import seconds
+from dynamo_fast.config import EtcdConfig, env_text
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.discovery.connect import connect
 from dynamo_fast.errors import CannotConnect
@@ -27,7 +27,7 @@ def add_discovery(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--discovery",
         choices=["file", "etcd"],
-        default=os.environ.get("DYN_DISCOVERY_BACKEND") or "file",
+        default=env_text("DYN_DISCOVERY_BACKEND", "file"),
         help="where workers are found: files in DYN_FILE_KV, or etcd at ETCD_ENDPOINTS (default: "
         "DYN_DISCOVERY_BACKEND, else file)",
     )
@@ -37,7 +37,7 @@ def add_wait(parser: argparse._ActionsContainer) -> None:
     """Add the option `--wait`."""
     parser.add_argument(
         "--wait",
-        type=_seconds,
+        type=seconds,
         default=_WAIT,
         metavar="SECONDS",
         help=f"how long to wait for etcd, if discovery is in etcd (default: {_WAIT:g})",
@@ -73,10 +73,3 @@ async def _open_etcd(wait: float) -> Discovery:
 
 def _say_waiting(endpoints: str, wait: float) -> None:
     print(f"waiting for etcd at {endpoints} (for {wait:g} s)", file=sys.stderr, flush=True)
-
-
-def _seconds(text: str) -> float:
-    try:
-        return float(seconds()(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected {error}") from None

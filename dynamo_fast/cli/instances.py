@@ -1,4 +1,4 @@
-"""`dynamo-fast instances`: who serves what, as discovery knows it."""
+"""`dynamo-fast instances`: the workers that discovery knows."""
 
 from __future__ import annotations
 
@@ -83,5 +83,5 @@ def _table(instances: list[Instance]) -> Table:
     for column in ("endpoint", "instance", "address", "codec"):
         table.add_column(column, overflow="fold")
     for instance in instances:
-        table.add_row(*map(Text, _cells(instance)))  # not markup, whatever stands in it
+        table.add_row(*map(Text, _cells(instance)))  # Text: markup in a name is not obeyed
     return table

@@ -1,4 +1,4 @@
-"""The event loop of a command, uvloop where there is one; and the signals that end it."""
+"""The event loop of a command, uvloop if it is installed, and the signals that end it."""
 
 from __future__ import annotations
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from dynamo_fast import __version__, codec
 from dynamo_fast.cli import call, conformance, decode, demo, instances, serve, tap
+from dynamo_fast.cli.output import discard_output
 from dynamo_fast.errors import DynamoError
 from dynamo_fast.wire.text import printable
 
@@ -22,14 +22,14 @@ _MAX_ERROR = 2000
 
 
 class _Parser(argparse.ArgumentParser):
-    """Its errors repeat the arguments, which may have come from anywhere."""
+    """Escapes the arguments that its errors repeat: they may hold control characters."""
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message, _MAX_ERROR))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status. What goes wrong is told on standard error, without a traceback."""
+    """Run one command; returns the exit status. Errors are printed on standard error, without a traceback."""
     parser = _Parser(prog="dynamo-fast", description="Dynamo's request plane from the command line.")
     parser.add_argument(
         "--version", action="version", version=f"dynamo-fast {__version__} (codec backend: {codec.BACKEND})"
@@ -42,10 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # or Python complains when it flushes at its exit
+    except BrokenPipeError:  # the reader of the output has stopped, as `head` does
+        discard_output()
         return 141
     except (DynamoError, OSError) as error:
         print(printable(f"{type(error).__name__}: {error}", _MAX_ERROR), file=sys.stderr)

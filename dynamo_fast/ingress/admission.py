@@ -11,7 +11,7 @@ from dynamo_fast.config import TcpServerConfig
 from dynamo_fast.errors import ResourceExhausted
 from dynamo_fast.ingress.clock import clock_of
 from dynamo_fast.net.descriptors import PROCESS, Descriptors
-from dynamo_fast.observability.metrics import Histogram
+from dynamo_fast.observability.histogram import Histogram
 from dynamo_fast.observability.worker_metrics import PERMIT_WAIT
 
 __all__ = ["Admission", "Job"]

@@ -59,7 +59,7 @@ from dynamo_fast.ingress.response_connection import ResponseConnection
 from dynamo_fast.ingress.resumed import Resumed
 from dynamo_fast.logs import get_logger
 from dynamo_fast.observability import tracing
-from dynamo_fast.observability.metrics import Histogram
+from dynamo_fast.observability.histogram import Histogram
 from dynamo_fast.observability.worker_metrics import EndpointMetrics, WorkerMetrics
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.control import (

@@ -1,4 +1,4 @@
-"""`LimitedLog`: warnings that a peer can cause as often as it likes, without a line for each."""
+"""`LimitedLog`: rate-limited warnings, for what a peer can cause as often as it likes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["LimitedLog"]
 
 
 class LimitedLog:
-    """One line for each cause at once; what follows within `seconds` is counted and told in one more line.
+    """Logs the first warning of a cause at once, then at most one line each `seconds` with the count and the last one.
 
-    Owned by a server, used on its event loop. A cause is a fixed word of the program, so there are only a few; each has a
-    timer while there is something to count.
+    Owned by a server, which calls `tell` on its event loop and `close` at its end. A cause is a fixed word of the program,
+    so there are few. Each cause that was logged lately has one timer.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, logger: logging.Logger, seconds: float = 5.0) -> None:
@@ -33,7 +33,7 @@ class LimitedLog:
             known.message, known.args = message, args
 
     def close(self) -> None:
-        """Tell what was counted, and forget it."""
+        """Log what was counted, and stop the timers."""
         for cause in list(self._causes):
             self._causes[cause].timer.cancel()
             self._tell(self._causes.pop(cause))

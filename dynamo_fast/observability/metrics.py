@@ -1,56 +1,34 @@
 """The router's metrics, under Dynamo's names, labels and buckets (runtime.md 5.2).
 
-On the hot path a metric is a plain attribute that is bumped. Whoever wants to see it calls `register`, once, and
-prometheus-client reads the attributes at each scrape; a program that never does pays nothing for it.
+On the hot path a metric is a plain attribute that is incremented. To export the metrics, call `register` once:
+prometheus-client then reads the attributes at each scrape. Without that call there is no other cost.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator
-from itertools import accumulate
 from time import perf_counter
 from typing import TYPE_CHECKING
+
+from dynamo_fast.observability.histogram import Histogram
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
     from prometheus_client.registry import CollectorRegistry
 
-__all__ = ["REQUEST_PLANE", "Histogram", "RequestPlaneMetrics", "RequestTiming", "register"]
+__all__ = ["REQUEST_PLANE", "RequestPlaneMetrics", "RequestTiming", "register"]
 
 _SUB_SECOND = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0)
 _FIRST_RESPONSE = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _STAGE = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0)
 
 
-class Histogram:
-    """Counts per bucket (the last one unbounded) and the sum of what was observed."""
-
-    __slots__ = ("bounds", "counts", "sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float) -> None:
-        """Count `value` in the first bucket whose upper bound is not below it."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-
-    @property
-    def count(self) -> int:
-        """How many values were observed."""
-        return sum(self.counts)
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """Upper bound and cumulated count of each bucket, as Prometheus writes them."""
-        labels = [*(repr(bound) for bound in self.bounds), "+Inf"]
-        return [(label, float(count)) for label, count in zip(labels, accumulate(self.counts), strict=True)]
-
-
 class RequestPlaneMetrics:
-    """What a router counts. Times in seconds."""
+    """What a router counts. Times are in seconds.
+
+    Owned by the program, for as long as it runs: several routers may share one, as those that were not given their own
+    share `REQUEST_PLANE`. The router and its request client increment it; `collect` reads it.
+    """
 
     __slots__ = (
         "inflight",
@@ -80,7 +58,7 @@ class RequestPlaneMetrics:
         self.tcp_errors = 0
 
     def collect(self) -> Iterator[Metric]:
-        """What prometheus-client calls at each scrape."""
+        """The metrics, as prometheus-client asks for them at each scrape."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         yield GaugeMetricFamily(
@@ -109,7 +87,7 @@ class RequestPlaneMetrics:
 
 
 class RequestTiming:
-    """Takes the time of one request as it goes."""
+    """The times of one request, from the call to the first item. Owned by the request's response stream."""
 
     __slots__ = ("_called", "_metrics", "_sent")
 
@@ -118,16 +96,16 @@ class RequestTiming:
         self._called = self._sent = perf_counter()
 
     def sending(self) -> None:
-        """The request is encoded and goes out."""
+        """The request is encoded, and is now written."""
         self._sent = perf_counter()
         self._metrics.queue.observe(self._sent - self._called)
 
     def acknowledged(self) -> None:
-        """The worker has answered the request, or the wait for that has ended."""
+        """The worker has acknowledged or refused the request, or the wait for that has ended."""
         self._metrics.send.observe(perf_counter() - self._sent)
 
     def first_item(self) -> None:
-        """The first item has come."""
+        """The first item has arrived."""
         now = perf_counter()
         self._metrics.roundtrip_ttft.observe(now - self._sent)
         self._metrics.transport_roundtrip.observe(now - self._called)
@@ -138,7 +116,7 @@ REQUEST_PLANE = RequestPlaneMetrics()
 
 
 def register(metrics: RequestPlaneMetrics = REQUEST_PLANE, registry: CollectorRegistry | None = None) -> None:
-    """Show `metrics` in `registry`, by default prometheus-client's own. Raises ValueError if they are there already."""
+    """Export `metrics` from `registry`, by default prometheus-client's own. Raises ValueError if it has them already."""
     from prometheus_client import REGISTRY
 
     (REGISTRY if registry is None else registry).register(metrics)

@@ -1,4 +1,4 @@
-"""`SystemStatus`: what a process says of itself, whether it is well and what it has counted (runtime.md 5.3 and 7.1)."""
+"""`SystemStatus`: the health and the metrics of a process, and their HTTP server (runtime.md 5.3 and 7.1)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Collector(Protocol):
 
 
 class SystemStatus:
-    """The health and the metrics of one process, and the server that shows them if `DYN_SYSTEM_PORT` asks for one.
+    """The health and the metrics of one process, and the HTTP server for them if `DYN_SYSTEM_PORT` is set.
 
     A `DistributedRuntime` or a `Worker` owns it: it makes it, calls `open`, then `start` on its event loop, and `close`
     after everything else has been closed. The worker of the process sets `serving`.
@@ -52,10 +52,10 @@ class SystemStatus:
     def __init__(self, worker_id: int, config: StatusConfig | None = None) -> None:
         self.config = config or StatusConfig.from_env()
         self.healthy = self.config.starting_status == "ready"
-        """What the process says of its own health. It counts while no endpoint has a payload for health checks, and
-        `DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS` names none."""
+        """The health of the process itself. It counts only while no endpoint has a payload for health checks and
+        `DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS` names no endpoint."""
         self.checked_endpoints: set[EndpointId] = set()
-        """Those that were served with a payload for health checks: the process is well if these are ready."""
+        """Endpoints served with a payload for health checks: the process is healthy if all of them are ready."""
         self.serving: Serving | None = None
         self._worker_id = f"{worker_id:x}"
         self._started = time.monotonic()
@@ -63,14 +63,14 @@ class SystemStatus:
 
     @property
     def url(self) -> str | None:
-        """Where the server answers, `http://IP:PORT`; None if there is no server."""
+        """The URL of the server, `http://IP:PORT`; None if there is no server."""
         return None if self._server is None else f"http://{self._server.address}"
 
     def open(self) -> None:
-        """Listen, if the environment says so.
+        """Listen, if a port is configured.
 
-        A host or a port that cannot be bound is only logged, as in Dynamo. Raises InvalidConfig for a host that is
-        none, and without aiohttp.
+        A host or a port that cannot be bound is only logged, as in Dynamo. Raises InvalidConfig for an invalid host, and
+        if aiohttp is not installed.
         """
         if self.config.port < 0:
             return
@@ -81,7 +81,7 @@ class SystemStatus:
             logger.error("no status server at %s: %s", where, error)
 
     def start(self) -> None:
-        """Answer, on the event loop that runs; may be called twice."""
+        """Serve on the running event loop; may be called twice."""
         if self._server is not None:
             self._server.start()
 
@@ -96,7 +96,7 @@ class SystemStatus:
             self._server.engine_routes[name] = callback
 
     def health(self) -> Health:
-        """Whether the process is well, by Dynamo's rules, and which of its endpoints are ready."""
+        """Whether the process is healthy, by Dynamo's rules, and which of its endpoints are ready."""
         served = {} if self.serving is None else self.serving.endpoints
         endpoints = {endpoint.name: each.ready for endpoint, each in served.items()}
         wanted = self.config.endpoint_names
@@ -110,8 +110,8 @@ class SystemStatus:
     def metrics(self) -> bytes:
         """Prometheus's text format: the metrics of the worker, and of the routers if they have sent a request.
 
-        No metric object of prometheus-client is made: in its multi-process mode each would write into the folder of
-        the program that switched the mode on.
+        This makes no metric object of prometheus-client: in its multi-process mode each one would write into the folder
+        of the program that set the mode.
         """
         from prometheus_client import CollectorRegistry, generate_latest
 
@@ -122,5 +122,5 @@ class SystemStatus:
         return generate_latest(registry)
 
     def collect(self) -> Iterator[Metric]:
-        """What prometheus-client is told while there is no worker."""
+        """The metrics of a process without a worker."""
         yield uptime_metric(self._worker_id, self._started)

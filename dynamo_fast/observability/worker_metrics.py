@@ -1,6 +1,6 @@
 """The worker's metrics, under Dynamo's names, help texts, labels and buckets (runtime.md 5.1), so that its dashboards work.
 
-On the hot path a metric is a plain attribute that is bumped; prometheus-client reads the attributes at each scrape:
+On the hot path a metric is a plain attribute that is incremented; prometheus-client reads the attributes at each scrape:
 
     prometheus_client.REGISTRY.register(worker.metrics)
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from dynamo_fast.errors import InvalidRequest
-from dynamo_fast.observability.metrics import Histogram
+from dynamo_fast.observability.histogram import Histogram
 from dynamo_fast.wire.address import EndpointId
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _RESERVED_LABELS = ("dynamo_namespace", "dynamo_component", "dynamo_endpoint", "
 
 
 class Pool(Protocol):
-    """What is shown of the server's admission."""
+    """The part of the server's admission control that is exported. `wait` is in seconds."""
 
     capacity: int
     queue_capacity: int
@@ -44,7 +44,10 @@ class Pool(Protocol):
 
 
 class EndpointMetrics:
-    """What is counted for one endpoint. Sizes in bytes, times in seconds.
+    """What is counted for one endpoint. Sizes are in bytes, times in seconds.
+
+    Owned by the worker's metrics, from the first `serve` of the endpoint to the worker's end. The request handler
+    increments it.
 
     Raises InvalidRequest for a label that Dynamo sets itself.
     """
@@ -75,9 +78,9 @@ class EndpointMetrics:
             "worker_id": f"{worker_id:x}",
         }
         self.requests = 0
-        """Requests that were accepted."""
+        """Requests accepted."""
         self.inflight = 0
-        """Those whose answer has not ended."""
+        """Accepted requests whose answer has not ended."""
         self.request_bytes = 0
         """Two-part messages received, their heads included."""
         self.response_bytes = 0
@@ -87,7 +90,7 @@ class EndpointMetrics:
         self.cancellations = 0
         """Answers that the router, or the loss of its connection, cut short."""
         self.errors: dict[str, int] = {}
-        """Failures of the framework, by kind; what a handler raises is not one."""
+        """Failures of the framework, by kind. What a handler raises does not count."""
 
     def error(self, kind: str) -> None:
         """Count a failure: deserialization, invalid_message, response_stream, generate, serialization, ..."""
@@ -95,7 +98,10 @@ class EndpointMetrics:
 
 
 class WorkerMetrics:
-    """What one worker counts: for each endpoint, and for its request server."""
+    """What one worker counts: for each endpoint, and for its request server.
+
+    Owned by the worker, as long as it runs. `collect` is called by prometheus-client and by the status server.
+    """
 
     def __init__(self, worker_id: int, pool: Pool) -> None:
         self.worker_id = f"{worker_id:x}"
@@ -103,12 +109,12 @@ class WorkerMetrics:
         self.pool = pool
         self.endpoints: list[EndpointMetrics] = []
         self.network_transit = Histogram(_TRANSIT)
-        """From the router's clock just before it sent a request to ours when it was read."""
+        """From sending, by the router's clock, to reading, by ours."""
         self.time_to_first_response = Histogram(_FIRST_RESPONSE)
         """From acceptance to the prologue."""
 
     def collect(self) -> Iterator[Metric]:
-        """What prometheus-client calls at each scrape."""
+        """The metrics, as prometheus-client asks for them at each scrape."""
         yield from self._endpoint_metrics()
         yield from self._pool_metrics()
         yield uptime_metric(self.worker_id, self.started)
@@ -218,7 +224,7 @@ class WorkerMetrics:
                 "dynamo_work_handler_enqueue_rejected",
                 "Times enqueuing work failed because the dispatcher channel was closed",
                 "counter",
-                0,  # there is no channel between our server and its handlers that could be closed
+                0,  # our server has no channel to its handlers that could be closed
             ),
         ):
             metric = _metric(name, documentation, kind)

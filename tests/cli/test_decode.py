@@ -10,14 +10,9 @@ from typing import Any
 
 import pytest
 
-from dynamo_fast.cli.frames import Frame
-from dynamo_fast.cli.show import Look, elided, jsonable
-from dynamo_fast.wire.text import printable
-from tests.captured import captured
-from tests.cli.test_frames import HANDSHAKE, ITEM, PROLOGUE, SENTINEL, request_frame
 from tests.cli.test_main import run, settings
-
-CAPTURES = Path(__file__).parent / "captures"
+from tests.inspect.test_capture import CAPTURES
+from tests.inspect.test_conversation import HANDSHAKE, ITEM, PROLOGUE, SENTINEL, request_frame
 
 
 def decode(folder: Path, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
@@ -206,25 +201,6 @@ def test_colours_are_for_terminals_or_on_demand(tmp_path: Path) -> None:
     assert "\x1b" not in decode(tmp_path, "--colour", "always", "--json", "00000000").stdout
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        ({"a": [1, 2.5, None, True, "é"]}, '{"a":[1,2.5,null,true,"é"]}'),
-        ("x" * 80, '"' + "x" * 80 + '"'),
-        ("x" * 100, '"' + "x" * 80 + '"… 20 more'),
-        (list(range(12)), "[0,1,2,3,4,5,6,7,8,9,10,11]"),
-        (list(range(100)), "[0,1,2,3,4,5,… 94 more]"),
-        ({str(number): 0 for number in range(100)}, '{"0":0,"1":0,"2":0,"3":0,"4":0,"5":0,… 94 more}'),
-        (b"\x00\xff", "h'00ff'"),
-        (bytes(50), "h'" + "00" * 40 + "'… 10 more"),
-        ({1: b"a", None: float("nan")}, "{1:h'61',null:nan}"),
-        ("\x1b[31m\u202e\x9b\n", '"\\u001b[31m\\u202e\\u009b\\n"'),
-    ],
-)
-def test_values_are_elided_humanely(value: Any, text: str) -> None:
-    assert elided(value) == text
-
-
 def test_nothing_is_elided_on_demand(tmp_path: Path) -> None:
     (tmp_path / "request.bin").write_bytes(request_frame(body=json.dumps(["x" * 1000, *range(100)]).encode()))
     assert "more" in decode(tmp_path, "request.bin").stdout
@@ -235,30 +211,8 @@ def test_nothing_is_elided_on_demand(tmp_path: Path) -> None:
     assert "headers={}" in full
 
 
-def test_values_of_great_depth() -> None:
-    value: Any = 1
-    for _ in range(5000):
-        value = [value]
-    assert len(elided(value)) < 100
-    assert elided(value, full=True).startswith("[[[[")
-    assert json.dumps(jsonable(value)).startswith("[[[[")
-    while isinstance(value, list):
-        value = value.pop()
-
-
 def test_json_is_json(tmp_path: Path) -> None:
     body = bytes.fromhex("85 01c40161 c0cb7ff8000000000000 c2cfffffffffffffffff 910102 c4016203")
-    frame = Frame("<", "item", 0, 1, content={"data": {"a": 2**70}})
-    assert json.loads(Look(as_json=True).frame(frame))["content"] == {"data": {"a": 2**70}}
     (tmp_path / "odd.bin").write_bytes(request_frame({"payload_codec": "msgpack"}, body))
     (line,) = json_lines(tmp_path, "odd.bin")
     assert line["content"]["body"] == {"1": {"hex": "61"}, "null": None, "false": 2**64 - 1, "[1]": 2, "h'62'": 3}
-
-
-def test_a_terminal_is_told_nothing_by_a_peer() -> None:
-    assert printable("plain é 😀") == "plain é 😀"
-    for vector in captured():
-        assert printable(vector.data.decode("latin-1")).isprintable()
-    refusal = Frame("<", "refusal", 0, 4, content={"text": "\x1b]0;owned\x07"}, problems=["\x9b2J"])
-    line = Look().frame(refusal)
-    assert line.isprintable()

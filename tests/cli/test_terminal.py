@@ -15,10 +15,9 @@ from typing import Any, BinaryIO
 import pytest
 
 from dynamo_fast.cli import instances
-from dynamo_fast.cli.decode import read_bytes
 from dynamo_fast.cli.main import main
-from dynamo_fast.cli.show import Look
 from dynamo_fast.discovery.file import FileDiscovery
+from dynamo_fast.inspect import Failed, Formatter, Opened, frames
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.instance import Instance, TransportType
 from dynamo_fast.wire.payload import PayloadCodec
@@ -201,12 +200,13 @@ def test_an_item_that_is_deep_or_large_is_printed(data: bytes, capsysbinary: Out
     assert data.startswith(b"[") or line == data.decode()
 
 
-@pytest.mark.parametrize("look", [Look(), Look(full=True), Look(as_json=True)])
-def test_frames(look: Look) -> None:
+@pytest.mark.parametrize("formatter", [Formatter(), Formatter(full=True), Formatter(as_json=True)])
+def test_frames(formatter: Formatter) -> None:
     text = json.dumps({"a": HOSTILE, HOSTILE: "\U000e0001"}, ensure_ascii=False).encode()
     data = two_part(text) + two_part(b"", text) + HOSTILE.encode() * 10
-    for frame in read_bytes(data):
-        assert look.frame(frame, number=1, time=0.0).isprintable()
-    assert look.note(HOSTILE).isprintable()
-    assert look.note(HOSTILE, 1).isprintable()
-    assert look.opened(1, HOSTILE, HOSTILE).isprintable()
+    for frame in frames(data):
+        assert formatter.frame(frame, number=1, time=0.0).isprintable()
+    assert formatter.note(HOSTILE).isprintable()
+    assert formatter.note(HOSTILE, 1).isprintable()
+    for event in (Opened(1, HOSTILE, HOSTILE, midway=True), Failed(HOSTILE), Failed(HOSTILE, 1)):
+        assert all(line.isprintable() for line in formatter.event(event))

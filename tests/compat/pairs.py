@@ -58,11 +58,21 @@ def worker(side: Side, folder: Path) -> Iterator[None]:
             while not (line := process.stdout.readline()).startswith("ready"):
                 assert line, f"the worker does not start: {(folder / 'worker.log').read_text()[-2000:]}"
             yield
+            if side is OURS:
+                _leave(process)
         finally:
             process.kill()
             process.wait()
             assert process.stdout is not None
             process.stdout.close()
+
+
+def _leave(process: subprocess.Popen[str]) -> None:
+    """Have a worker of ours shut down: each of its endpoints ends, and so does the process, in order."""
+    process.terminate()
+    told, _ = process.communicate(timeout=LIMIT)
+    assert set(told.splitlines()) == {"ended ()"}
+    assert process.returncode == 0
 
 
 def call(side: Side, folder: Path, scenarios: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -75,6 +85,7 @@ def call(side: Side, folder: Path, scenarios: Sequence[str]) -> dict[str, dict[s
         timeout=LIMIT * len(scenarios),
         check=False,
     )
+    assert done.returncode == 0, done.stderr[-3000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     assert lines, f"the caller failed: {done.stderr[-3000:]}"
     facts: dict[str, dict[str, Any]] = json.loads(lines[-1])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dynamo_fast.deadlines import Deadlines
-from dynamo_fast.observability.metrics import Histogram
+from dynamo_fast.observability.histogram import Histogram
 
 IGNORED = {"errors", "_causes"}
 """Counts by kind of error, and kinds of warnings that were logged a moment ago: as many as there are kinds."""

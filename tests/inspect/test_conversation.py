@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamo_fast.cli.decode import read_bytes
-from dynamo_fast.cli.frames import MAX_FRAME_SIZE, Conversation, Frame, Plane, plane_of
 from dynamo_fast.codec import TcpRequestCodec, TcpRequestMessage, encode_two_part
+from dynamo_fast.inspect import Conversation, Frame, Plane, frames, plane_of
+from dynamo_fast.inspect.describe import MAX_FRAME_SIZE
 from tests.captured import Vector, captured, name_of
 
 # The kinds of frames that a vector of a kind holds, and which way they went.
@@ -48,34 +48,34 @@ def request_frame(control: Any = None, body: bytes = b"{}", path: bytes = b"1/a"
     return REQUEST.encode_message(TcpRequestMessage.from_parts(path, headers, encode_two_part(header, body)))
 
 
-def only(frames: list[Frame]) -> Frame:
-    (frame,) = frames
+def only(found: list[Frame]) -> Frame:
+    (frame,) = found
     return frame
 
 
 @pytest.mark.parametrize("vector", captured(), ids=name_of)
 def test_every_captured_piece_is_recognised(vector: Vector) -> None:
-    frames = read_bytes(vector.data)
+    found = frames(vector.data)
     if vector.kind == "nats_hpub":
-        assert only(frames).kind == "damage"
+        assert only(found).kind == "damage"
         return
-    assert not [frame.problems for frame in frames if frame.problems]
-    assert sum(frame.size for frame in frames) == len(vector.data)
-    kinds = [frame.kind for frame in frames]
+    assert not [frame.problems for frame in found if frame.problems]
+    assert sum(frame.size for frame in found) == len(vector.data)
+    kinds = [frame.kind for frame in found]
     if vector.kind.startswith("req_"):
         assert kinds == ["request"]
-        assert frames[0].direction == ">"
+        assert found[0].direction == ">"
         decoded = vector.facts["decoded"]
-        assert frames[0].content["path"] == decoded["path"]
-        assert frames[0].content["headers"] == decoded["headers"]
+        assert found[0].content["path"] == decoded["path"]
+        assert found[0].content["headers"] == decoded["headers"]
     elif vector.kind.endswith("worker_side"):
         assert kinds[:3] == ["handshake", "prologue", "item"]
         assert set(kinds[3:]) <= {"item", "final", "sentinel"}
     elif vector.kind.startswith("ack_") and vector.kind != "ack_ok":
         assert kinds == ["refusal"]
-        assert only(frames).content["text"].isprintable()
+        assert only(found).content["text"].isprintable()
     elif vector.kind in KINDS:
-        assert ({frame.direction for frame in frames}, kinds) == ({KINDS[vector.kind][0]}, KINDS[vector.kind][1])
+        assert ({frame.direction for frame in found}, kinds) == ({KINDS[vector.kind][0]}, KINDS[vector.kind][1])
     else:
         assert kinds == ["sentinel"]
 
@@ -88,7 +88,7 @@ def test_a_request_says_where_each_part_is() -> None:
         "payload_codec": "msgpack",
         "connection_info": {"transport": "tcp_server", "info": json.dumps(info)},
     }
-    frame = only(read_bytes(request_frame(control, b"\x81\xa1a\xc4\x01b")))
+    frame = only(frames(request_frame(control, b"\x81\xa1a\xc4\x01b")))
     assert frame.lengths == {
         "path": 3,
         "headers": 2,
@@ -110,17 +110,17 @@ def test_frames_are_the_same_however_the_bytes_are_cut(cuts: list[int], of_reque
         sides = {True: HANDSHAKE + PROLOGUE + ITEM + SENTINEL, False: encode_two_part(b'"stop"', b"")}
         expected = ["handshake", "prologue", "item", "sentinel"], ["stop"]
     conversation = Conversation()
-    frames: list[Frame] = []
+    found: list[Frame] = []
     at = {True: 0, False: 0}
     for number, cut in enumerate([*cuts, 1 << 20, 1 << 20]):
         from_dialler = number % 2 == 0 if number < len(cuts) else number == len(cuts)
-        frames += conversation.feed(from_dialler, sides[from_dialler][at[from_dialler] :][:cut])
+        found += conversation.feed(from_dialler, sides[from_dialler][at[from_dialler] :][:cut])
         at[from_dialler] += cut
-    frames += conversation.close()
+    found += conversation.close()
     assert conversation.plane is (Plane.REQUEST if of_request_plane else Plane.RESPONSE)
     arrow = ">" if of_request_plane else "<"
-    assert [frame.kind for frame in frames if frame.direction == arrow] == expected[0]
-    assert [frame.kind for frame in frames if frame.direction != arrow] == expected[1]
+    assert [frame.kind for frame in found if frame.direction == arrow] == expected[0]
+    assert [frame.kind for frame in found if frame.direction != arrow] == expected[1]
 
 
 def test_a_named_plane_is_believed() -> None:
@@ -144,7 +144,7 @@ def test_a_named_plane_is_believed() -> None:
     ],
 )
 def test_damage_is_told_with_its_place_and_its_reason(data: bytes, offset: int, size: int, reason: str) -> None:
-    frame = read_bytes(data)[-1]
+    frame = frames(data)[-1]
     assert (frame.kind, frame.offset, frame.size) == ("damage", offset, size)
     assert reason in only_problem(frame)
     assert frame.content["begins"] == data[offset:][:24]
@@ -176,7 +176,7 @@ def only_problem(frame: Frame) -> str:
 def test_a_whole_frame_with_bad_contents_is_shown_and_the_next_is_read(data: bytes, problem: str) -> None:
     good = request_frame() if b"1/a" in data else ITEM
     plane = Plane.REQUEST if b"1/a" in data else Plane.RESPONSE
-    bad, after = read_bytes(data + good, plane)
+    bad, after = frames(data + good, plane)
     assert problem in only_problem(bad)
     place = int(bad.problems[0].partition("byte ")[2].partition(":")[0])
     assert place < len(data)
@@ -204,12 +204,12 @@ def test_a_connection_that_was_joined_midway_on_the_wrong_foot() -> None:
     """The first bytes were an acknowledgement, so that the worker was taken for the dialler."""
     conversation = Conversation(midway=True)
     assert conversation.feed(True, bytes(4)) == []
-    frames = conversation.feed(False, request_frame()) + conversation.feed(True, bytes(4))
-    assert [(frame.direction, frame.kind) for frame in frames] == [("<", "ack"), (">", "request"), ("<", "ack")]
+    found = conversation.feed(False, request_frame()) + conversation.feed(True, bytes(4))
+    assert [(frame.direction, frame.kind) for frame in found] == [("<", "ack"), (">", "request"), ("<", "ack")]
     assert only(conversation.gap(False, 3)).direction == ">"
     conversation = Conversation(midway=True)
-    frames = conversation.feed(True, HANDSHAKE) + conversation.feed(False, encode_two_part(b'"stop"', b""))
-    assert [(frame.direction, frame.kind) for frame in frames] == [("<", "handshake"), (">", "stop")]
+    found = conversation.feed(True, HANDSHAKE) + conversation.feed(False, encode_two_part(b'"stop"', b""))
+    assert [(frame.direction, frame.kind) for frame in found] == [("<", "handshake"), (">", "stop")]
 
 
 def test_what_is_held_to_tell_the_plane_is_bounded() -> None:
@@ -225,8 +225,8 @@ def test_what_is_held_to_tell_the_plane_is_bounded() -> None:
 @given(st.binary(max_size=200))
 def test_no_bytes_raise_anything(data: bytes) -> None:
     for plane in (None, *Plane):
-        frames = read_bytes(data, plane)
-        assert sum(frame.size for frame in frames) == len(data)
+        found = frames(data, plane)
+        assert sum(frame.size for frame in found) == len(data)
 
 
 def test_plane_of() -> None:

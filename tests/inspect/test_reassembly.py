@@ -6,7 +6,6 @@ import io
 import itertools
 import socket
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import dpkt
@@ -14,11 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamo_fast.cli import capture
-from dynamo_fast.cli.capture import Closed, Damaged, Data, Gap, Opened, read_capture
 from dynamo_fast.errors import InvalidRequest
-from tests.cli.test_decode import decode
-from tests.cli.test_frames import HANDSHAKE, ITEM, PROLOGUE, SENTINEL, request_frame
+from dynamo_fast.inspect import Closed, Failed, Opened, reassembly
+from dynamo_fast.inspect.reassembly import Data, Gap, reassemble
 
 SYN, ACK, FIN, RST = dpkt.tcp.TH_SYN, dpkt.tcp.TH_ACK, dpkt.tcp.TH_FIN, dpkt.tcp.TH_RST
 A, B = ("10.0.0.1", 1000), ("10.0.0.2", 2000)
@@ -50,7 +47,7 @@ def capture_file(packets: Iterable[bytes], linktype: int = 101) -> io.BytesIO:
 
 
 def events(*packets: bytes) -> list[Any]:
-    return list(read_capture(capture_file(packets)))
+    return list(reassemble(capture_file(packets)))
 
 
 def bytes_of(found: list[Any], from_dialler: bool = True) -> bytes:
@@ -98,7 +95,7 @@ def test_bytes_that_are_missing() -> None:
 
 
 def test_what_waits_for_missing_bytes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture, "_MAX_HELD", 100)
+    monkeypatch.setattr(reassembly, "_MAX_HELD", 100)
     late = [ip_packet(A, B, at, bytes(50)) for at in range(10, 1000, 50)]
     found = events(*opening(), *late, ip_packet(A, B, 0, b"x" * 10))
     assert found[1:] == [Gap(1, True, 10), Closed(1, "the end of the capture")]
@@ -141,7 +138,7 @@ def test_ports_that_are_used_again() -> None:
 )
 def test_link_layers(linktype: int, wrap: Any) -> None:
     packets = [wrap(packet) for packet in (*opening(), ip_packet(A, B, 0, b"data"))]
-    assert bytes_of(list(read_capture(capture_file(packets, linktype)))) == b"data"
+    assert bytes_of(list(reassemble(capture_file(packets, linktype)))) == b"data"
 
 
 def test_ipv6_and_what_is_no_tcp() -> None:
@@ -155,38 +152,8 @@ def test_ipv6_and_what_is_no_tcp() -> None:
 def test_files_that_are_none() -> None:
     for data in (b"", b"\xd4\xc3\xb2\xa1", b"not a capture at all, but a text"):
         with pytest.raises(InvalidRequest, match="this is no pcap or pcapng file"):
-            list(read_capture(io.BytesIO(data)))
+            list(reassemble(io.BytesIO(data)))
     with pytest.raises(InvalidRequest, match="link type 147 are not read"):
-        list(read_capture(capture_file([], linktype=147)))
+        list(reassemble(capture_file([], linktype=147)))
     cut = capture_file(opening()).getvalue()[: 24 + 16 + 40 + 7]
-    assert isinstance(list(read_capture(io.BytesIO(cut)))[1], Damaged)
-
-
-def test_decoding_goes_on_at_the_next_connection(tmp_path: Path) -> None:
-    """One connection is damaged, one lacks bytes, one is no Dynamo's, one is good."""
-    packets: list[bytes] = []
-    streams: list[list[bytes | None]] = [
-        [HANDSHAKE + b"\xff" * 24],
-        [HANDSHAKE, None, PROLOGUE],
-        [b"GET / HTTP/1.1\r\n\r\n"],
-        [HANDSHAKE + PROLOGUE + ITEM + SENTINEL],
-        [request_frame()],
-    ]
-    for number, stream in enumerate(streams):
-        source, at = ("10.0.0.1", 3000 + number), 1
-        packets.append(ip_packet(source, B, 0, flags=SYN))
-        for data in stream:
-            packets += [ip_packet(source, B, at, data)] if data is not None else []
-            at += 50 if data is None else len(data)
-        packets.append(ip_packet(source, B, at, flags=RST))
-    (tmp_path / "all.pcap").write_bytes(capture_file(packets).getvalue())
-    done = decode(tmp_path, "all.pcap")
-    assert (done.returncode, done.stderr) == (1, "")
-    kinds = [line.split()[:5] for line in done.stdout.splitlines()]
-    told = [(words[1], words[3]) for words in kinds if words[2:3] in (["<"], [">"])]
-    told += [(words[0], words[2]) for words in kinds if words[1:2] in (["<"], [">"])]
-    assert sorted(told) == [
-        ("#1", "damage"), ("#1", "handshake"), ("#2", "damage"), ("#2", "handshake"), ("#3", "damage"),
-        ("#4", "handshake"), ("#4", "item"), ("#4", "prologue"), ("#4", "sentinel"), ("#5", "request"),
-    ]  # fmt: skip
-    assert "byte 64: the next 50 bytes are missing from the capture" in done.stdout
+    assert isinstance(list(reassemble(io.BytesIO(cut)))[1], Failed)

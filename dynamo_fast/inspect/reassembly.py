@@ -1,34 +1,26 @@
-"""TCP connections out of a pcap or pcapng file: packets in, bytes in order out. The file format is dpkt's work."""
+"""TCP connections from a pcap or pcapng file: packets in, bytes in order out. dpkt reads the file format."""
 
 from __future__ import annotations
 
 import io
 import ipaddress
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from dynamo_fast.errors import InvalidRequest
+from dynamo_fast.inspect.events import Closed, Failed, Opened
 from dynamo_fast.wire.address import join_host_port
 
-__all__ = ["MAGIC", "Closed", "Damaged", "Data", "Gap", "Opened", "peekable", "read_capture"]
+__all__ = ["Data", "Gap", "TcpEvent", "is_capture", "peekable", "reassemble"]
 
 _PCAPNG = b"\x0a\x0d\x0d\x0a"
-MAGIC = (b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d", _PCAPNG)
+_MAGIC = (b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\xc3\xd4", b"\x4d\x3c\xb2\xa1", b"\xa1\xb2\x3c\x4d", _PCAPNG)
 """How the files begin: pcap of either byte order, in micro- or nanoseconds, and pcapng."""
 _MAX_HELD = 1 << 24
-"""Bytes that came out of order and wait for those before them."""
+"""Bytes of a direction that came too early and wait for those before them; above it, they are a gap."""
 _SEQUENCE = 1 << 32
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A connection. `midway` if its beginning was not captured: then the dialler is a guess."""
-
-    number: int
-    dialler: str
-    listener: str
-    midway: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +42,13 @@ class Gap:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """The end of a connection; `how` is "FIN", "RST" or "the end of the capture"."""
-
-    number: int
-    how: str
+TcpEvent = Opened | Data | Gap | Closed | Failed
 
 
-@dataclass(frozen=True, slots=True)
-class Damaged:
-    """The capture file itself ends badly."""
+def reassemble(file: BinaryIO) -> Iterator[TcpEvent]:
+    """Yield what happens on the connections in a capture, in its order, as soon as it has been read (`file` may be a pipe).
 
-    reason: str
-
-
-Event = Opened | Data | Gap | Closed | Damaged
-
-
-def read_capture(file: BinaryIO) -> Iterator[Event]:
-    """What happened on the connections in a capture, in its order, and as soon as it is there (`file` may be a pipe).
-
-    Raises InvalidRequest for what is no capture.
+    Raises InvalidRequest if `file` is not a capture, or if dpkt is not installed.
     """
     dpkt = _dpkt()
     file = peekable(file)
@@ -83,13 +60,13 @@ def read_capture(file: BinaryIO) -> Iterator[Event]:
     unpack = _link_layer(dpkt, reader.datalink())
     connections = _Connections()
     packets = iter(reader)
-    for count in _count():
+    for count in itertools.count():
         try:
             time, packet = next(packets)
         except StopIteration:
             break
         except (ValueError, dpkt.Error, EOFError) as error:
-            yield Damaged(f"the capture is damaged after {count} packets: {error or type(error).__name__}")
+            yield Failed(f"the capture is damaged after {count} packets: {error or type(error).__name__}")
             break
         segment = _segment(dpkt, unpack, packet)
         if segment is not None:
@@ -98,15 +75,13 @@ def read_capture(file: BinaryIO) -> Iterator[Event]:
 
 
 def peekable(file: BinaryIO) -> io.BufferedReader:
-    """`file`, of which one may look at the beginning."""
+    """`file` with a `peek`."""
     return file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)  # type: ignore[arg-type]
 
 
-def _count() -> Iterator[int]:
-    number = 0
-    while True:
-        yield number
-        number += 1
+def is_capture(file: io.BufferedReader) -> bool:
+    """Whether the file begins like a capture; nothing is consumed."""
+    return file.peek(4)[:4] in _MAGIC
 
 
 def _dpkt() -> Any:
@@ -118,7 +93,7 @@ def _dpkt() -> Any:
 
 
 def _link_layer(dpkt: Any, datalink: int) -> Any:
-    """What takes a packet apart: `datalink` is the number that the file gives (tcpdump.org, LINKTYPE_)."""
+    """The function that unpacks IP from a packet. `datalink` is the number in the file (tcpdump.org, LINKTYPE_)."""
 
     def internet(packet: bytes) -> Any:
         return dpkt.ip6.IP6(packet) if packet[:1] and packet[0] >> 4 == 6 else dpkt.ip.IP(packet)
@@ -152,7 +127,7 @@ class _Segment:
 
 
 def _segment(dpkt: Any, unpack: Any, packet: bytes) -> _Segment | None:
-    """The TCP segment in a packet; None if there is none, or too little of it."""
+    """The TCP segment in a packet; None if there is none, or if it is cut off."""
     try:
         ip = unpack(packet)
         tcp = ip.data
@@ -173,13 +148,13 @@ def _segment(dpkt: Any, unpack: Any, packet: bytes) -> _Segment | None:
 
 
 class _Connections:
-    """The connections that are open at this point of the capture."""
+    """The connections that are open at this point of the capture. Owned by one call of `reassemble`."""
 
     def __init__(self) -> None:
         self._open: dict[frozenset[str], _Connection] = {}
         self._count = 0
 
-    def take(self, segment: _Segment, time: float) -> Iterator[Event]:
+    def take(self, segment: _Segment, time: float) -> Iterator[TcpEvent]:
         key = frozenset((segment.source, segment.target))
         connection = self._open.get(key)
         if segment.syn and not segment.ack and connection is not None and not connection.is_again(segment):
@@ -187,7 +162,7 @@ class _Connections:
             connection = None
         if connection is None:
             if not segment.data and not segment.syn:
-                return  # the last words of a connection that is over, or was not captured
+                return  # the end of a connection that is over, or that was not captured
             connection = self._open[key] = self._connection(segment)
             yield connection.opened
         yield from connection.take(segment, time)
@@ -195,7 +170,7 @@ class _Connections:
             del self._open[key]
             yield from connection.close(connection.how_it_ended)
 
-    def close(self) -> Iterator[Event]:
+    def close(self) -> Iterator[TcpEvent]:
         for connection in self._open.values():
             yield from connection.close("the end of the capture")
 
@@ -208,17 +183,19 @@ class _Connections:
 
 
 class _Connection:
+    """One connection, from its first packet in the capture to its end. Owned by `_Connections`."""
+
     def __init__(self, opened: Opened) -> None:
         self.opened = opened
         self.how_it_ended = ""
         self._orders = {True: _Order(), False: _Order()}
 
     def is_again(self, segment: _Segment) -> bool:
-        """Whether a SYN is one that was sent before."""
+        """Whether a SYN repeats the one that opened this connection."""
         order = self._orders[segment.source == self.opened.dialler]
         return order.first == (segment.sequence + 1) % _SEQUENCE
 
-    def take(self, segment: _Segment, time: float) -> Iterator[Event]:
+    def take(self, segment: _Segment, time: float) -> Iterator[TcpEvent]:
         from_dialler = segment.source == self.opened.dialler
         order = self._orders[from_dialler]
         for data in order.take(segment):
@@ -230,18 +207,21 @@ class _Connection:
         elif all(each.ended for each in self._orders.values()):
             self.how_it_ended = "FIN"
 
-    def close(self, how: str) -> Iterator[Event]:
+    def close(self, how: str) -> Iterator[TcpEvent]:
         for from_dialler, order in self._orders.items():
             if order.held:
                 yield from self._gap(from_dialler)
         yield Closed(self.opened.number, how)
 
-    def _gap(self, from_dialler: bool) -> Iterator[Event]:
+    def _gap(self, from_dialler: bool) -> Iterator[TcpEvent]:
         yield Gap(self.opened.number, from_dialler, self._orders[from_dialler].give_up())
 
 
 class _Order:
-    """One direction: segments as they were captured in, bytes in order out."""
+    """One direction of a connection: takes segments as they were captured, returns bytes in order.
+
+    Owned by its connection. Holds at most `_MAX_HELD` bytes and one segment; after a gap it holds nothing.
+    """
 
     def __init__(self) -> None:
         self.first: int | None = None
@@ -275,7 +255,7 @@ class _Order:
                 yield new
 
     def give_up(self) -> int:
-        """How many bytes are missing before those that came; what follows is not delivered any more."""
+        """Skip the missing bytes; returns how many. What follows them is not delivered."""
         missing = min(self.held) - self._size
         self.held.clear()
         self.held_size = 0
@@ -283,7 +263,7 @@ class _Order:
         return missing
 
     def _place(self, sequence: int) -> int:
-        """Where a sequence number stands among the bytes of the direction, whose numbers wrap."""
+        """The position of a sequence number in the bytes of the direction. Sequence numbers wrap."""
         assert self.first is not None
         near = (sequence - self.first - self._size) % _SEQUENCE
         return self._size + (near if near < _SEQUENCE // 2 else near - _SEQUENCE)
