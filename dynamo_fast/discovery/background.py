@@ -109,7 +109,7 @@ class BackgroundThread:
         """Run in the thread as the last thing, after every loop and call has ended; for connections and descriptors."""
         self._name = name
         self._loops: set[BackgroundLoop] = set()
-        self._loop: _Loop | None = None
+        self._loop: ThreadLoop | None = None
         self._thread: threading.Thread | None = None
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._stopped = False
@@ -126,6 +126,11 @@ class BackgroundThread:
     def forked(self) -> bool:
         """Whether this is a forked child of the process that made it."""
         return self._process != os.getpid()
+
+    def time(self) -> float:
+        """The clock of the thread, in seconds; it never goes back. Called in the thread, or after it has started."""
+        assert self._loop is not None
+        return self._loop.time()
 
     def submit(self, work: Coroutine[Any, Any, _T]) -> concurrent.futures.Future[_T]:
         """Begin `work` in the thread. Raises InvalidRequest if the thread was stopped, or belongs to a parent process."""
@@ -179,19 +184,19 @@ class BackgroundThread:
         if self._loop is not None:
             self._loop.abandon()
 
-    def _started(self) -> _Loop:
+    def _started(self) -> ThreadLoop:
         if self.forked:
             raise InvalidRequest(f"this discovery object belongs to process {self._process}: make one after the fork")
         if self._stopped:
             raise InvalidRequest("this discovery object is closed")
         if self._loop is None:
-            loop = _Loop()
+            loop = ThreadLoop()
             self._thread = threading.Thread(target=self._main, args=(loop,), name=self._name, daemon=True)
             self._thread.start()
             self._loop = loop
         return self._loop
 
-    def _main(self, loop: _Loop) -> None:
+    def _main(self, loop: ThreadLoop) -> None:
         while not self._stopped:
             try:
                 loop.run_forever()
@@ -210,7 +215,7 @@ class BackgroundThread:
                 asyncio.run_coroutine_threadsafe(self._finish(self._loop), self._loop)
             return True
 
-    async def _finish(self, loop: _Loop) -> None:
+    async def _finish(self, loop: ThreadLoop) -> None:
         for each in self._loops:
             each.cancel()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
@@ -227,7 +232,7 @@ class BackgroundThread:
         loop.stop()
 
 
-class _Loop(asyncio.SelectorEventLoop):
+class ThreadLoop(asyncio.SelectorEventLoop):
     """The loop of a thread. A forked child must not touch it: it would change what the parent's kernel object watches."""
 
     _abandoned = False

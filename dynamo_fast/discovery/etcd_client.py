@@ -10,26 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import socket
-import ssl
-import tempfile
-import threading
-from collections.abc import AsyncGenerator, Callable, Mapping
-from pathlib import Path
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-import orjson
 
 from dynamo_fast.config import EtcdConfig
+from dynamo_fast.discovery.etcd_connection import aiohttp, enable_keep_alive, session, tls_context
+from dynamo_fast.discovery.etcd_messages import Done, Token
 from dynamo_fast.errors import CannotConnect, InvalidConfig
-from dynamo_fast.net.sockets import keep_alive
-
-try:
-    import aiohttp
-    from aiohttp.abc import AbstractResolver, ResolveResult
-except ImportError as error:
-    raise InvalidConfig("the discovery backend 'etcd' needs aiohttp: pip install 'dynamo-fast[etcd]'") from error
 
 __all__ = ["EtcdClient", "Refused", "Silent", "encode", "prefix_range"]
 
@@ -38,6 +27,8 @@ CALL_TIMEOUT = 5.0
 _MAX_ANSWER = 64 * 1024 * 1024
 _MAX_CALLS = 32
 """Connections for calls; those of watches come on top."""
+_MAX_OPERATIONS = 128
+"""Of one transaction; etcd's default limit."""
 _WITH_LEADER = {"Grpc-Metadata-hasleader": "true"}
 """A server that is cut off from its leader ends such a watch, instead of hearing nothing."""
 _UNAUTHENTICATED = 16
@@ -48,7 +39,7 @@ _T = TypeVar("_T")
 
 
 class Refused(CannotConnect):
-    """etcd answered "no"; `code` is gRPC's."""
+    """etcd answered with an error; `code` is gRPC's."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -56,15 +47,15 @@ class Refused(CannotConnect):
 
 
 class Silent(CannotConnect):
-    """A watch said nothing for as long as it may; its connection may be deaf."""
-
-
-class _Token(msgspec.Struct):
-    token: str
+    """A watch had no message within its time limit; its connection may be dead, without an error."""
 
 
 class EtcdClient:
-    """Calls to one of several etcd servers. Made and used on one event loop; ends with `close`."""
+    """Calls to one of several etcd servers.
+
+    Owns the connections, the list of servers (the next one to ask comes first) and the token of the user. Made and used
+    on one event loop, in an `EtcdStore`'s thread; ends with `close`.
+    """
 
     def __init__(self, config: EtcdConfig) -> None:
         self._urls = [url.strip().rstrip("/") for url in config.endpoints.split(",") if url.strip()]
@@ -72,8 +63,8 @@ class EtcdClient:
             raise InvalidConfig(f"ETCD_ENDPOINTS={config.endpoints!r} is not valid: expected URLs, http:// or https://")
         self._config = config
         self._token = ""
-        tls = _tls(config)
-        self._calls, self._streams = _session(tls, _MAX_CALLS), _session(tls, 0)
+        tls = tls_context(config)
+        self._calls, self._streams = session(tls, _MAX_CALLS), session(tls, 0)
 
     async def close(self) -> None:
         """Close the connections; may be called twice."""
@@ -83,7 +74,8 @@ class EtcdClient:
     async def call(self, name: str, body: Mapping[str, Any], answer: type[_T], timeout: float = CALL_TIMEOUT) -> _T:
         """The answer to a call, e.g. `kv/range`, as the type `answer` (a msgspec Struct, or dict).
 
-        Raises Refused if etcd says no, CannotConnect if no server answers, sensibly, within `timeout` seconds each.
+        Raises Refused if etcd answers with an error, CannotConnect if no server gives a valid answer within `timeout`
+        seconds each.
         """
         if self._config.username and not self._token:
             await self._authenticate(timeout)
@@ -94,6 +86,13 @@ class EtcdClient:
                 raise
         await self._authenticate(timeout)  # tokens expire
         return await self._try_all(name, body, answer, timeout)
+
+    async def delete(self, keys: Sequence[str], timeout: float) -> None:
+        """Delete these keys, all at once if they are not too many for one transaction. Raises CannotConnect, Refused."""
+        for first in range(0, len(keys), _MAX_OPERATIONS):
+            chunk = keys[first : first + _MAX_OPERATIONS]
+            deletions = [{"requestDeleteRange": {"key": encode(key)}} for key in chunk]
+            await self.call("kv/txn", {"success": deletions}, Done, timeout)
 
     async def stream(
         self, name: str, body: Mapping[str, Any], answer: type[_T], silence: float
@@ -129,7 +128,7 @@ class EtcdClient:
     async def _answers(self, url: str, name: str, body: Mapping[str, Any], answer: type[_T]) -> Any:
         timeout = aiohttp.ClientTimeout(sock_connect=CALL_TIMEOUT)
         async with self._post(self._streams, url, name, body, timeout=timeout, **_WITH_LEADER) as response:
-            _keep_alive(response)
+            enable_keep_alive(response)
             line = b""
             async for chunk in response.content.iter_any():
                 *lines, line = (line + chunk).split(b"\n")
@@ -142,7 +141,7 @@ class EtcdClient:
     async def _authenticate(self, timeout: float) -> None:
         self._token = ""
         body = {"name": self._config.username, "password": self._config.password}
-        self._token = (await self._try_all("auth/authenticate", body, _Token, timeout)).token
+        self._token = (await self._try_all("auth/authenticate", body, Token, timeout)).token
 
     async def _try_all(self, name: str, body: Mapping[str, Any], answer: type[_T], timeout: float) -> _T:
         limit = aiohttp.ClientTimeout(total=timeout)
@@ -203,7 +202,7 @@ def encode(text: str | bytes) -> str:
 
 
 def prefix_range(prefix: str) -> dict[str, str]:
-    """The fields of a request that is about all keys that begin with `prefix` (which does not end with U+10FFFF)."""
+    """The fields of a request for all keys that begin with `prefix` (which does not end with U+10FFFF)."""
     end = prefix.encode()[:-1] + bytes([prefix.encode()[-1] + 1])
     return {"key": encode(prefix), "range_end": encode(end)}
 
@@ -226,7 +225,7 @@ def _check_size(size: int) -> None:
 
 
 def _read(line: bytes, status: int, answer: type[_T]) -> _T:
-    """The answer, if this is one of etcd's. Raises Refused if it says no, CannotConnect if it is none."""
+    """The answer. Raises Refused if it is an error of etcd, CannotConnect if it is not an answer of etcd."""
     try:
         value = msgspec.json.decode(line)
         if isinstance(value, dict):
@@ -240,96 +239,10 @@ def _read(line: bytes, status: int, answer: type[_T]) -> _T:
 
 
 def _check_refusal(value: dict[str, Any], status: int) -> None:
-    """etcd says no with `{"error": TEXT or {...}, "code": N, "message": TEXT}`; later releases leave `error` out."""
+    """An error of etcd is `{"error": TEXT or {...}, "code": N, "message": TEXT}`; later releases leave `error` out."""
     error = value.get("error")
     details = error if isinstance(error, dict) else value
     code = details.get("code", details.get("grpc_code"))
     message = details.get("message") or error
     if (error is not None or status != 200) and isinstance(code, int) and isinstance(message, str):
         raise Refused(f"etcd refused: {message}", code)
-
-
-# Connections
-
-
-def _session(tls: ssl.SSLContext | bool, limit: int) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=tls, limit=limit, resolver=_Resolver()),
-        json_serialize=lambda value: orjson.dumps(value).decode(),
-        trust_env=False,
-    )
-
-
-def _keep_alive(response: aiohttp.ClientResponse) -> None:
-    transport = response.connection.transport if response.connection is not None else None
-    endpoint = transport.get_extra_info("socket") if transport is not None else None
-    if endpoint is not None:
-        keep_alive(endpoint)
-
-
-class _Resolver(AbstractResolver):
-    """Looks names up in daemon threads. A thread pool refuses work at interpreter exit, and delays the exit."""
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        found = await _in_daemon_thread(
-            lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG)
-        )
-        numeric = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-        return [
-            ResolveResult(
-                hostname=host, host=str(address[0]), port=int(address[1]), family=kind, proto=proto, flags=numeric
-            )
-            for kind, _, proto, _, address in found
-        ]
-
-    async def close(self) -> None:
-        """There is nothing to close."""
-
-
-async def _in_daemon_thread(function: Callable[[], _T]) -> _T:
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[_T] = loop.create_future()
-
-    def settle(result: _T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]  # there is one, as there is no error
-
-    def work() -> None:
-        try:
-            outcome: tuple[_T | None, BaseException | None] = (function(), None)
-        except BaseException as error:  # for the loop's side
-            outcome = (None, error)
-        try:
-            loop.call_soon_threadsafe(settle, *outcome)
-        except RuntimeError:  # the loop is closed
-            pass
-
-    try:
-        threading.Thread(target=work, name="etcd-lookup", daemon=True).start()
-    except RuntimeError:  # no more threads, at interpreter exit
-        work()
-    return await future
-
-
-def _tls(config: EtcdConfig) -> ssl.SSLContext | bool:
-    """True: what the system trusts."""
-    if not (config.ca and config.client_cert and config.client_key):
-        return ssl.create_default_context(cadata=config.ca) if config.ca else True
-    try:
-        context = ssl.create_default_context(cadata=config.ca)
-        with tempfile.TemporaryDirectory() as folder:  # 0700: OpenSSL reads a key from a file only
-            certificate, key = Path(folder, "cert.pem"), Path(folder, "key.pem")
-            certificate.write_text(config.client_cert)
-            key.write_text(config.client_key)
-            context.load_cert_chain(certificate, key)
-    except (ssl.SSLError, ValueError) as error:
-        raise InvalidConfig(
-            f"ETCD_AUTH_CA, ETCD_AUTH_CLIENT_CERT or ETCD_AUTH_CLIENT_KEY is not valid: expected PEM text ({error})"
-        ) from None
-    return context

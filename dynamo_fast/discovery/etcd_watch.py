@@ -1,122 +1,100 @@
-"""`EtcdWatch`: what etcd says about one endpoint, for all who watch it.
+"""`EtcdWatch`: what etcd says about the keys under one prefix, for all who watch them.
 
-A list, then every change since then. A connection may be deaf: after some silence it is replaced, and the new watch
-starts after the last revision that was told, so no event is lost. If a watch fails, or etcd has compacted that revision,
-the endpoint is listed again, and the listeners get the difference.
+A list, then every change since then. A connection may be dead without an error: after some silence it is replaced, and
+the new watch starts after the last revision that was told, so no event is lost. If a watch fails, or etcd has compacted
+that revision, the keys are listed again, and the listeners get the difference.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
-from typing import NamedTuple
-
-import msgspec
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from dynamo_fast.discovery.background import BackgroundLoop, BackgroundThread
-from dynamo_fast.discovery.base import Added, DiscoveryEvent, Removed
+from dynamo_fast.discovery.buckets import BucketKind
 from dynamo_fast.discovery.etcd_client import EtcdClient, Silent, prefix_range
+from dynamo_fast.discovery.etcd_messages import Change, KeyValue, RangeAnswer, WatchAnswer
 from dynamo_fast.discovery.record_reader import RecordReader
+from dynamo_fast.discovery.store import RecordEvent, RecordPut, RecordRemoved
 from dynamo_fast.discovery.subscription import Subscription
 from dynamo_fast.errors import CannotConnect
-from dynamo_fast.logs import get_logger
-from dynamo_fast.wire.address import EndpointId
-from dynamo_fast.wire.instance import Instance
 
-__all__ = ["ROOT", "Entry", "EtcdWatch", "Header", "prefix", "read_entries"]
+__all__ = ["Entry", "EtcdReader", "EtcdWatch"]
 
-logger = get_logger(__name__)
-
-ROOT = "v1/instances/"
+_T = TypeVar("_T")
 
 
-class Header(msgspec.Struct):
-    """Of every answer about keys."""
-
-    revision: int
-
-
-class WatchHeader(msgspec.Struct, frozen=True):
-    """Of a watch's answers; that a watch is refused comes without a revision."""
-
-    revision: int = 0
-
-
-class KeyValue(msgspec.Struct):
-    """One key; its value is empty in the news that it was deleted."""
-
-    key: bytes
-    value: bytes = b""
-    create_revision: int = 0
-    mod_revision: int = 0
-
-
-class RangeAnswer(msgspec.Struct):
-    """To `kv/range`."""
-
-    header: Header
-    kvs: list[KeyValue] = []
-
-
-class Change(msgspec.Struct):
-    """One event of a watch."""
-
-    kv: KeyValue
-    type: str = "PUT"
-
-
-class WatchAnswer(msgspec.Struct):
-    """One message of `watch`."""
-
-    header: WatchHeader = WatchHeader()
-    created: bool = False
-    canceled: bool = False
-    cancel_reason: str = ""
-    compact_revision: int = 0
-    events: list[Change] = []
-
-
-class Entry(NamedTuple):
-    """A key's value. Another `created` revision under the same key: it was deleted in between."""
+@dataclass(frozen=True)
+class Entry(Generic[_T]):
+    """A key's value, None if it cannot be read. Another `created` revision: the key was deleted in between."""
 
     created: int
-    instance: Instance | None
+    value: _T | None
 
 
-class EtcdWatch:
-    """One endpoint and its listeners. Owned by an `EtcdDiscovery`, used in its thread, ends with `close`."""
+class EtcdReader(Generic[_T]):
+    """Reads the keys of one bucket, here without the bucket's name. Owned by an `EtcdBucket`, shared by its watches."""
 
-    def __init__(
-        self,
-        endpoint: EndpointId,
-        client: EtcdClient,
-        thread: BackgroundThread,
-        reader: RecordReader,
-        silence: float,
-    ) -> None:
-        self.listeners: list[Subscription] = []
-        self._endpoint = endpoint
-        self._client = client
-        self._thread = thread
+    def __init__(self, kind: BucketKind[_T], client: EtcdClient) -> None:
+        self.client = client
+        self._root = f"{kind.name}/"
+        self._records = RecordReader(kind)
+
+    async def list(self, prefix: str) -> tuple[int, Mapping[str, Entry[_T]]]:
+        """etcd's revision, and what it has under `prefix`. Raises CannotConnect."""
+        answer = await self.client.call("kv/range", prefix_range(self.full(prefix)), RangeAnswer)
+        return answer.header.revision, {self.key(pair): self.entry(pair) for pair in answer.kvs}
+
+    def stream(self, prefix: str, after: int, silence: float) -> AsyncGenerator[WatchAnswer, None]:
+        """The changes under `prefix` after the revision `after`. Raises what `EtcdClient.stream` raises."""
+        request = {**prefix_range(self.full(prefix)), "start_revision": str(after + 1), "progress_notify": True}
+        return self.client.stream("watch", {"create_request": request}, WatchAnswer, silence)
+
+    def key(self, pair: KeyValue) -> str:
+        """The key, relative to the bucket."""
+        return pair.key.decode("utf-8", "replace").removeprefix(self._root)
+
+    def entry(self, pair: KeyValue) -> Entry[_T]:
+        """The value; a key that has no readable record has none."""
+        return Entry(pair.create_revision, self._records.read(self.key(pair), pair.value))
+
+    def full(self, prefix: str) -> str:
+        """As etcd knows it."""
+        return self._root + prefix
+
+
+class EtcdWatch(Generic[_T]):
+    """One prefix and its listeners: the keys as they were last told, and the stream of changes from etcd.
+
+    Owned by an `EtcdBucket`, used in the store's thread; ends with `close`.
+    """
+
+    def __init__(self, prefix: str, reader: EtcdReader[_T], thread: BackgroundThread, silence: float) -> None:
+        self.listeners: list[Subscription[_T]] = []
+        self._prefix = prefix
         self._reader = reader
+        self._thread = thread
         self._silence = silence
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, Entry[_T]] = {}
         self._revision: int | None = None
         """Everything up to this one was told; None: it must be listed."""
         self._listing = asyncio.Lock()
         self._loop: BackgroundLoop | None = None
 
-    async def add(self, listener: Subscription) -> None:
+    async def add(self, listener: Subscription[_T]) -> None:
         """Tell `listener` what is there, and of every change from then on. Raises CannotConnect."""
         async with self._listing:
             if self._loop is None:
                 await self._list()
-                self._loop = self._thread.keep(f"the watch of {self._endpoint} in etcd", self._follow)
+                what = self._reader.full(self._prefix).rstrip("/")
+                self._loop = self._thread.keep(f"the watch of {what} in etcd", self._follow)
         self.listeners.append(listener)
-        for entry in self._entries.values():
-            if entry.instance is not None:
-                listener.tell(Added(entry.instance))
+        for key, entry in self._entries.items():
+            if entry.value is not None:
+                listener.tell(RecordPut(key, entry.value))
 
     def close(self) -> None:
         """No more events; may be called twice."""
@@ -139,13 +117,13 @@ class EtcdWatch:
         except Silent:
             pass
         except BaseException:
-            self._client.forget_token()  # which may be what is wrong
+            self._reader.client.forget_token()  # which may be what is wrong
             self._revision = None
             raise
         return 0.0
 
     async def _list(self) -> None:
-        self._revision, entries = await read_entries(self._client, prefix(self._endpoint), self._reader)
+        self._revision, entries = await self._reader.list(self._prefix)
         for key, entry in list(self._entries.items()):
             if key not in entries or entries[key].created != entry.created:
                 self._update(key, None)
@@ -154,12 +132,7 @@ class EtcdWatch:
 
     async def _watch(self, revision: int) -> None:
         """Take the changes after `revision`. Raises CannotConnect, when the connection or the watch ends."""
-        request = {
-            **prefix_range(prefix(self._endpoint)),
-            "start_revision": str(revision + 1),
-            "progress_notify": True,
-        }
-        answers = self._client.stream("watch", {"create_request": request}, WatchAnswer, self._silence)
+        answers = self._reader.stream(self._prefix, revision, self._silence)
         async with contextlib.aclosing(answers):
             async for answer in answers:
                 self._read(answer, revision)
@@ -186,38 +159,19 @@ class EtcdWatch:
             self._loop.working()
 
     def _take(self, change: Change) -> None:
-        key = change.kv.key.decode("utf-8", "replace")
-        self._update(key, None if change.type == "DELETE" else read_entry(change.kv, self._reader))
+        self._update(self._reader.key(change.kv), None if change.type == "DELETE" else self._reader.entry(change.kv))
         self._revision = max(self._revision or 0, change.kv.mod_revision)
 
-    def _update(self, key: str, entry: Entry | None) -> None:
+    def _update(self, key: str, entry: Entry[_T] | None) -> None:
         before = self._entries.pop(key, None)
-        if before is not None and before.instance is not None and (entry is None or entry.instance is None):
-            self._tell(Removed(before.instance))
+        if before is not None and before.value is not None and (entry is None or entry.value is None):
+            self._tell(RecordRemoved(key, before.value))
         if entry is None:
             return
         self._entries[key] = entry
-        if entry.instance is not None and (before is None or before.instance != entry.instance):
-            self._tell(Added(entry.instance))
+        if entry.value is not None and (before is None or before.value != entry.value):
+            self._tell(RecordPut(key, entry.value))
 
-    def _tell(self, event: DiscoveryEvent) -> None:
+    def _tell(self, event: RecordEvent[_T]) -> None:
         for listener in list(self.listeners):
             listener.tell(event)
-
-
-def prefix(endpoint: EndpointId) -> str:
-    """With what the keys of an endpoint begin."""
-    return f"{ROOT}{endpoint}/"
-
-
-async def read_entries(client: EtcdClient, start: str, reader: RecordReader) -> tuple[int, Mapping[str, Entry]]:
-    """etcd's revision, and what it has under the prefix `start`, by key. Raises CannotConnect."""
-    answer = await client.call("kv/range", prefix_range(start), RangeAnswer)
-    entries = {pair.key.decode("utf-8", "replace"): read_entry(pair, reader) for pair in answer.kvs}
-    return answer.header.revision, entries
-
-
-def read_entry(pair: KeyValue, reader: RecordReader) -> Entry:
-    """A key that has no readable record has no instance."""
-    key = pair.key.decode("utf-8", "replace").removeprefix(ROOT)
-    return Entry(pair.create_revision, reader.read(key, pair.value))

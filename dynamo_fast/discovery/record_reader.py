@@ -1,10 +1,12 @@
-"""`RecordReader`: turns the bytes of an untrusted store into an instance, or into one warning."""
+"""`RecordReader`: reads the bytes of a store that others write to, too, and warns of what is no record."""
 
 from __future__ import annotations
 
+from typing import Generic, TypeVar
+
+from dynamo_fast.discovery.buckets import BucketKind
 from dynamo_fast.errors import PayloadError
 from dynamo_fast.logs import get_logger
-from dynamo_fast.wire.instance import Instance
 
 __all__ = ["RecordReader"]
 
@@ -13,28 +15,28 @@ logger = get_logger(__name__)
 MOST_REMEMBERED = 10_000
 """Records whose warning is remembered; with more than these, the oldest are warned of again."""
 
+_T = TypeVar("_T")
 
-class RecordReader:
-    """Reads records, and warns once of each that cannot be read. Owned by one backend object, used from one thread."""
 
-    def __init__(self) -> None:
+class RecordReader(Generic[_T]):
+    """Reads the records of one bucket, and warns once of each that cannot be read.
+
+    It holds the warnings that were given. Owned by a bucket, used in the thread of its store; needs no end.
+    """
+
+    def __init__(self, kind: BucketKind[_T]) -> None:
+        self._kind = kind
         self._warned: dict[str, str] = {}
 
-    def read(self, key: str, content: bytes) -> Instance | None:
-        """The instance of `key` ("namespace/component/endpoint/id"); None, and a warning, if this is no such record.
-
-        Which endpoint it belongs to must be what the key says; the id is the content's, as with Dynamo.
-        """
+    def read(self, key: str, content: bytes) -> _T | None:
+        """The value of this record; None, and a warning, if it cannot be read."""
         try:
-            instance = Instance.decode(content)
+            value = self._kind.read(key, content)
         except PayloadError as error:
             self.skip(key, str(error))
             return None
-        if key.rpartition("/")[0] != str(instance.endpoint_id):
-            self.skip(key, f"its content says {str(instance.endpoint_id)!r}")
-            return None
         self._warned.pop(key, None)
-        return instance
+        return value
 
     def skip(self, key: str, reason: str) -> None:
         """Warn of a record that is ignored, unless that was said already."""

@@ -9,25 +9,23 @@ import os
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dynamo_fast.discovery import background, subscription
+from dynamo_fast.discovery import background
 from dynamo_fast.discovery import file as file_module
 from dynamo_fast.discovery.background import BackgroundThread
-from dynamo_fast.discovery.base import Added, Discovery, DiscoveryEvent, Removed, Watch
+from dynamo_fast.discovery.base import Added, Discovery, DiscoveryEvent, Watch
 from dynamo_fast.discovery.etcd import EtcdDiscovery
 from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.discovery.inotify import inotify_simple
 from dynamo_fast.discovery.memory import MemoryDiscovery
-from dynamo_fast.discovery.subscription import Subscription
 from dynamo_fast.errors import InvalidRequest
 from tests.discovery.etcd_server import Etcd, etcd
-from tests.discovery.records import ENDPOINT, instance
+from tests.discovery.records import ENDPOINT, file_bucket, instance
 from tests.discovery.test_etcd import config
 from tests.discovery.test_file import FAKE, Ear, folder, put, record, until
 
@@ -133,7 +131,7 @@ import asyncio, os, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.errors import InvalidRequest
-from tests.discovery.records import ENDPOINT, instance
+from tests.discovery.records import ENDPOINT, file_bucket, instance
 
 async def child(discovery):
     try:
@@ -150,7 +148,7 @@ if pid == 0:
     asyncio.run(child(discovery))
     sys.exit(0)  # with everything that runs at an interpreter's exit
 _, status = os.waitpid(pid, 0)
-print("status", status, len(os.listdir(discovery._folder.path)))
+print("status", status, len(os.listdir(file_bucket(discovery).folder.path)))
 asyncio.run(discovery.register(instance(3)))  # the parent's thread hears still
 print("records", len(asyncio.run(discovery.list())))
 """
@@ -262,36 +260,6 @@ def test_several_event_loops_share_one_object(kind: str, tmp_path: Path, server:
     asyncio.run(shared.close())
 
 
-async def test_events_that_wait_for_a_blocked_loop_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subscription, "MOST_WAITING", 10)
-    heard: list[DiscoveryEvent] = []
-    watch = Subscription(heard.append, lambda watch: None)
-
-    def flap() -> None:
-        for _ in range(1000):
-            for number in (1, 2):
-                watch.tell(Added(instance(number)))
-                watch.tell(Removed(instance(number)))
-        watch.tell(Added(instance(1)))
-        assert len(watch._events) <= 11
-
-    worker = threading.Thread(target=flap)
-    worker.start()
-    worker.join()  # this blocks the loop
-    await until(lambda: heard)
-    alive: set[int] = set()
-    for event in heard:
-        (alive.add if isinstance(event, Added) else alive.discard)(event.instance.instance_id)
-    assert alive == {1}
-    assert len(heard) <= 11
-
-
-def test_the_last_news_of_each_instance_are_kept() -> None:
-    one, two = instance(1), instance(2)
-    events: deque[DiscoveryEvent] = deque([Added(one), Removed(one), Added(one), Added(two), Removed(two), Added(one)])
-    assert subscription._last_news(events) == [Removed(two), Removed(one), Added(one)]
-
-
 def test_a_loop_that_was_closed_is_told_no_more(tmp_path: Path) -> None:
     discovery = FileDiscovery(tmp_path)
 
@@ -303,7 +271,7 @@ def test_a_loop_that_was_closed_is_told_no_more(tmp_path: Path) -> None:
         await discovery.watch(FAKE, events.put_nowait)
         put(tmp_path, *record(1))
         await asyncio.wait_for(events.get(), LIMIT)
-        assert len(discovery._watches) == 1
+        assert len(file_bucket(discovery)._watches) == 1
         await discovery.close()
 
     asyncio.run(watch())
@@ -328,7 +296,7 @@ async def test_the_kernels_queue_overflows(tmp_path: Path, monkeypatch: pytest.M
         blocked.set()
         release.wait(LIMIT)
 
-    blocking = ear.discovery._thread.submit(block())
+    blocking = ear.discovery.store.thread.submit(block())
     assert blocked.wait(LIMIT)
     for number in range(most // 2 + 10):
         (folder(tmp_path) / f"x{number % 7}").touch()
@@ -350,7 +318,7 @@ async def test_a_folder_that_was_moved_away_is_watched_no_longer(
     folder(tmp_path).rename(tmp_path / "old")
     put(tmp_path, *record(1))
     assert (await ear.hear()).instance.instance_id == 1
-    changes: Callable[[], Any] = lambda: ear.discovery._changes  # noqa: E731
+    changes: Callable[[], Any] = lambda: file_bucket(ear.discovery)._changes  # noqa: E731
     await until(lambda: changes() is None or changes().is_of(folder(tmp_path)))
     monkeypatch.setattr(file_module, "BEAT", 3600.0)
     put(tmp_path, *record(2))
@@ -364,18 +332,19 @@ async def test_a_registration_that_fails_leaves_what_was_there(
 ) -> None:
     discovery = FileDiscovery(tmp_path)
     await discovery.register(instance(1))
-    publish = discovery._folder.publish
+    target = file_bucket(discovery).folder
+    publish = target.publish
     failures = iter([error])
 
-    def fail(name: str, content: bytes) -> None:
-        publish(name, content)
+    def fail(key: str, content: bytes) -> None:
+        publish(key, content)
         for failure in failures:
             raise failure
 
-    monkeypatch.setattr(discovery._folder, "publish", fail)
+    monkeypatch.setattr(target, "publish", fail)
     with pytest.raises(type(error)):
         await discovery.register(instance(1, address="127.0.0.1:2/x"))
-    await until(lambda: discovery._owned and (folder(tmp_path) / os.listdir(folder(tmp_path))[0]).exists())
+    await until(lambda: file_bucket(discovery)._owned and (folder(tmp_path) / os.listdir(folder(tmp_path))[0]).exists())
     assert await discovery.list() == [instance(1)]
     failures = iter([error])
     with pytest.raises(type(error)):

@@ -100,7 +100,7 @@ class Fleet:
 
     def watched(self) -> Etcd:
         """The member that the watcher's connections lead to."""
-        (url, *_) = self.watcher._etcd._urls
+        (url, *_) = self.watcher.store.client._urls
         return next(each for each in self.members if each.url == url)
 
     async def leader(self) -> Etcd:

@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 
 from dynamo_fast.config import EtcdConfig
-from dynamo_fast.discovery import background
-from dynamo_fast.discovery import etcd as etcd_module
+from dynamo_fast.discovery import background, etcd_lease
 from dynamo_fast.discovery.base import Added, DiscoveryEvent, Removed
 from dynamo_fast.discovery.connect import connect
 from dynamo_fast.discovery.etcd import EtcdDiscovery
 from dynamo_fast.discovery.etcd_client import EtcdClient, Refused, encode, prefix_range
-from dynamo_fast.discovery.etcd_watch import RangeAnswer
+from dynamo_fast.discovery.etcd_messages import RangeAnswer
 from dynamo_fast.errors import CannotConnect, InvalidConfig, InvalidRequest
 from tests.discovery.etcd_server import Etcd, etcd, free_port
 from tests.discovery.front import front, http
@@ -54,7 +53,7 @@ async def client(server: Etcd) -> AsyncIterator[EtcdClient]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "FIRST_RETRY", 0.05)
     monkeypatch.setattr(background, "LAST_RETRY", 0.2)
-    monkeypatch.setattr(etcd_module, "FIRST_RETRY", 0.05)
+    monkeypatch.setattr(etcd_lease, "FIRST_RETRY", 0.05)
 
 
 def config(server: Etcd, **settings: Any) -> EtcdConfig:
@@ -342,11 +341,11 @@ async def test_user_and_password(own_server: Etcd) -> None:
     with pytest.raises(Refused):
         EtcdDiscovery.connect(config(own_server, username="root", password="wrong"))
     discovery = EtcdDiscovery.connect(config(own_server, username="root", password="secret"))
-    assert "secret" not in repr(discovery._config)
+    assert "secret" not in repr(discovery.store.config)
     ear = await Ear.open(discovery)
     await discovery.register(instance(1))
     assert await ear.hear() == Added(instance(1))
-    discovery._etcd._token = "stale.1"  # as if it had expired
+    discovery.store.client._token = "stale.1"  # as if it had expired
     await discovery.register(instance(2))
     assert await ear.hear() == Added(instance(2))
     await discovery.close()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from dynamo_fast.discovery import background, inotify
+from dynamo_fast.discovery import background, file_bucket, inotify
 from dynamo_fast.discovery import file as file_module
 from dynamo_fast.discovery.base import Added, DiscoveryEvent, Removed
 from dynamo_fast.discovery.file import FileDiscovery
@@ -139,7 +139,7 @@ async def test_a_file_that_is_written_in_place_is_seen_once_it_is_whole(tmp_path
         file.write(text[:10])
         file.flush()
         for _ in range(5):
-            await asyncio.sleep(file_module.POLL / 2)
+            await asyncio.sleep(file_bucket.POLL / 2)
         assert ear.events.empty()
         file.write(text[10:])
     event = await ear.hear() if how == "inotify" else None
@@ -334,7 +334,7 @@ async def test_a_process_that_was_paused_lets_the_others_wake_up_first(
         return outcome
 
     monkeypatch.setattr(Folder, "remove_expired", noticed)
-    pausing = ear.discovery._thread.submit(pause())
+    pausing = ear.discovery.store.thread.submit(pause())
     await until(paused.is_set)
     set_back(healthy, 2)  # its owner is paused, too: as when a machine sleeps
     began = time.monotonic()

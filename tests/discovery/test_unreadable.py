@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from dynamo_fast.discovery import file as file_module
+from dynamo_fast.discovery import file_bucket
 from dynamo_fast.discovery.base import Added, DiscoveryEvent
 from dynamo_fast.discovery.etcd import EtcdDiscovery
 from dynamo_fast.discovery.etcd_client import EtcdClient, encode, prefix_range
@@ -100,7 +101,7 @@ THINGS: dict[str, Callable[[Path], None]] = {
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_module, "BEAT", 0.02)
-    monkeypatch.setattr(file_module, "POLL", 0.01)
+    monkeypatch.setattr(file_bucket, "POLL", 0.01)
 
 
 def warned(caplog: pytest.LogCaptureFixture, name: str) -> list[str]:
