@@ -30,13 +30,16 @@
     +-- RemoteError                      the worker's handler, or the worker's server, sent an error
     +-- Cancelled                        the caller's context was killed first
 
-Each error says three things to a program: `error_type`, Dynamo's own word for it on the wire of 1.3.1; `reason`, the
-word of 1.6.1; and `migratable`, whether the same request may be tried on another worker.
+Each error tells a program three things: `error_type`, Dynamo 1.3's word for it; `error_class` and `reason`, the words of
+Dynamo 1.6; and `migratable`, whether the same request may be tried on another worker. The words are those of
+`dynamo_fast.reasons`.
 
-This module is the lowest floor of the package: it imports nothing of it, so that the codec can raise from the one tree.
+This module imports nothing else of the package, so that every other module can raise from the one tree.
 """
 
 from __future__ import annotations
+
+from dynamo_fast import reasons
 
 __all__ = [
     "Cancelled",
@@ -65,27 +68,6 @@ __all__ = [
     "Unavailable",
 ]
 
-# Which reasons let a request move to another worker, and which forbid it wherever they stand in the chain of causes.
-# (Dynamo 1.6's migration rule; transport.md 7.5.)
-_MIGRATABLE = frozenset(
-    {
-        "transport.cannot_connect",
-        "transport.disconnected",
-        "transport.connection_timeout",
-        "backend.cannot_connect",
-        "backend.disconnected",
-        "backend.connection_timeout",
-        "backend.response_timeout",
-        "backend.engine_shutdown",
-        "backend.stream_incomplete",
-        "backend.worker_unavailable",
-        "capacity.worker_overloaded",
-    }
-)
-_NEVER_MIGRATABLE = frozenset(
-    {"request.cancelled", "backend.cancelled", "capacity.exhausted", "capacity.pool_exhausted"}
-)
-
 
 class DynamoError(Exception):
     """Base of every error of this package.
@@ -94,9 +76,10 @@ class DynamoError(Exception):
     those of Dynamo 1.6 ("Unavailable", "transport.disconnected", ...).
     """
 
-    error_type: str = "Unknown"
-    error_class: str = "Internal"
-    reason: str = "runtime.unclassified"
+    error_type: str
+    error_class: str
+    reason: str
+    error_type, error_class, reason = reasons.UNCLASSIFIED
 
     @property
     def message(self) -> str:
@@ -111,8 +94,8 @@ class DynamoError(Exception):
     @property
     def migratable(self) -> bool:
         """Whether the request may be tried on another worker (looks at the whole chain of causes)."""
-        reasons = {error.reason for error in self.chain()}
-        return bool(reasons & _MIGRATABLE) and not reasons & _NEVER_MIGRATABLE
+        found = {error.reason for error in self.chain()}
+        return bool(found & reasons.MIGRATABLE) and not found & reasons.NEVER_MIGRATABLE
 
     def chain(self) -> list[DynamoError]:
         """This error, then its causes, outermost first. Ends at a cycle, should one have been built by hand."""
@@ -139,9 +122,7 @@ class _OverLimit(DynamoError):
 class InvalidRequest(DynamoError, ValueError):
     """The caller's mistake, found before anything was sent."""
 
-    error_type = "InvalidArgument"
-    error_class = "InvalidRequest"
-    reason = "request.invalid_argument"
+    error_type, error_class, reason = reasons.INVALID_ARGUMENT
 
 
 class InvalidAddress(InvalidRequest):
@@ -195,64 +176,49 @@ class PayloadError(ProtocolError):
 class TransportError(DynamoError, ConnectionError):
     """The network, or the process at its other end, failed."""
 
-    error_type = "Unavailable"
-    error_class = "Unavailable"
-    reason = "backend.unavailable"
+    error_type, error_class, reason = reasons.UNAVAILABLE
 
 
 class CannotConnect(TransportError):
     """No connection to the worker, or it broke before the request was acknowledged."""
 
-    error_type = "CannotConnect"
-    reason = "transport.cannot_connect"
+    error_type, error_class, reason = reasons.CANNOT_CONNECT
 
 
 class Disconnected(TransportError):
     """The worker went away after it had acknowledged the request."""
 
-    error_type = "Disconnected"
-    reason = "transport.disconnected"
+    error_type, error_class, reason = reasons.DISCONNECTED
 
 
 class ConnectionTimeout(TransportError, TimeoutError):
     """A step of the transport (connect, acknowledgement, call-home) did not happen in time."""
 
-    error_type = "ConnectionTimeout"
-    error_class = "DeadlineExceeded"
-    reason = "transport.connection_timeout"
+    error_type, error_class, reason = reasons.CONNECTION_TIMEOUT
 
 
 class ResponseTimeout(TransportError, TimeoutError):
     """The worker was silent for too long."""
 
-    error_type = "ResponseTimeout"
-    error_class = "DeadlineExceeded"
-    reason = "backend.response_timeout"
+    error_type, error_class, reason = reasons.RESPONSE_TIMEOUT
 
 
 class RequestRefused(DynamoError):
     """The worker's server did not take the request; the handler never ran."""
 
-    error_type = "Unavailable"
-    error_class = "Unavailable"
-    reason = "backend.unavailable"
+    error_type, error_class, reason = reasons.UNAVAILABLE
 
 
 class Unavailable(RequestRefused):
-    """Nobody serves this endpoint, there or anywhere.
+    """No worker serves this endpoint, there or anywhere."""
 
-    Dynamo 1.3.1 says `Unavailable`; 1.6's `WorkerUnavailable` is a word that 1.3.1 cannot read, hence the older type.
-    """
-
-    reason = "backend.worker_unavailable"
+    error_type, error_class, reason = reasons.WORKER_UNAVAILABLE.older()
 
 
 class ResourceExhausted(RequestRefused):
-    """Everybody who serves this endpoint is busy."""
+    """All workers that serve this endpoint are busy."""
 
-    error_type = "ResourceExhausted"
-    error_class = "CapacityExhausted"
-    reason = "capacity.worker_overloaded"
+    error_type, error_class, reason = reasons.WORKER_OVERLOADED.older()
 
 
 class RemoteError(DynamoError):
@@ -265,9 +231,9 @@ class RemoteError(DynamoError):
         self,
         message: str,
         *,
-        error_type: str = "Unknown",
-        error_class: str = "Internal",
-        reason: str = "runtime.unclassified",
+        error_type: str = reasons.UNCLASSIFIED.error_type,
+        error_class: str = reasons.UNCLASSIFIED.error_class,
+        reason: str = reasons.UNCLASSIFIED.reason,
         public: dict[str, object] | None = None,
     ) -> None:
         super().__init__(message)
@@ -276,13 +242,16 @@ class RemoteError(DynamoError):
         self.reason = reason
         self.public = public
 
+    @classmethod
+    def of(cls, words: reasons.Words, message: str) -> RemoteError:
+        """An error with these words."""
+        return cls(message, error_type=words.error_type, error_class=words.error_class, reason=words.reason)
+
 
 class Cancelled(DynamoError):
     """The caller's context was killed before the answer began."""
 
-    error_type = "Cancelled"
-    error_class = "Cancelled"
-    reason = "request.cancelled"
+    error_type, error_class, reason = reasons.CANCELLED
 
 
 def _rebuild(cls: type[DynamoError], args: tuple[object, ...], state: dict[str, object]) -> DynamoError:

@@ -27,6 +27,7 @@ FLOORS = [
     ["wire"],
     ["codec", "config", "deadlines"],
     ["errors"],
+    ["reasons"],
 ]
 #: Modules that stand in the room of another.
 BACKENDS = {"_codec": "codec", "_codec_py": "codec", "__main__": "cli"}

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
+from dynamo_fast import reasons
 from dynamo_fast.config import PushRouterConfig
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
@@ -41,19 +42,20 @@ from dynamo_fast.wire.payload import Annotated
 __all__ = ["Call", "PushRouter", "RoutedStream", "RouterMode"]
 
 _OVERLOADED_SECONDS = 0.1
-_OVERLOADED = "capacity.worker_overloaded"
+_OVERLOADED = reasons.WORKER_OVERLOADED.reason
 # "Not this worker", said by the transport or by a worker that is about to leave. What a handler met behind the worker
 # (`backend.cannot_connect` and the like) says nothing about the worker.
 _INHIBITING = frozenset(
-    {
-        "transport.cannot_connect",
-        "transport.disconnected",
-        "transport.connection_timeout",
-        "backend.response_timeout",
-        "backend.engine_shutdown",
-        "backend.stream_incomplete",
-        "backend.worker_unavailable",
-    }
+    words.reason
+    for words in (
+        reasons.CANNOT_CONNECT,
+        reasons.DISCONNECTED,
+        reasons.CONNECTION_TIMEOUT,
+        reasons.RESPONSE_TIMEOUT,
+        reasons.BACKEND_ENGINE_SHUTDOWN,
+        reasons.BACKEND_STREAM_INCOMPLETE,
+        reasons.WORKER_UNAVAILABLE,
+    )
 )
 
 
@@ -238,7 +240,7 @@ class PushRouter:
     def _nobody(self) -> DynamoError:
         if len(self._overloaded):
             error = ResourceExhausted("All workers are busy, please retry later")
-            error.reason = "capacity.exhausted"
+            error.reason = reasons.CAPACITY_EXHAUSTED.reason
             return error
         return Unavailable(f"No workers available for endpoint {self.table.endpoint}")
 
@@ -315,10 +317,10 @@ class PushRouter:
         """A request that went to `entry` ended with `error`: remember what that says about the worker."""
         if self.table.find(entry.instance.instance_id) is not entry:
             return
-        reasons = {link.reason for link in error.chain()}
-        if _OVERLOADED in reasons:
+        found = {link.reason for link in error.chain()}
+        if _OVERLOADED in found:
             marks = self._overloaded
-        elif reasons & _INHIBITING and self.config.inhibited_duration:
+        elif found & _INHIBITING and self.config.inhibited_duration:
             marks = self._inhibited
         else:
             return

@@ -35,6 +35,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import FrameType
 from typing import Any
 
+from dynamo_fast import reasons
 from dynamo_fast.codec import TwoPartCodec, TwoPartDecoder, TwoPartMessage, TwoPartMessageType
 from dynamo_fast.config import WorkerConfig
 from dynamo_fast.context import Context
@@ -510,12 +511,7 @@ def _invalid_request(text: str) -> RemoteError:
 
 def _engine_shutdown() -> RemoteError:
     """What callers are told of a handler that a shutdown cancelled: in Dynamo's words, and migratable there."""
-    return RemoteError(
-        "engine shutting down",
-        error_type="Backend.EngineShutdown",
-        error_class="Unavailable",
-        reason="backend.engine_shutdown",
-    )
+    return RemoteError.of(reasons.BACKEND_ENGINE_SHUTDOWN, "engine shutting down")
 
 
 async def _close(iterator: AsyncIterator[Any]) -> None:

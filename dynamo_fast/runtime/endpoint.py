@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dynamo_fast.context import Context as RequestContext
 from dynamo_fast.egress.push_router import RouterMode
@@ -13,25 +13,27 @@ from dynamo_fast.ingress.push_handler import Handler, takes_context
 from dynamo_fast.runtime.client import Client
 from dynamo_fast.runtime.context import Context
 from dynamo_fast.runtime.exceptions import NotOffered, argument_error, plainly
+from dynamo_fast.runtime.hub import Hub
 from dynamo_fast.wire.address import EndpointId
-
-if TYPE_CHECKING:
-    from dynamo_fast.runtime.distributed import DistributedRuntime
 
 __all__ = ["Endpoint"]
 
 
 class Endpoint:
-    """One endpoint, to serve or to call. Made by `DistributedRuntime.endpoint`."""
+    """One endpoint, to serve or to call. Made by `DistributedRuntime.endpoint`.
 
-    def __init__(self, runtime: DistributedRuntime, endpoint: EndpointId) -> None:
-        self._runtime = runtime
+    It owns nothing but the mark that it was served: Dynamo refuses a second `serve_endpoint` of one object. The hub has
+    the worker and the routers, and outlives the endpoint.
+    """
+
+    def __init__(self, hub: Hub, endpoint: EndpointId) -> None:
+        self._hub = hub
         self._id = endpoint
         self._served = False
 
     def connection_id(self) -> int:
         """The instance id of every endpoint that this runtime serves."""
-        return self._runtime.connection_id
+        return self._hub.discovery.connection_id
 
     @property
     def metrics(self) -> Any:
@@ -64,19 +66,22 @@ class Endpoint:
         """A client that knows the instances that there are."""
         if router_mode is not None and not isinstance(router_mode, RouterMode):
             raise argument_error("router_mode", router_mode, "RouterMode")
-        return asyncio.ensure_future(self._runtime.open_client(self._id, router_mode))
+        return asyncio.ensure_future(self._client(router_mode))
 
     def register_endpoint_instance(self) -> asyncio.Future[tuple[()]]:
         """Put the record into discovery (again)."""
-        return asyncio.ensure_future(self._runtime.register(self._id))
+        return asyncio.ensure_future(self._hub.register(self._id))
 
     def unregister_endpoint_instance(self) -> asyncio.Future[tuple[()]]:
         """Take the record out, and go on serving."""
         return asyncio.ensure_future(self._unregister())
 
+    async def _client(self, mode: RouterMode | None) -> Client:
+        return Client(await self._hub.push_router(self._id), mode)
+
     async def _unregister(self) -> tuple[()]:
         try:
-            return await self._runtime.unregister(self._id)
+            return await self._hub.unregister(self._id)
         except InvalidRequest as error:
             raise plainly(
                 error, "Unable to unregister endpoint instance from discovery. Check discovery service status"
@@ -115,7 +120,7 @@ class Endpoint:
             )
         self._served = True
         try:
-            worker = await self._runtime.worker()
+            worker = await self._hub.worker()
             await worker.serve(
                 _adapted(generator),
                 self._id,
@@ -130,7 +135,7 @@ class Endpoint:
 
     async def _until_shutdown(self, serving: asyncio.Future[None]) -> tuple[()]:
         await asyncio.shield(serving)
-        await asyncio.shield(self._runtime.ended())
+        await asyncio.shield(self._hub.ended())
         return ()
 
 

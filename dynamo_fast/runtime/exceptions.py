@@ -7,6 +7,7 @@ what was written for Dynamo catches it, and what knows this package learns more.
 
 from __future__ import annotations
 
+from dynamo_fast import reasons
 from dynamo_fast.errors import (
     DynamoError,
     InvalidAddress,
@@ -41,8 +42,7 @@ __all__ = [
 class DynamoException(DynamoError):
     """Base of what handlers raise."""
 
-    error_type = "Backend.Unknown"
-    reason = "backend.unknown"
+    error_type, error_class, reason = reasons.BACKEND_UNKNOWN
 
 
 class Unknown(DynamoException):
@@ -52,9 +52,7 @@ class Unknown(DynamoException):
 class InvalidArgument(DynamoException):
     """The request is wrong; its caller is told so in these words."""
 
-    error_type = "Backend.InvalidArgument"
-    error_class = "InvalidRequest"
-    reason = "backend.invalid_argument"
+    error_type, error_class, reason = reasons.BACKEND_INVALID_ARGUMENT
 
     @property
     def public(self) -> dict[str, object]:
@@ -65,57 +63,43 @@ class InvalidArgument(DynamoException):
 class CannotConnect(DynamoException):
     """The engine cannot be reached."""
 
-    error_type = "Backend.CannotConnect"
-    error_class = "Unavailable"
-    reason = "backend.cannot_connect"
+    error_type, error_class, reason = reasons.BACKEND_CANNOT_CONNECT
 
 
 class Disconnected(DynamoException):
     """The engine went away."""
 
-    error_type = "Backend.Disconnected"
-    error_class = "Unavailable"
-    reason = "backend.disconnected"
+    error_type, error_class, reason = reasons.BACKEND_DISCONNECTED
 
 
 class ConnectionTimeout(DynamoException):
     """The engine does not answer."""
 
-    error_type = "Backend.ConnectionTimeout"
-    error_class = "DeadlineExceeded"
-    reason = "backend.connection_timeout"
+    error_type, error_class, reason = reasons.BACKEND_CONNECTION_TIMEOUT
 
 
 class Cancelled(DynamoException):
     """The request was cancelled."""
 
-    error_type = "Backend.Cancelled"
-    error_class = "Cancelled"
-    reason = "backend.cancelled"
+    error_type, error_class, reason = reasons.BACKEND_CANCELLED
 
 
 class EngineShutdown(DynamoException):
     """The engine is going: callers avoid this worker for a while."""
 
-    error_type = "Backend.EngineShutdown"
-    error_class = "Unavailable"
-    reason = "backend.engine_shutdown"
+    error_type, error_class, reason = reasons.BACKEND_ENGINE_SHUTDOWN
 
 
 class StreamIncomplete(DynamoException):
     """The answer was cut off: callers avoid this worker for a while."""
 
-    error_type = "Backend.StreamIncomplete"
-    error_class = "Unavailable"
-    reason = "backend.stream_incomplete"
+    error_type, error_class, reason = reasons.BACKEND_STREAM_INCOMPLETE
 
 
 class WorkerUnavailable(DynamoException):
     """This worker cannot serve: callers avoid it for a while."""
 
-    error_type = "WorkerUnavailable"
-    error_class = "Unavailable"
-    reason = "backend.worker_unavailable"
+    error_type, error_class, reason = reasons.WORKER_UNAVAILABLE
 
 
 class NotOffered(DynamoError, NotImplementedError):
@@ -135,7 +119,7 @@ def at_await(error: DynamoError) -> DynamoError:
 def at_iterate(error: DynamoError) -> DynamoError:
     """The error as it is raised while an answer is iterated."""
     public = getattr(error, "public", None)
-    if error.error_class == "InvalidRequest" and public and public.get("type") == "message":
+    if error.error_class == reasons.INVALID_REQUEST.error_class and public and public.get("type") == "message":
         return InvalidArgument(str(public.get("message", "")))
     return _with_text(error, _also(type(error), ValueError), display(error))
 

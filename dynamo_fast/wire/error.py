@@ -1,8 +1,8 @@
 """Errors as they travel: in a prologue and in error items (transport.md 7.3, 7.4).
 
-Two generations of words stand side by side in one object. Dynamo 1.3 reads `error_type` and `message`, and cannot read a
-frame whose `error_type` it does not know; Dynamo 1.6 reads `class`, `reason` and `diagnostic`, and derives what is
-missing from the older words. What is written here has all of them; what is read may have any.
+An error object has the words of two generations. Dynamo 1.3 reads `error_type` and `message`, and cannot read a frame
+whose `error_type` it does not know. Dynamo 1.6 reads `class`, `reason` and `diagnostic`, and derives a missing word from
+the older ones. This module writes all of them, and reads any of them. The words are in `dynamo_fast.reasons`.
 """
 
 from __future__ import annotations
@@ -14,91 +14,45 @@ from typing import Any
 
 import orjson
 
+from dynamo_fast import reasons
 from dynamo_fast.errors import DynamoError, RemoteError
+from dynamo_fast.reasons import Words
 from dynamo_fast.wire._plain import UNWRITABLE, is_plain
 from dynamo_fast.wire.text import shown
 
 __all__ = ["MAX_CAUSES", "decode_error", "display", "encodable", "encode_error", "from_exception", "text_of"]
 
 MAX_TEXT_SIZE = 4096
-"""Bytes of an error's text; what is longer is cut (1.6)."""
+"""Bytes of an error's text; a longer text is cut (1.6)."""
 MAX_CAUSES = 64
-"""Errors of a chain of causes, the outermost first, that are read or written. Dynamo's parser takes 127 levels of JSON."""
+"""How many errors of a chain of causes are read or written, the outermost first. Dynamo's JSON parser takes 127 levels."""
 _MAX_PUBLIC_DEPTH = 32
 _CUT = "...[truncated]"
 
-# error_type (1.3) -> class and reason (1.6)
-_OF_TYPE = {
-    "Unknown": ("Internal", "runtime.unclassified"),
-    "InvalidArgument": ("InvalidRequest", "request.invalid_argument"),
-    "CannotConnect": ("Unavailable", "transport.cannot_connect"),
-    "Disconnected": ("Unavailable", "transport.disconnected"),
-    "ConnectionTimeout": ("DeadlineExceeded", "transport.connection_timeout"),
-    "ResponseTimeout": ("DeadlineExceeded", "backend.response_timeout"),
-    "Cancelled": ("Cancelled", "request.cancelled"),
-    "ResourceExhausted": ("CapacityExhausted", "capacity.pool_exhausted"),
-    "WorkerOverloaded": ("CapacityExhausted", "capacity.worker_overloaded"),
-    "Unavailable": ("Unavailable", "backend.unavailable"),
-    "WorkerUnavailable": ("Unavailable", "backend.worker_unavailable"),
-    "Backend.Unknown": ("Internal", "backend.unknown"),
-    "Backend.InvalidArgument": ("InvalidRequest", "backend.invalid_argument"),
-    "Backend.CannotConnect": ("Unavailable", "backend.cannot_connect"),
-    "Backend.Disconnected": ("Unavailable", "backend.disconnected"),
-    "Backend.ConnectionTimeout": ("DeadlineExceeded", "backend.connection_timeout"),
-    "Backend.ResponseTimeout": ("DeadlineExceeded", "backend.response_timeout"),
-    "Backend.Cancelled": ("Cancelled", "backend.cancelled"),
-    "Backend.EngineShutdown": ("Unavailable", "backend.engine_shutdown"),
-    "Backend.StreamIncomplete": ("Unavailable", "backend.stream_incomplete"),
+_OF_STATUS = {
+    401: reasons.UNAUTHENTICATED,
+    403: reasons.PERMISSION_DENIED,
+    404: reasons.NOT_FOUND,
+    408: reasons.DEADLINE_EXCEEDED,
+    409: reasons.CONFLICT,
+    413: reasons.PAYLOAD_TOO_LARGE,
+    415: reasons.UNSUPPORTED_MEDIA,
+    429: reasons.RATE_LIMITED,
+    431: reasons.PAYLOAD_TOO_LARGE,
+    499: reasons.CANCELLED,
+    501: reasons.NOT_IMPLEMENTED,
+    502: reasons.BACKEND_PROTOCOL,
+    503: reasons.UNAVAILABLE,
+    504: reasons.DEADLINE_EXCEEDED,
+    529: reasons.CAPACITY_EXHAUSTED,
 }
-# class (1.6) -> its default reason, and the error_type that 1.3 can read
-_OF_CLASS = {
-    "Internal": ("runtime.internal", "Unknown"),
-    "InvalidRequest": ("request.invalid", "InvalidArgument"),
-    "Unauthenticated": ("request.unauthenticated", "Unknown"),
-    "PermissionDenied": ("request.permission_denied", "Unknown"),
-    "NotFound": ("request.not_found", "Unknown"),
-    "Conflict": ("request.conflict", "Unknown"),
-    "PayloadTooLarge": ("request.payload_too_large", "InvalidArgument"),
-    "UnsupportedMedia": ("request.unsupported_media", "InvalidArgument"),
-    "RateLimited": ("request.rate_limited", "ResourceExhausted"),
-    "Cancelled": ("request.cancelled", "Cancelled"),
-    "DeadlineExceeded": ("request.deadline_exceeded", "ResponseTimeout"),
-    "CapacityExhausted": ("capacity.exhausted", "ResourceExhausted"),
-    "Unavailable": ("backend.unavailable", "Unavailable"),
-    "BackendProtocol": ("backend.protocol", "Unknown"),
-    "NotImplemented": ("runtime.not_implemented", "Unknown"),
-}
-_CLASS_OF_REASON = {
-    **{reason: error_class for error_class, reason in _OF_TYPE.values()},
-    **{reason: error_class for error_class, (reason, _) in _OF_CLASS.items()},
-}
-_INVALID = ("Internal", "runtime.invalid_error")
-_CLASS_OF_REASON[_INVALID[1]] = _INVALID[0]
-
-# HTTP status -> class. Others of 400 to 499 are InvalidRequest, the rest Internal.
-_CLASS_OF_STATUS = {
-    401: "Unauthenticated",
-    403: "PermissionDenied",
-    404: "NotFound",
-    408: "DeadlineExceeded",
-    409: "Conflict",
-    413: "PayloadTooLarge",
-    415: "UnsupportedMedia",
-    429: "RateLimited",
-    431: "PayloadTooLarge",
-    499: "Cancelled",
-    501: "NotImplemented",
-    502: "BackendProtocol",
-    503: "Unavailable",
-    504: "DeadlineExceeded",
-    529: "CapacityExhausted",
-}
+"""HTTP status -> words. Others of 400 to 499 are invalid requests, the rest internal errors."""
 
 
 def encode_error(error: DynamoError) -> dict[str, Any]:
-    """The JSON object of an error and of what caused it, with the keys in the order of Dynamo 1.6.
+    """The JSON object of an error and of its causes, with the keys in the order of Dynamo 1.6.
 
-    Both payload codecs can write it, whatever the error holds.
+    Both payload codecs can write it, for every error.
     """
     encoded: dict[str, Any] | None = None
     for link in reversed(error.chain()[:MAX_CAUSES]):
@@ -127,11 +81,11 @@ def _encode_one(error: DynamoError) -> dict[str, Any]:
 
 
 def decode_error(value: object) -> RemoteError:
-    """The error that a JSON object says, whichever generation wrote it. Never raises: what makes no sense is Internal.
+    """The error in a JSON object of either generation, with its chain of causes (`caused_by`).
 
-    Its causes are its chain of `caused_by`.
+    Never raises: an object that makes no sense becomes an Internal error.
     """
-    # Causes are taken from the outside in and built from the inside out.
+    # Read from the outermost error inwards, then build from the innermost outwards.
     levels = [value if isinstance(value, Mapping) else {"message": value}]
     while len(levels) < MAX_CAUSES and isinstance(cause := levels[-1].get("caused_by"), Mapping):
         levels.append(cause)
@@ -146,32 +100,32 @@ def decode_error(value: object) -> RemoteError:
 
 def _decode_one(value: Mapping[str, Any]) -> RemoteError:
     error_type = _type_of(value.get("error_type"))
-    error_class, reason = _words(value.get("class"), value.get("reason"), _OF_TYPE.get(error_type or ""))
+    words = _words(value.get("class"), value.get("reason"), reasons.BY_TYPE.get(error_type or ""))
     public = value.get("public")
     return RemoteError(
         _text(value.get("diagnostic")) or _text(value.get("message")),
-        error_type=error_type or _OF_CLASS[error_class][1],
-        error_class=error_class,
-        reason=reason,
-        public=public if isinstance(public, dict) and reason != _INVALID[1] else None,
+        error_type=error_type or words.error_type,
+        error_class=words.error_class,
+        reason=words.reason,
+        public=public if isinstance(public, dict) and words.reason != reasons.INVALID_ERROR.reason else None,
     )
 
 
-def _words(error_class: object, reason: object, by_type: tuple[str, str] | None) -> tuple[str, str]:
-    """The class and the reason of 1.6, from those that were given (if any) and from the older word's."""
+def _words(error_class: object, reason: object, by_type: Words | None) -> Words:
+    """The words of 1.6, from those that were given (if any) and from those of the older type."""
     if error_class is None:
-        error_class, derived = by_type or ("Internal", "runtime.unclassified")
-    elif not isinstance(error_class, str) or error_class not in _OF_CLASS:
-        return _INVALID
-    elif by_type is not None and by_type[0] == error_class:
-        derived = by_type[1]
+        derived = by_type or reasons.UNCLASSIFIED
+    elif not isinstance(error_class, str) or error_class not in reasons.BY_CLASS:
+        return reasons.INVALID_ERROR
+    elif by_type is not None and by_type.error_class == error_class:
+        derived = by_type
     else:
-        derived = _OF_CLASS[error_class][0]
+        derived = reasons.BY_CLASS[error_class]
     if reason is None:
-        return error_class, derived
-    if not isinstance(reason, str) or _CLASS_OF_REASON.get(reason) != error_class:
-        return _INVALID
-    return error_class, reason
+        return derived
+    if not isinstance(reason, str) or reasons.CLASS_OF_REASON.get(reason) != derived.error_class:
+        return reasons.INVALID_ERROR
+    return derived._replace(reason=reason)
 
 
 def display(error: DynamoError) -> str:
@@ -180,29 +134,29 @@ def display(error: DynamoError) -> str:
 
 
 def from_exception(error: BaseException) -> DynamoError:
-    """What a worker tells the router about an exception that its handler raised.
+    """The error that a worker sends for an exception that its handler raised.
 
-    Told by type, as Dynamo's own worker does: the text is `TypeName: text`, or, for an exception with an HTTP status in
-    `code` or `status` and a `message`, both as JSON; an error of this package, or of `dynamo`, has its text alone.
+    The type of the exception decides, as in Dynamo's own worker. The text is `TypeName: text`; for an exception with an
+    HTTP status in `code` or `status` and with a `message`, it is both as JSON; an error of this package or of `dynamo`
+    keeps its text alone.
     """
     if isinstance(error, DynamoError):
-        # What went wrong behind the worker did not go wrong on the way to it: a `Disconnected` that the handler met
-        # must not make the router avoid this worker.
-        backend_type = f"Backend.{error.error_type}"
-        known = error.error_type != "Unknown" and backend_type in _OF_TYPE
-        return _remote(backend_type, error.message) if known else error
+        # The error happened behind the worker, not on the way to it. If it stayed a `Disconnected`, for example, the
+        # router would avoid this worker.
+        words = reasons.BY_TYPE.get(f"Backend.{error.error_type}", reasons.BACKEND_UNKNOWN)
+        return error if words is reasons.BACKEND_UNKNOWN else RemoteError.of(words, error.message)
     status = _status(error)
     if status is not None:
         return _from_status(status, error.message)  # type: ignore[attr-defined]  # see _status
     if isinstance(error, GeneratorExit):
-        return _remote("Backend.EngineShutdown", "engine shutting down")
-    dynamo_type = _dynamo_type(error)
-    if dynamo_type is not None:
-        remote = _remote(dynamo_type, text_of(error))
-        if dynamo_type == "Backend.InvalidArgument":
+        return RemoteError.of(reasons.BACKEND_ENGINE_SHUTDOWN, "engine shutting down")
+    dynamo_words = _dynamo_words(error)
+    if dynamo_words is not None:
+        remote = RemoteError.of(dynamo_words, text_of(error))
+        if dynamo_words is reasons.BACKEND_INVALID_ARGUMENT:
             remote.public = {"type": "message", "message": remote.message}
         return remote
-    return _remote(_backend_type(error), f"{type(error).__name__}: {text_of(error)}")
+    return RemoteError.of(_python_words(error), f"{type(error).__name__}: {text_of(error)}")
 
 
 def text_of(error: BaseException) -> str:
@@ -213,35 +167,29 @@ def text_of(error: BaseException) -> str:
         return f"<its text raises {type(another).__name__}>"
 
 
-def _dynamo_type(error: BaseException) -> str | None:
-    """The type of an exception of `dynamo.llm.exceptions`, told by its name: `dynamo` may well not be installed."""
+def _dynamo_words(error: BaseException) -> Words | None:
+    """The words of an exception of `dynamo.llm.exceptions`, found by its name: `dynamo` need not be installed."""
     for kind in type(error).__mro__:
         if kind.__module__.partition(".")[0] == "dynamo":
-            if kind.__name__ == "WorkerUnavailable":
-                return "WorkerUnavailable"
-            name = f"Backend.{kind.__name__}"
-            return name if name in _OF_TYPE else "Backend.Unknown"
+            if kind.__name__ == reasons.WORKER_UNAVAILABLE.error_type:
+                return reasons.WORKER_UNAVAILABLE
+            return reasons.BY_TYPE.get(f"Backend.{kind.__name__}", reasons.BACKEND_UNKNOWN)
     return None
 
 
-def _backend_type(error: BaseException) -> str:
+def _python_words(error: BaseException) -> Words:
     # asyncio's own TimeoutError is another class until Python 3.11.
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
-        return "Backend.ConnectionTimeout"
+        return reasons.BACKEND_CONNECTION_TIMEOUT
     if isinstance(error, ConnectionRefusedError):
-        return "Backend.CannotConnect"
+        return reasons.BACKEND_CANNOT_CONNECT
     if isinstance(error, ConnectionError):
-        return "Backend.Disconnected"
+        return reasons.BACKEND_DISCONNECTED
     if isinstance(error, asyncio.CancelledError):
-        return "Backend.Cancelled"
+        return reasons.BACKEND_CANCELLED
     if isinstance(error, (ValueError, TypeError)):
-        return "Backend.InvalidArgument"
-    return "Backend.Unknown"
-
-
-def _remote(error_type: str, text: str) -> RemoteError:
-    error_class, reason = _OF_TYPE[error_type]
-    return RemoteError(text, error_type=error_type, error_class=error_class, reason=reason)
+        return reasons.BACKEND_INVALID_ARGUMENT
+    return reasons.BACKEND_UNKNOWN
 
 
 def _status(error: BaseException) -> int | None:
@@ -252,22 +200,18 @@ def _status(error: BaseException) -> int | None:
 
 
 def _from_status(status: int, message: str) -> RemoteError:
-    error_class = _CLASS_OF_STATUS.get(status, "InvalidRequest" if 400 <= status <= 499 else "Internal")
-    reason, error_type = _OF_CLASS[error_class]
+    other = reasons.INVALID_REQUEST if 400 <= status <= 499 else reasons.INTERNAL
     text = json.dumps({"message": message, "code": status}, separators=(",", ":"), ensure_ascii=False)
-    return RemoteError(text, error_type=error_type, error_class=error_class, reason=reason)
+    return RemoteError.of(_OF_STATUS.get(status, other), text)
 
 
 def _wire_type(error_type: str) -> str | dict[str, str]:
-    """The older word in its older form; a word that 1.3 would not know becomes the nearest that it does."""
+    """The `error_type` as 1.3 reads it. A type that 1.3.1 does not know becomes the nearest one that it knows."""
+    error_type = reasons.OLDER_TYPES.get(error_type, error_type)
+    is_known = error_type in reasons.BY_TYPE
     if error_type.startswith("Backend."):
-        backend = error_type.removeprefix("Backend.")
-        return {"Backend": backend if f"Backend.{backend}" in _OF_TYPE else "Unknown"}
-    if error_type == "WorkerOverloaded":
-        return "ResourceExhausted"
-    if error_type == "WorkerUnavailable":
-        return "Unavailable"
-    return error_type if error_type in _OF_TYPE else "Unknown"
+        return {"Backend": error_type.removeprefix("Backend.") if is_known else "Unknown"}
+    return error_type if is_known else "Unknown"
 
 
 def _is_writable(public: object) -> bool:

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamo_fast import errors
+from dynamo_fast import errors, reasons
 from dynamo_fast.codec import TwoPartCodec
 from dynamo_fast.errors import Cancelled, Disconnected, DynamoError, InvalidRequest, RemoteError, Unavailable
-from dynamo_fast.wire import error as wire_error
 from dynamo_fast.wire.control import ResponseStreamPrologue
 from dynamo_fast.wire.error import MAX_CAUSES, decode_error, display, encode_error, from_exception
 from dynamo_fast.wire.payload import PayloadCodec
@@ -192,7 +191,7 @@ def test_every_error_of_ours_has_words_that_dynamo_knows(kind: type[DynamoError]
     over_limit: dict[str, Any] = {"size": 2, "limit": 1} if issubclass(kind, errors._OverLimit) else {}
     error = kind("text", **over_limit)
     assert words(decode_error(encode_error(error)))[1:] == words(error)[1:]
-    assert encode_error(error)["error_type"] in wire_error._OF_TYPE
+    assert encode_error(error)["error_type"] in reasons.BY_TYPE
     assert display(error) == f"{error.error_class}: text"
 
 
@@ -264,7 +263,7 @@ def test_exceptions_are_told_as_dynamo_tells_them(vector: Vector) -> None:
 )
 def test_exceptions_of_python(error: BaseException, error_type: str) -> None:
     told = from_exception(error)
-    assert words(told) == (error_type, *wire_error._OF_TYPE[error_type])
+    assert words(told) == reasons.BY_TYPE[error_type]
     assert told.message == f"{type(error).__name__}: {error}"
 
 

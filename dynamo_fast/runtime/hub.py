@@ -1,0 +1,175 @@
+"""`Hub`: what the endpoints and the clients of one runtime share."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+from dynamo_fast.discovery.base import Discovery
+from dynamo_fast.egress.addressed_router import AddressedPushRouter
+from dynamo_fast.egress.instance_table import InstanceTable
+from dynamo_fast.egress.push_router import PushRouter
+from dynamo_fast.errors import Disconnected
+from dynamo_fast.ingress.worker import Worker
+from dynamo_fast.logs import get_logger
+from dynamo_fast.observability.system_status import SystemStatus
+from dynamo_fast.wire.address import EndpointId
+
+__all__ = ["Hub"]
+
+logger = get_logger(__name__)
+
+_T = TypeVar("_T")
+
+
+class Hub:
+    """One process's discovery, status server, worker and router.
+
+    It owns all four. The worker, the router and the table of each endpoint are made when they are first needed. A
+    `DistributedRuntime` makes the hub and calls `shutdown`; its endpoints call the rest, on one event loop. The hub ends
+    when `shutdown` has closed what it owns; `ended` is done then.
+    """
+
+    def __init__(self, event_loop: Any, discovery: Discovery) -> None:
+        """`event_loop`: the loop on which to close if `shutdown` is called where no loop runs; None if there is none.
+
+        Raises InvalidConfig for a setting of the status server.
+        """
+        self.discovery = discovery
+        self.status = SystemStatus(discovery.connection_id)
+        self._event_loop = event_loop if isinstance(event_loop, asyncio.AbstractEventLoop) else None
+        self._worker: asyncio.Task[Worker] | None = None
+        self._router: asyncio.Task[AddressedPushRouter] | None = None
+        self._tables: dict[EndpointId, asyncio.Task[InstanceTable]] = {}
+        self._closing: asyncio.Task[None] | None = None
+        self._end: asyncio.Future[None] | None = None
+        self._shut_down = False
+        self._drained = False
+        self._open_status()
+
+    # Serving ----------------------------------------------------------------------------------------------------------
+
+    async def worker(self) -> Worker:
+        """The worker that serves all endpoints. Raises Disconnected after `shutdown`, and what `Worker.start` raises."""
+        self._check_open()
+        if self._worker is None:
+            self._worker = asyncio.ensure_future(Worker.start(self.discovery, status=self.status))
+        return await asyncio.shield(self._worker)
+
+    async def register(self, endpoint: EndpointId) -> tuple[()]:
+        """Put the record of `endpoint` into discovery, whether the endpoint is served or not."""
+        worker = await self.worker()
+        served = worker.endpoints.get(endpoint)
+        if served is not None:
+            await served.register()
+        else:
+            await self.discovery.register(worker.record(endpoint))
+        return ()
+
+    async def unregister(self, endpoint: EndpointId) -> tuple[()]:
+        """Take the record of `endpoint` out of discovery. Raises InvalidRequest if it is not there."""
+        worker = await self.worker()
+        served = worker.endpoints.get(endpoint)
+        if served is not None:
+            await served.unregister()
+        else:
+            await self.discovery.unregister(worker.record(endpoint))
+        return ()
+
+    # Calling ----------------------------------------------------------------------------------------------------------
+
+    async def push_router(self, endpoint: EndpointId) -> PushRouter:
+        """A new router to the instances of `endpoint`.
+
+        The routers of one endpoint share its instance table; each has its own list of inhibited workers. Raises
+        Disconnected after `shutdown`; in a process that serves, only once the last accepted request has its answer.
+        """
+        if self._drained or self._worker is None:
+            self._check_open()
+        router = await self._addressed_router()
+        if endpoint not in self._tables:
+            watch = InstanceTable.watch(endpoint, self.discovery, router.response_server)
+            self._tables[endpoint] = asyncio.ensure_future(watch)
+        table = await asyncio.shield(self._tables[endpoint])
+        return PushRouter(table, router)
+
+    async def _addressed_router(self) -> AddressedPushRouter:
+        if self._router is None:
+            self._router = asyncio.ensure_future(AddressedPushRouter.create())
+        return await asyncio.shield(self._router)
+
+    # The end ----------------------------------------------------------------------------------------------------------
+
+    def ended(self) -> asyncio.Future[None]:
+        """A future of the running loop that is done when everything is closed."""
+        if self._end is None:
+            self._end = asyncio.get_running_loop().create_future()
+        return self._end
+
+    def shutdown(self) -> None:
+        """See `DistributedRuntime.shutdown`."""
+        self._shut_down = True
+        self.discovery.withdraw()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            if self._event_loop is not None and not self._event_loop.is_closed():
+                self._event_loop.call_soon_threadsafe(self._begin_to_close)
+        else:
+            self._begin_to_close()
+            # A handler of `signal.signal` interrupts the loop while it waits for I/O. This wakes the loop up.
+            loop.call_soon_threadsafe(_nothing)
+
+    def _check_open(self) -> None:
+        if self._shut_down:
+            raise Disconnected("Watch on bucket 'v1/instances' was cancelled before it was established")
+
+    def _open_status(self) -> None:
+        self.status.open()
+        try:
+            self.status.start()
+        except RuntimeError:  # no loop is running yet
+            if self._event_loop is not None:
+                self._event_loop.call_soon_threadsafe(self.status.start)
+
+    def _begin_to_close(self) -> None:
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+
+    async def _close(self) -> None:
+        """Close the worker first: its handlers may call other workers until every accepted request has its answer."""
+        try:
+            worker = await _result(self._worker)
+            if worker is not None:
+                await worker.close()
+            self._drained = True
+            for watching in self._tables.values():
+                if not watching.done():
+                    watching.cancel()
+                table = await _result(watching)
+                if table is not None:
+                    table.close()
+                    table.clear()
+            router = await _result(self._router)
+            if router is not None:
+                await router.close()
+            await self.discovery.close()
+            await self.status.close()
+        except Exception:
+            logger.exception("the runtime failed to close")
+        finally:
+            if not self.ended().done():
+                self.ended().set_result(None)
+
+
+async def _result(task: asyncio.Task[_T] | None) -> _T | None:
+    """The result of `task`; None if there is no task, or if it failed: its caller got that error."""
+    if task is None:
+        return None
+    if not task.done():
+        await asyncio.wait([task])
+    return None if task.cancelled() or task.exception() is not None else task.result()
+
+
+def _nothing() -> None:
+    pass
