@@ -17,14 +17,14 @@ from functools import cache
 from time import monotonic
 from typing import Any
 
-from dynamo_fast.codec import TwoPartDecoder, encode_data_frames, encode_two_part
+from dynamo_fast.codec import TwoPartDecoder, TwoPartMessage, encode_data_frames, encode_two_part
 from dynamo_fast.config import WorkerConfig, refuse_tls
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CannotConnect, CodecError, ConnectionTimeout
 from dynamo_fast.ingress.response_addresses import host_and_port
+from dynamo_fast.net.frame_protocol import FrameProtocol
 from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of, keep_alive
-from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.control import (
     CallHomeHandshake,
     ControlMessage,
@@ -156,13 +156,12 @@ async def _connect(
             await asyncio.sleep(_ADDRESS_RETRY)
 
 
-class ResponseConnection(asyncio.Protocol):
+class ResponseConnection(FrameProtocol[TwoPartMessage]):
     """One response stream. `cut_short` is called once if the stream ends before the push handler has ended it."""
 
     __slots__ = (
         "_context",
         "_cut_short",
-        "_decoder",
         "_dialler",
         "_frames",
         "_head",
@@ -170,7 +169,6 @@ class ResponseConnection(asyncio.Protocol):
         "_peer_finished",
         "_room",
         "_tail",
-        "_transport",
         "abandoned",
         "bytes",
         "end",
@@ -181,12 +179,12 @@ class ResponseConnection(asyncio.Protocol):
     )
 
     def __init__(self, dialler: Dialler, context: Context, codec: PayloadCodec, cut_short: Callable[[], None]) -> None:
+        super().__init__(TwoPartDecoder(_MAX_CONTROL_SIZE))
         self._dialler = dialler
         self._context = context
         self._cut_short = cut_short
         self._machine = StreamMachine.worker()
-        self._decoder = TwoPartDecoder(_MAX_CONTROL_SIZE)
-        self._transport: asyncio.Transport | None = None
+        self._transport = None  # until the handshake is written
         self._head, self._tail = codec.envelope
         self._frames: list[bytes] = []
         self.plain = codec.plain_items(_CORK_FRAMES, _CORK_BYTES)
@@ -305,18 +303,12 @@ class ResponseConnection(asyncio.Protocol):
 
     # What the event loop does
 
-    def data_received(self, data: bytes) -> None:
-        try:
-            messages = self._decoder.feed(data)
-        except CodecError:  # a bad frame with none before it; what to do is the same, see below
-            messages = []
-        if frame_log.ENABLED:
-            frame_log.log_frames(self._transport, messages)
-        for message in messages:
-            event = classify(message)
-            self._step(event, f"ended by the router ({event.name.lower()})")
-        if self._decoder.failed is not None:
-            self._step(Event.VIOLATION, f"ended by the router's bytes: {self._decoder.failed}")
+    def message_received(self, message: TwoPartMessage) -> None:
+        event = classify(message)
+        self._step(event, f"ended by the router ({event.name.lower()})")
+
+    def stream_failed(self, error: CodecError) -> None:
+        self._step(Event.VIOLATION, f"ended by the router's bytes: {error}")
 
     def eof_received(self) -> bool:
         self._peer_finished = True
