@@ -27,8 +27,9 @@ from dynamo_fast.errors import (
     RequestTooLarge,
     ResourceExhausted,
 )
+from dynamo_fast.net.connector import Connector
 from dynamo_fast.net.frame_protocol import FrameProtocol
-from dynamo_fast.net.sockets import close_in_forked_children, keep_alive
+from dynamo_fast.net.sockets import close_in_forked_children
 from dynamo_fast.observability.metrics import REQUEST_PLANE, RequestPlaneMetrics
 from dynamo_fast.wire.address import TcpAddress, join_host_port
 from dynamo_fast.wire.headers import ENDPOINT_PATH, FRONTEND_SEND_TS_NS, encode_headers
@@ -48,6 +49,7 @@ class TcpRequestClient(RequestPlaneClient):
         self.config = TcpClientConfig.from_env() if config is None else config
         self.metrics = metrics
         self.connects = asyncio.Semaphore(self.config.connect_limit)
+        self.connector = Connector(self.config.connect_timeout, user_timeout=self.config.user_timeout)
         self._codec = TcpRequestCodec(self.config.max_message_size)
         self._deadlines: Deadlines[_Request] = Deadlines(self.loop, self.config.request_timeout, _Request.time_out)
         self._pools: dict[tuple[str, int], _Pool] = {}
@@ -250,16 +252,15 @@ class _Pool:
             self._connect_task = self._client.loop.create_task(self._connect())
 
     async def _connect(self) -> None:
-        timeout = self._client.config.connect_timeout
+        client = self._client
         try:
-            async with self._client.connects:
-                connect = self._client.loop.create_connection(
-                    lambda: _RequestConnection(self._client, self), self._host, self._port
+            async with client.connects:
+                transport, connection = await client.connector.dial(
+                    self._host, self._port, lambda: _RequestConnection(client, self)
                 )
-                transport, connection = await asyncio.wait_for(connect, timeout)
                 if transport.is_closing():  # lost before this task had its turn: it has left the pool already
                     raise ConnectionResetError("the worker closed the connection at once")
-        except (OSError, asyncio.TimeoutError) as error:
+        except OSError as error:  # ConnectionTimeout, too
             self._connect_task = None
             if not self.connections:
                 self._fail_waiting(error)
@@ -338,7 +339,6 @@ class _RequestConnection(FrameProtocol[TcpResponseMessage]):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        keep_alive(transport.get_extra_info("socket"), self._client.config.user_timeout)
 
     def connection_lost(self, error: Exception | None) -> None:
         while self._unacknowledged:

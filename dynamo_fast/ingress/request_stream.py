@@ -20,7 +20,7 @@ from dynamo_fast.errors import CodecError, PayloadError
 from dynamo_fast.ingress.buffered_bytes import BufferedBytes
 from dynamo_fast.logs import get_logger
 from dynamo_fast.net.frame_protocol import FrameProtocol
-from dynamo_fast.net.sockets import close_in_forked_children, keep_alive
+from dynamo_fast.net.sockets import close_in_forked_children
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.stream import Event, classify
 
@@ -83,7 +83,6 @@ class RequestStream(FrameProtocol[TwoPartMessage]):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        keep_alive(transport.get_extra_info("socket"))
         close_in_forked_children(self)
 
     def message_received(self, message: TwoPartMessage) -> None:

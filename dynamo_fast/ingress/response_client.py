@@ -10,7 +10,6 @@ a handler that runs on and on that is done after `_CORK_SECONDS`, `_CORK_FRAMES`
 from __future__ import annotations
 
 import asyncio
-import errno
 import types
 from collections.abc import Callable, Coroutine, Generator, Iterable
 from functools import cache
@@ -23,12 +22,14 @@ from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CannotConnect, CodecError, ConnectionTimeout
 from dynamo_fast.ingress.response_addresses import host_and_port
+from dynamo_fast.net.connector import Connector
 from dynamo_fast.net.frame_protocol import FrameProtocol
 from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of, keep_alive
 from dynamo_fast.wire.control import (
     CallHomeHandshake,
     ControlMessage,
     ResponseStreamPrologue,
+    StreamType,
     TcpStreamConnectionInfo,
 )
 from dynamo_fast.wire.payload import PayloadCodec
@@ -41,12 +42,10 @@ _MAX_CONTROL_SIZE = 1024
 _CORK_SECONDS = 0.001
 _CORK_FRAMES = 128
 _CORK_BYTES = 64 * 1024
-_ADDRESS_RETRY = 0.2
-# Every local port towards the router, or every descriptor, is in use: one may become free.
-_PASSING = frozenset({errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE})
 _LASTING_SECONDS = 5.0
 
 # What every request needs is looked up once: on Python 3.11 a member of an enumeration costs as much as a call.
+_REQUEST = StreamType.REQUEST
 _CLOSED, _EOF, _LOST = State.CLOSED, Event.EOF, Event.LOST
 _STARTED, _FINISHED = Event.PROLOGUE_OK, Event.FINISHED
 _WRITE, _WRITE_END = Action.WRITE, Action.WRITE_END
@@ -85,7 +84,7 @@ class Dialler:
     def __init__(self, config: WorkerConfig) -> None:
         refuse_tls()
         self.loop = loop = asyncio.get_running_loop()
-        self._connecting: Deadlines[asyncio.Task[object]] = Deadlines(loop, config.connect_timeout, _cancel)
+        self._connector = Connector(config.connect_timeout, retry=True)
         self._closing: Deadlines[ResponseConnection] = Deadlines(
             loop, config.close_timeout, ResponseConnection.not_closed
         )
@@ -102,20 +101,15 @@ class Dialler:
 
         Raises CannotConnect or ConnectionTimeout, both naming the address.
         """
-        task = asyncio.current_task(self.loop)
-        assert task is not None
-        self._connecting.add(task)
+        host, port = host_and_port(info.address)
+        # A response connection is kept alive once it has lasted a while: see `lasts`.
+        kept_alive = info.stream_type is _REQUEST
         try:
-            transport = await _connect(self.loop, *host_and_port(info.address), protocol)
-        except asyncio.CancelledError:
-            if task in self._connecting:
-                raise
-            seconds = self._connecting.seconds
-            raise ConnectionTimeout(f"{info.address} took no connection within {seconds:g} s") from None
+            transport, _ = await self._connector.dial(host, port, lambda: protocol, kept_alive=kept_alive)
+        except ConnectionTimeout:
+            raise
         except OSError as error:
             raise CannotConnect(f"{info.address} cannot be reached: {error}") from error
-        finally:
-            self._connecting.discard(task)
         if not transport.is_closing():  # lost, or given up, before this task had its turn: the protocol knows
             # In a write of its own, before the handler runs: it may compute for longer than a router waits for this.
             transport.write(encode_two_part(CallHomeHandshake(info.subject, info.stream_type).encode(), b""))
@@ -137,23 +131,6 @@ class Dialler:
         self._closing.discard(connection)
         if not self._closing and self._all_closed is not None and not self._all_closed.done():
             self._all_closed.set_result(None)
-
-
-def _cancel(task: asyncio.Task[object]) -> None:
-    task.cancel()
-
-
-async def _connect(
-    loop: asyncio.AbstractEventLoop, host: str, port: int, protocol: asyncio.Protocol
-) -> asyncio.Transport:
-    while True:
-        try:
-            transport, _ = await loop.create_connection(lambda: protocol, host, port)
-            return transport
-        except OSError as error:
-            if error.errno not in _PASSING:
-                raise
-            await asyncio.sleep(_ADDRESS_RETRY)
 
 
 class ResponseConnection(FrameProtocol[TwoPartMessage]):
