@@ -10,7 +10,8 @@ import contextlib
 import select
 import socket
 import struct
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from dynamo_fast.codec import (
     TwoPartDecoder,
@@ -31,7 +32,7 @@ from dynamo_fast.errors import (
     MessageTooLarge,
     RemoteError,
 )
-from dynamo_fast.observability import frame_log
+from dynamo_fast.net.frame_protocol import DataFrameProtocol
 from dynamo_fast.wire.control import (
     MAX_CONTROL_MESSAGE_SIZE,
     CallHomeHandshake,
@@ -39,19 +40,20 @@ from dynamo_fast.wire.control import (
     ResponseStreamPrologue,
     StreamType,
 )
-from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classify
+from dynamo_fast.wire.stream import REQUESTER, Action, Event, State, StreamMachine, classify
 
-__all__ = ["ConnectionOwner", "ResponseConnection"]
+__all__ = ["EXECUTORS", "ConnectionOwner", "ResponseConnection"]
 
 _STOP = encode_two_part(ControlMessage.STOP.encode(), b"")
 _KILL = encode_two_part(ControlMessage.KILL.encode(), b"")
 # What every request needs is looked up once: on Python 3.11 a member of an enumeration costs as much as a call.
-_DATA_ONLY, _HEADER_ONLY = TwoPartMessageType.DATA_ONLY, TwoPartMessageType.HEADER_ONLY
-_DELIVERING = frozenset({State.STREAMING, State.STOPPED})
+_HEADER_ONLY = TwoPartMessageType.HEADER_ONLY
+_DATA, _DELIVER = Event.DATA, Action.DELIVER
+# Where a data frame is an item and changes no state, so that it need not go through the table.
+_DELIVERING = frozenset(state for state, row in REQUESTER.items() if row[_DATA] == (state, _DELIVER))
 _HANDSHAKE, _PROLOGUE, _CLOSED = State.HANDSHAKE, State.PROLOGUE, State.CLOSED
 _DIALLED, _STARTED, _SENTINEL = Event.HANDSHAKE, Event.PROLOGUE_OK, Event.SENTINEL
 _REQUEST, _RESPONSE = StreamType.REQUEST, StreamType.RESPONSE
-_IGNORE = Action.IGNORE
 _LINGER_NOT = struct.pack("ii", 1, 0)
 # What a worker may send before it is known, and before it has begun to answer: whole frames, in bytes.
 _HANDSHAKE_LIMIT, _PROLOGUE_LIMIT = 4096, MAX_CONTROL_MESSAGE_SIZE
@@ -79,27 +81,26 @@ class ConnectionOwner(Protocol):
     def take_input(self, subject: str) -> RequestSender | None: ...
 
 
-class ResponseConnection(asyncio.Protocol):
+class ResponseConnection(DataFrameProtocol):
     """A worker's connection: bytes to frames, frames to events, events to what the table says.
 
     The event loop makes one for each connection that is accepted. Its handshake names the receiver that it serves; it
     ends when the machine is closed and the transport is lost.
     """
 
-    __slots__ = ("_decoder", "_delivers", "_machine", "_paused", "_receiver", "_server", "transport")
+    __slots__ = ("_machine", "_paused", "_receiver", "_server")
 
-    transport: asyncio.Transport
+    _transport: asyncio.Transport
 
     def __init__(self, server: ConnectionOwner) -> None:
+        super().__init__(TwoPartDecoder(server.config.max_message_size))
         self._server = server
         self._machine = StreamMachine.requester()
-        self._decoder = TwoPartDecoder(server.config.max_message_size)
         self._receiver: ResponseReceiver | None = None
         self._paused = False
-        self._delivers = False  # whether data frames are items now
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]  # the loop makes no other for a Protocol
+        self._transport = transport  # type: ignore[assignment]  # the loop makes no other for a Protocol
         server = self._server
         server.connections.add(self)
         server.strangers.add(self)
@@ -115,37 +116,20 @@ class ResponseConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         if self._decoder.pending:
-            self._violation(ControlError(f"the worker's stream ends inside a frame ({self._decoder.pending} bytes)"))
+            text = f"the worker's stream ends inside a frame ({self._decoder.pending} bytes)"
+            self.step(Event.VIOLATION, ControlError(text))
         self.step(Event.EOF)
         return False
 
-    def data_received(self, data: bytes) -> None:
+    def read_finished(self, size: int) -> None:
         # The hot path: all the frames of one read are queued, then the consumer is woken once.
         receiver = self._receiver
-        try:
-            if self._delivers and not frame_log.ENABLED:
-                items, messages = self._decoder.feed_data(data)
-                receiver.frames.extend(items)  # type: ignore[union-attr]  # who delivers has a receiver
-            else:
-                messages = self._decoder.feed(data)
-        except CodecError:  # a bad frame with none before it; what to do is the same, see below
-            messages = []
-        if frame_log.ENABLED:
-            frame_log.log_frames(self.transport, messages)
-        for message in messages:
-            if self._delivers and message.message_type is _DATA_ONLY:
-                receiver.frames.append(message.data)  # type: ignore[union-attr]  # the same
-            else:
-                self._receive(message)
-                receiver = self._receiver
-        if self._decoder.failed is not None:
-            self._violation(self._decoder.failed)
-        elif not self._delivers and self._decoder.pending:
+        if self._sink is None and self._decoder.pending:
             self._check_opening()
         if receiver is not None and receiver.frames:
-            self._delivered(receiver, len(data))
+            self._wake(receiver, size)
 
-    def _delivered(self, receiver: ResponseReceiver, size: int) -> None:
+    def _wake(self, receiver: ResponseReceiver, size: int) -> None:
         if receiver.on_first_frame is not None:
             receiver.on_first_frame()
             receiver.on_first_frame = None
@@ -155,7 +139,7 @@ class ResponseConnection(asyncio.Protocol):
             self._pause_reading()
         receiver.wake()
 
-    def _receive(self, message: TwoPartMessage) -> None:
+    def message_received(self, message: TwoPartMessage) -> None:
         state = self._machine.state
         if state is _HANDSHAKE:
             self._receive_handshake(message)
@@ -163,8 +147,15 @@ class ResponseConnection(asyncio.Protocol):
             self._receive_prologue(message)
         else:
             event = classify(message)
-            error = ControlError(f"the worker sent {message}") if event is not _SENTINEL else None
-            self.step(event, error)
+            if event is _SENTINEL:
+                self.step(event)
+            elif event is _DATA:
+                self.step(event, message.data)
+            else:
+                self.step(event, ControlError(f"the worker sent {message}"))
+
+    def stream_failed(self, error: CodecError) -> None:
+        self.step(Event.VIOLATION, error)
 
     def _check_opening(self) -> None:
         """Refuse an incomplete handshake or prologue that will be too large."""
@@ -174,7 +165,7 @@ class ResponseConnection(asyncio.Protocol):
 
     def _too_large(self, size: int, limit: int) -> None:
         text = f"the worker's opening message is too large: {size} bytes, limit {limit}"
-        self._violation(MessageTooLarge(text, size=size, limit=limit))
+        self.step(Event.VIOLATION, MessageTooLarge(text, size=size, limit=limit))
 
     def _receive_handshake(self, message: TwoPartMessage) -> None:
         size = _PREFIX_SIZE + len(message.header) + len(message.data)
@@ -196,7 +187,7 @@ class ResponseConnection(asyncio.Protocol):
         """It is no response stream: another protocol has this connection from now on."""
         self._server.strangers.discard(self)
         self._server.connections.discard(self)
-        sender.dialled(self.transport)
+        sender.dialled(self._transport)
 
     def _receive_prologue(self, message: TwoPartMessage) -> None:
         prefix = "Worker generate() failed before response stream: "
@@ -217,17 +208,24 @@ class ResponseConnection(asyncio.Protocol):
         else:
             self.step(Event.PROLOGUE_ERROR, _prologue_error(prefix + prologue.error, prologue.typed_error))
 
-    def _violation(self, error: DynamoError) -> None:
-        self.step(Event.VIOLATION, error)
-
     # What the table says ----------------------------------------------------------------------------------------
 
-    def step(self, event: Event, error: BaseException | None = None) -> None:
-        """Tell the machine of `event` and do what it says; `error` is the cause, should this be the end."""
+    def step(self, event: Event, detail: Any = None) -> None:
+        """Tell the machine of `event`, and carry out the action that it returns.
+
+        `detail` comes with the event: the body of a data frame, or the error behind an end.
+        """
         action = self._machine.step(event)
-        self._delivers = self._machine.state in _DELIVERING
-        if action is not _IGNORE:
-            _ACTIONS[action](self, error)
+        receiver = self._receiver
+        self._sink = receiver.frames if self._machine.state in _DELIVERING and receiver is not None else None
+        EXECUTORS[action](self, detail)
+
+    def _ignore(self, _: object) -> None:
+        pass
+
+    def _deliver(self, data: bytes | memoryview) -> None:
+        assert self._receiver is not None
+        self._receiver.frames.append(data)
 
     def _accept(self, _: BaseException | None) -> None:
         assert self._receiver is not None
@@ -248,18 +246,18 @@ class ResponseConnection(asyncio.Protocol):
         self._reset(None)
 
     def _send_stop(self, _: BaseException | None) -> None:
-        self.transport.write(_STOP)
+        self._transport.write(_STOP)
 
     def _stop_and_finish(self, _: BaseException | None) -> None:
-        self.transport.write(_STOP)
+        self._transport.write(_STOP)
         self._close(None)
 
     def _send_kill(self, error: BaseException | None) -> None:
-        self.transport.write(_KILL)
+        self._transport.write(_KILL)
         self._close(error)
 
     def _close(self, error: BaseException | None) -> None:
-        self.transport.close()
+        self._transport.close()
         if self._receiver is not None:
             self._receiver.end(error)
 
@@ -268,7 +266,7 @@ class ResponseConnection(asyncio.Protocol):
         if not hasattr(select, "poll"):  # Windows
             return True
         poll = select.poll()
-        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
         return not poll.poll(0)
 
     def _reset_stranger(self, _: BaseException | None) -> None:
@@ -279,24 +277,27 @@ class ResponseConnection(asyncio.Protocol):
     def _reset(self, _: BaseException | None) -> None:
         # A worker takes an end of file for "the requester has finished writing", and goes on; a reset stops it.
         with contextlib.suppress(OSError):  # the connection may be gone already, which is as good
-            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
-        self.transport.abort()
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
+        self._transport.abort()
 
     # Back-pressure ------------------------------------------------------------------------------------------------
 
     def _pause_reading(self) -> None:
-        if not self._paused and not self.transport.is_closing():
+        if not self._paused and not self._transport.is_closing():
             self._paused = True
-            self.transport.pause_reading()
+            self._transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Every frame was taken: read on."""
-        if self._paused and not self.transport.is_closing():
+        if self._paused and not self._transport.is_closing():
             self._paused = False
-            self.transport.resume_reading()
+            self._transport.resume_reading()
 
 
-_ACTIONS = {
+#: How each action of `REQUESTER` is carried out, with the `detail` of the event.
+EXECUTORS: dict[Action, Callable[[ResponseConnection, Any], None]] = {
+    Action.IGNORE: ResponseConnection._ignore,
+    Action.DELIVER: ResponseConnection._deliver,
     Action.RESET: ResponseConnection._reset_stranger,
     Action.ACCEPT: ResponseConnection._accept,
     Action.ESTABLISH: ResponseConnection._establish,

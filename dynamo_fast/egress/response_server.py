@@ -15,7 +15,7 @@ from dynamo_fast.egress.response_connection import ResponseConnection
 from dynamo_fast.egress.stream_registry import StreamRegistry
 from dynamo_fast.net.addresses import resolve
 from dynamo_fast.net.listener import Listener
-from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of
+from dynamo_fast.net.sockets import close_in_forked_children
 from dynamo_fast.wire.address import join_host_port
 
 __all__ = ["TcpStreamServer"]
@@ -49,4 +49,5 @@ class TcpStreamServer(StreamRegistry):
     def open_sockets(self) -> Iterator[int]:
         """See SocketHolder."""
         yield from self._listener.open_sockets()
-        yield from descriptors_of(connection.transport for connection in self.connections)
+        for connection in self.connections:
+            yield from connection.open_sockets()

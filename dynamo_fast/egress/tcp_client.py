@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import cast
 
-from dynamo_fast.codec import TcpRequestCodec, TcpRequestMessage, TcpResponseDecoder
+from dynamo_fast.codec import TcpRequestCodec, TcpRequestMessage, TcpResponseDecoder, TcpResponseMessage
 from dynamo_fast.config import TcpClientConfig, refuse_tls
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.egress.request_client import Ack, RequestPlaneClient
@@ -27,8 +27,9 @@ from dynamo_fast.errors import (
     RequestTooLarge,
     ResourceExhausted,
 )
-from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of, keep_alive
-from dynamo_fast.observability import frame_log
+from dynamo_fast.net.connector import Connector
+from dynamo_fast.net.frame_protocol import FrameProtocol
+from dynamo_fast.net.sockets import close_in_forked_children
 from dynamo_fast.observability.metrics import REQUEST_PLANE, RequestPlaneMetrics
 from dynamo_fast.wire.address import TcpAddress, join_host_port
 from dynamo_fast.wire.headers import ENDPOINT_PATH, FRONTEND_SEND_TS_NS, encode_headers
@@ -48,6 +49,7 @@ class TcpRequestClient(RequestPlaneClient):
         self.config = TcpClientConfig.from_env() if config is None else config
         self.metrics = metrics
         self.connects = asyncio.Semaphore(self.config.connect_limit)
+        self.connector = Connector(self.config.connect_timeout, user_timeout=self.config.user_timeout)
         self._codec = TcpRequestCodec(self.config.max_message_size)
         self._deadlines: Deadlines[_Request] = Deadlines(self.loop, self.config.request_timeout, _Request.time_out)
         self._pools: dict[tuple[str, int], _Pool] = {}
@@ -79,7 +81,8 @@ class TcpRequestClient(RequestPlaneClient):
     def open_sockets(self) -> Iterator[int]:
         """See SocketHolder."""
         for pool in self._pools.values():
-            yield from descriptors_of(connection.transport for connection in pool.connections)
+            for connection in pool.connections:
+                yield from connection.open_sockets()
 
     def settled(self, request: _Request) -> None:
         """The request has its answer: it cannot time out any more."""
@@ -249,16 +252,15 @@ class _Pool:
             self._connect_task = self._client.loop.create_task(self._connect())
 
     async def _connect(self) -> None:
-        timeout = self._client.config.connect_timeout
+        client = self._client
         try:
-            async with self._client.connects:
-                connect = self._client.loop.create_connection(
-                    lambda: _RequestConnection(self._client, self), self._host, self._port
+            async with client.connects:
+                transport, connection = await client.connector.dial(
+                    self._host, self._port, lambda: _RequestConnection(client, self)
                 )
-                transport, connection = await asyncio.wait_for(connect, timeout)
                 if transport.is_closing():  # lost before this task had its turn: it has left the pool already
                     raise ConnectionResetError("the worker closed the connection at once")
-        except (OSError, asyncio.TimeoutError) as error:
+        except OSError as error:  # ConnectionTimeout, too
             self._connect_task = None
             if not self.connections:
                 self._fail_waiting(error)
@@ -272,17 +274,17 @@ class _Pool:
             self._waiting.popleft().fail(cause)
 
 
-class _RequestConnection(asyncio.Protocol):
+class _RequestConnection(FrameProtocol[TcpResponseMessage]):
     """One connection to a worker: frames out, acknowledgements in."""
 
-    __slots__ = ("_client", "_decoder", "_on_lost", "_paused", "_pool", "_unacknowledged", "retired", "transport")
+    __slots__ = ("_client", "_on_lost", "_paused", "_pool", "_unacknowledged", "retired")
 
-    transport: asyncio.Transport
+    _transport: asyncio.Transport
 
     def __init__(self, client: TcpRequestClient, pool: _Pool) -> None:
+        super().__init__(TcpResponseDecoder(client.config.max_message_size))
         self._client = client
         self._pool = pool
-        self._decoder = TcpResponseDecoder(client.config.max_message_size)
         self._unacknowledged: deque[_Request] = deque()
         self._paused = False
         self._on_lost: set[Callable[[], None]] = set()
@@ -291,7 +293,7 @@ class _RequestConnection(asyncio.Protocol):
 
     def has_room(self) -> bool:
         """Whether a request may be sent now."""
-        return not self._paused and not self.retired and not self.is_full() and not self.transport.is_closing()
+        return not self._paused and not self.retired and not self.is_full() and not self._transport.is_closing()
 
     def is_full(self) -> bool:
         """Whether as many requests are unacknowledged as may be."""
@@ -309,7 +311,7 @@ class _RequestConnection(asyncio.Protocol):
 
     def on_lost(self, callback: Callable[[], None]) -> None:
         """See RequestConnection."""
-        if self.transport.is_closing():
+        if self._transport.is_closing():
             callback()
         else:
             self._on_lost.add(callback)
@@ -328,16 +330,15 @@ class _RequestConnection(asyncio.Protocol):
         """Write a request."""
         self._unacknowledged.append(request)
         request.connection = self
-        self.transport.write(request.frame)
+        self._transport.write(request.frame)
         self._client.metrics.tcp_bytes_sent += len(request.frame)
         request.frame = b""  # the transport has it; a large one is not to be held until the acknowledgement
 
     def close(self) -> None:
-        self.transport.abort()
+        self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-        keep_alive(transport.get_extra_info("socket"), self._client.config.user_timeout)
+        self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, error: Exception | None) -> None:
         while self._unacknowledged:
@@ -354,20 +355,18 @@ class _RequestConnection(asyncio.Protocol):
         self._paused = False
         self._pool.dispatch()
 
-    def data_received(self, data: bytes) -> None:
-        try:
-            messages = self._decoder.feed(data)
-        except CodecError:  # a bad frame with none before it; what to do is the same, see below
-            messages = []
-        if frame_log.ENABLED:
-            frame_log.log_frames(self.transport, messages)
-        for message in messages:
-            if not self._unacknowledged:
-                self.transport.abort()  # an answer to nothing: whatever it is, it is no Dynamo worker
-                return
+    def message_received(self, message: TcpResponseMessage) -> None:
+        if self._unacknowledged:
             self._unacknowledged.popleft().acknowledge(Ack(bytes(message.data), self))
-        if self._decoder.failed is not None or (self._decoder.pending and not self._unacknowledged):
-            self.transport.abort()  # also for the beginning of an answer to nothing: it would be read as the next one's
+        else:
+            self._transport.abort()  # it acknowledges no request: the other end is no Dynamo worker
+
+    def stream_failed(self, error: CodecError) -> None:
+        self._transport.abort()
+
+    def read_finished(self, size: int) -> None:
+        if self._decoder.pending and not self._unacknowledged:
+            self._transport.abort()  # the rest would be taken for the acknowledgement of the next request
         elif self.retired:
             self._close_if_unused()
         self._pool.dispatch()

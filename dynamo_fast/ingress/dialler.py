@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import Iterable
 
 from dynamo_fast.codec import encode_two_part
@@ -13,15 +12,14 @@ from dynamo_fast.errors import CannotConnect, ConnectionTimeout
 from dynamo_fast.ingress.clock import clock_of
 from dynamo_fast.ingress.response_addresses import host_and_port
 from dynamo_fast.ingress.response_connection import ResponseConnection
+from dynamo_fast.net.connector import Connector
 from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of
-from dynamo_fast.wire.control import CallHomeHandshake, TcpStreamConnectionInfo
+from dynamo_fast.wire.control import CallHomeHandshake, StreamType, TcpStreamConnectionInfo
 
 __all__ = ["Dialler"]
 
-_ADDRESS_RETRY = 0.2
-# Every local port towards the router, or every descriptor, is in use: one may become free.
-_PASSING = frozenset({errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE})
 _LASTING_SECONDS = 5.0
+_REQUEST = StreamType.REQUEST
 
 
 class Dialler:
@@ -45,7 +43,7 @@ class Dialler:
         """Connections that were started less than 5 seconds ago."""
         self.started: set[ResponseConnection] = set()
         """Connections on which an answer has begun."""
-        self._connecting: Deadlines[asyncio.Task[object]] = Deadlines(loop, config.connect_timeout, _cancel)
+        self._connector = Connector(config.connect_timeout, retry=True)
         self._all_closed: asyncio.Future[None] | None = None
         close_in_forked_children(self)
 
@@ -54,20 +52,15 @@ class Dialler:
 
         Raises CannotConnect or ConnectionTimeout, both naming the address.
         """
-        task = asyncio.current_task(self.loop)
-        assert task is not None
-        self._connecting.add(task)
+        host, port = host_and_port(info.address)
+        # A response connection is kept alive once it has lasted a while: see `lasts`.
+        kept_alive = info.stream_type is _REQUEST
         try:
-            transport = await _connect(self.loop, *host_and_port(info.address), protocol)
-        except asyncio.CancelledError:
-            if task in self._connecting:
-                raise
-            seconds = self._connecting.seconds
-            raise ConnectionTimeout(f"{info.address} took no connection within {seconds:g} s") from None
+            transport, _ = await self._connector.dial(host, port, lambda: protocol, kept_alive=kept_alive)
+        except ConnectionTimeout:
+            raise
         except OSError as error:
             raise CannotConnect(f"{info.address} cannot be reached: {error}") from error
-        finally:
-            self._connecting.discard(task)
         if not transport.is_closing():  # lost or closed before this task ran again: the protocol knows
             # In a write of its own, before the handler runs: it may compute for longer than a router waits for this.
             transport.write(encode_two_part(CallHomeHandshake(info.subject, info.stream_type).encode(), b""))
@@ -90,20 +83,3 @@ class Dialler:
         self.closing.discard(connection)
         if not self.closing and self._all_closed is not None and not self._all_closed.done():
             self._all_closed.set_result(None)
-
-
-def _cancel(task: asyncio.Task[object]) -> None:
-    task.cancel()
-
-
-async def _connect(
-    loop: asyncio.AbstractEventLoop, host: str, port: int, protocol: asyncio.Protocol
-) -> asyncio.Transport:
-    while True:
-        try:
-            transport, _ = await loop.create_connection(lambda: protocol, host, port)
-            return transport
-        except OSError as error:
-            if error.errno not in _PASSING:
-                raise
-            await asyncio.sleep(_ADDRESS_RETRY)

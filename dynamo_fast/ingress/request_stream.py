@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
 from typing import Any, cast
 
-from dynamo_fast.codec import TwoPartDecoder
+from dynamo_fast.codec import TwoPartDecoder, TwoPartMessage
 from dynamo_fast.context import Context
 from dynamo_fast.errors import CodecError, PayloadError
 from dynamo_fast.ingress.buffered_bytes import BufferedBytes
 from dynamo_fast.logs import get_logger
-from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of, keep_alive
-from dynamo_fast.observability import frame_log
+from dynamo_fast.net.frame_protocol import FrameProtocol
+from dynamo_fast.net.sockets import close_in_forked_children
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.stream import Event, classify
 
@@ -36,7 +35,7 @@ _HIGH_WATER_BYTES = 1 << 20
 _SMALL = 4096
 
 
-class RequestStream(asyncio.Protocol):
+class RequestStream(FrameProtocol[TwoPartMessage]):
     """What the handler of a bidirectional endpoint gets: an async iterator of the decoded input items, for one consumer.
 
     It ends when the router has ended its input, or when the request was cancelled (see the context for which).
@@ -46,11 +45,11 @@ class RequestStream(asyncio.Protocol):
     """
 
     def __init__(self, context: Context, codec: PayloadCodec, max_message_size: int, buffered: BufferedBytes) -> None:
+        super().__init__(TwoPartDecoder(max_message_size))
         self._context = context
         self._codec = codec
-        self._decoder = TwoPartDecoder(max_message_size)
         self._items: deque[Any] = deque()
-        self._transport: asyncio.Transport | None = None
+        self._transport = None
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
         self._reading = True
@@ -84,26 +83,16 @@ class RequestStream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        keep_alive(transport.get_extra_info("socket"))
         close_in_forked_children(self)
 
-    def open_sockets(self) -> Iterable[int]:
-        """See SocketHolder."""
-        return descriptors_of([self._transport])
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            messages = self._decoder.feed(data)
-        except CodecError:  # a bad frame with none before it; what to do is the same, see below
-            messages = []
-        if frame_log.ENABLED:
-            frame_log.log_frames(self._transport, messages)
-        for message in messages:
-            if self._ended:
-                return
+    def message_received(self, message: TwoPartMessage) -> None:
+        if not self._ended:
             self._take(classify(message), message.data)
-        if self._decoder.failed is not None:
-            self._violated()
+
+    def stream_failed(self, error: CodecError) -> None:
+        self._violated()
+
+    def read_finished(self, size: int) -> None:
         self._wake()
         self._hold()
         is_full = len(self._items) >= _HIGH_WATER or (self._items and self._size >= _HIGH_WATER_BYTES)

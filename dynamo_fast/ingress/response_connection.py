@@ -16,13 +16,13 @@ from collections.abc import Callable, Coroutine, Generator
 from functools import cache
 from typing import Any, Protocol
 
-from dynamo_fast.codec import TwoPartDecoder, encode_data_frames, encode_two_part
+from dynamo_fast.codec import TwoPartDecoder, TwoPartMessage, encode_data_frames, encode_two_part
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CodecError
 from dynamo_fast.ingress._cork import Cork
+from dynamo_fast.net.frame_protocol import FrameProtocol
 from dynamo_fast.net.sockets import keep_alive
-from dynamo_fast.observability import frame_log
 from dynamo_fast.wire.control import ControlMessage, ResponseStreamPrologue
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classify
@@ -84,7 +84,7 @@ class ConnectionOwner(Protocol):
         """`connection` is lost."""
 
 
-class ResponseConnection(asyncio.Protocol):
+class ResponseConnection(FrameProtocol[TwoPartMessage]):
     """One answer on its way to the router: bytes to frames, frames to events, events to the actions of the table.
 
     The request makes it and owns it; the dialler connects it and keeps its deadlines. `cut_short` is called once if the
@@ -94,7 +94,6 @@ class ResponseConnection(asyncio.Protocol):
     __slots__ = (
         "_context",
         "_cut_short",
-        "_decoder",
         "_dialler",
         "_frames",
         "_head",
@@ -102,7 +101,6 @@ class ResponseConnection(asyncio.Protocol):
         "_peer_finished",
         "_room",
         "_tail",
-        "_transport",
         "abandoned",
         "bytes",
         "corked",
@@ -115,12 +113,12 @@ class ResponseConnection(asyncio.Protocol):
     def __init__(
         self, dialler: ConnectionOwner, context: Context, codec: PayloadCodec, cut_short: Callable[[], None]
     ) -> None:
+        super().__init__(TwoPartDecoder(_MAX_CONTROL_SIZE))
+        self._transport = None  # until the handshake is written
         self._dialler = dialler
         self._context = context
         self._cut_short = cut_short
         self._machine = StreamMachine.worker()
-        self._decoder = TwoPartDecoder(_MAX_CONTROL_SIZE)
-        self._transport: asyncio.Transport | None = None
         self._head, self._tail = codec.envelope
         self._frames: list[bytes] = []
         self.corked = Cork(codec.write, dialler.clock, _CORK_FRAMES, _CORK_BYTES, _CORK_SECONDS)
@@ -234,18 +232,12 @@ class ResponseConnection(asyncio.Protocol):
 
     # Called by the event loop
 
-    def data_received(self, data: bytes) -> None:
-        try:
-            messages = self._decoder.feed(data)
-        except CodecError:  # a bad frame with none before it; what to do is the same, see below
-            messages = []
-        if frame_log.ENABLED:
-            frame_log.log_frames(self._transport, messages)
-        for message in messages:
-            event = classify(message)
-            self._step(event, f"ended by the router ({event.name.lower()})")
-        if self._decoder.failed is not None:
-            self._step(Event.VIOLATION, f"ended by the router's bytes: {self._decoder.failed}")
+    def message_received(self, message: TwoPartMessage) -> None:
+        event = classify(message)
+        self._step(event, f"ended by the router ({event.name.lower()})")
+
+    def stream_failed(self, error: CodecError) -> None:
+        self._step(Event.VIOLATION, f"ended by the router's bytes: {error}")
 
     def eof_received(self) -> bool:
         self._peer_finished = True

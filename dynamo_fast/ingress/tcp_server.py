@@ -34,9 +34,9 @@ from dynamo_fast.ingress.request_server import Accept, RequestServer
 from dynamo_fast.logs import get_logger
 from dynamo_fast.net.addresses import Listening, resolve
 from dynamo_fast.net.descriptors import PROCESS
+from dynamo_fast.net.frame_protocol import FrameProtocol
 from dynamo_fast.net.listener import Listener
-from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of
-from dynamo_fast.observability import frame_log
+from dynamo_fast.net.sockets import close_in_forked_children
 from dynamo_fast.observability.limited_log import LimitedLog
 from dynamo_fast.wire.address import join_host_port
 from dynamo_fast.wire.headers import decode_headers
@@ -134,7 +134,8 @@ class SharedTcpServer(RequestServer):
         """See SocketHolder."""
         if self._listener is not None:
             yield from self._listener.open_sockets()
-        yield from descriptors_of(connection._transport for connection in self._connections)
+        for connection in self._connections:
+            yield from connection.open_sockets()
 
     def _find(self, path: bytes) -> Accept | None:
         accept = self._endpoints.get(path)
@@ -167,7 +168,7 @@ class SharedTcpServer(RequestServer):
         self.buffered.release(connection)
 
 
-class _RequestConnection(asyncio.Protocol):
+class _RequestConnection(FrameProtocol[TcpRequestMessage]):
     """One router's connection: request frames in, acknowledgements out.
 
     Made by the listener. It ends with `connection_lost`; `close` and `abort` bring that about.
@@ -176,8 +177,9 @@ class _RequestConnection(asyncio.Protocol):
     _transport: asyncio.Transport
 
     def __init__(self, server: SharedTcpServer) -> None:
+        super().__init__(TcpRequestDecoder(server.config.max_message_size))
         self._server = server
-        self._decoder = TcpRequestDecoder(server.config.max_message_size)
+        self._acknowledgements: list[bytes] = []  # of the read that is being handled
         self._open = False
         self._new = True
         self._held = 0  # bytes reported to the server
@@ -188,23 +190,24 @@ class _RequestConnection(asyncio.Protocol):
         self._open = True
         self._server._opened(self)
 
-    def data_received(self, data: bytes) -> None:
-        try:
-            messages = self._decoder.feed(data)
-        except CodecError:  # a bad frame with none before it; what to do is the same, see below
-            messages = []
-        if frame_log.ENABLED:
-            frame_log.log_frames(self._transport, messages)
-        acknowledgements = [self._answer(message) for message in messages]
-        error = self._decoder.failed
-        if error is not None:
-            acknowledgements.append(_refusal(_read_error(error)))
-        if acknowledgements:
-            self._transport.write(b"".join(acknowledgements))
-        if error is not None:
-            self.close("bytes", "its bytes are no request frame: %s", error)
+    def message_received(self, message: TcpRequestMessage) -> None:
+        self._acknowledgements.append(self._answer(message))
+
+    def stream_failed(self, error: CodecError) -> None:
+        self._acknowledgements.append(_refusal(_read_error(error)))
+        self._write_acknowledgements()
+        self.close("bytes", "its bytes are no request frame: %s", error)
+
+    def read_finished(self, size: int) -> None:
+        got_request = bool(self._acknowledgements)
+        if got_request:
+            self._write_acknowledgements()
         if self._open:
-            self._restart_deadlines(bool(acknowledgements))
+            self._restart_deadlines(got_request)
+
+    def _write_acknowledgements(self) -> None:
+        self._transport.write(b"".join(self._acknowledgements))
+        self._acknowledgements.clear()
 
     def pause_writing(self) -> None:
         # A router that does not read its acknowledgements gets no further request read.

@@ -16,7 +16,7 @@ from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRe
 from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.errors import CannotConnect, SerializationError
-from dynamo_fast.ingress import request_stream
+from dynamo_fast.net import connector
 from dynamo_fast.wire.payload import PayloadCodec
 from tests.captured import Vector, captured, name_of
 from tests.ingress.conftest import Start, address_of
@@ -61,7 +61,7 @@ async def dialled(requester: Requester, **changes: Any) -> tuple[Answer, Answer]
 
 
 async def test_the_input_is_kept_alive(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    alive = kept_alive(request_stream, monkeypatch)
+    alive = kept_alive(connector, monkeypatch)
     async with Requester(address_of(await start(Conversation(), bidirectional=True))) as requester:
         first, second = await dialled(requester)
         assert await asyncio.wait_for(alive, PATIENCE)

@@ -1,0 +1,129 @@
+"""`FrameProtocol`: the base of every protocol class of this package. Bytes come in, messages go out.
+
+    data_received    decode, write the frame log, then
+      message_received(message)    for each complete message, in order
+      stream_failed(error)         if a frame is bad, after the messages before it; again for each later read
+      read_finished(size)          once, when all the messages of one read were handled
+
+A decoder raises CodecError for people who use it alone. The error ends here: a subclass handles messages and one call
+that says why no more will come, and never catches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from typing import Generic, Protocol, TypeVar
+
+from dynamo_fast.codec import TwoPartDecoder, TwoPartMessage, TwoPartMessageType
+from dynamo_fast.errors import CodecError
+from dynamo_fast.net import frame_log
+from dynamo_fast.net.sockets import descriptors_of
+
+__all__ = ["DataFrameProtocol", "Decoder", "FrameProtocol"]
+
+_Message = TypeVar("_Message")
+_DATA_ONLY = TwoPartMessageType.DATA_ONLY
+
+
+class Decoder(Protocol[_Message]):
+    """A streaming decoder of `dynamo_fast.codec`."""
+
+    @property
+    def pending(self) -> int:
+        """Bytes held for an incomplete message."""
+
+    @property
+    def expected(self) -> int:
+        """Bytes of the incomplete message, as far as its lengths are known."""
+
+    @property
+    def failed(self) -> CodecError | None:
+        """Why the stream cannot be read on; None while it can."""
+
+    def feed(self, chunk: bytes, /) -> list[_Message]:
+        """The messages that `chunk` completes. Raises CodecError if it completes none and the stream has failed."""
+
+
+class FrameProtocol(asyncio.Protocol, Generic[_Message]):
+    """One connection: its decoder, and its transport while it is open.
+
+    The event loop calls it. It ends with `connection_lost`. A subclass sets `_transport` when the connection is its own.
+    """
+
+    __slots__ = ("_decoder", "_transport")
+
+    _transport: asyncio.Transport | None
+
+    def __init__(self, decoder: Decoder[_Message]) -> None:
+        self._decoder = decoder
+
+    def message_received(self, message: _Message) -> None:
+        """A message is complete."""
+        raise NotImplementedError
+
+    def stream_failed(self, error: CodecError) -> None:
+        """A frame is bad: the rest of the stream cannot be read. Called again if more bytes come."""
+        raise NotImplementedError
+
+    def read_finished(self, size: int) -> None:
+        """Every message of a read of `size` bytes was handled."""
+
+    def open_sockets(self) -> Iterable[int]:
+        """See SocketHolder."""
+        return descriptors_of([self._transport])
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        decoder = self._decoder
+        try:
+            messages = decoder.feed(data)
+        except CodecError:  # the first frame of this read is bad; `failed` is set
+            messages = []
+        if frame_log.ENABLED:
+            frame_log.log_frames(self._transport, messages)
+        for message in messages:
+            self.message_received(message)
+        if decoder.failed is not None:
+            self.stream_failed(decoder.failed)
+        self.read_finished(len(data))
+
+
+class DataFrameProtocol(FrameProtocol[TwoPartMessage]):
+    """As `FrameProtocol`, for two-part messages of which nearly all are data frames: those cost no call each.
+
+    While `_sink` is set, the bodies of data frames are appended to it; `message_received` gets the other messages only.
+    It may set or clear `_sink`, which counts from the next message on.
+    """
+
+    __slots__ = ("_sink",)
+
+    _decoder: TwoPartDecoder
+
+    def __init__(self, decoder: TwoPartDecoder) -> None:
+        super().__init__(decoder)
+        self._sink: deque[bytes | memoryview] | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        decoder, sink = self._decoder, self._sink
+        messages: list[TwoPartMessage] = []
+        try:
+            if sink is None or frame_log.ENABLED:
+                messages = decoder.feed(data)
+            else:
+                bodies, messages = decoder.feed_data(data)
+                sink.extend(bodies)
+        except CodecError:  # the first frame of this read is bad; `failed` is set
+            pass
+        if frame_log.ENABLED:
+            frame_log.log_frames(self._transport, messages)
+        for message in messages:
+            if self._sink is not None and message.message_type is _DATA_ONLY:
+                self._sink.append(message.data)
+            else:
+                self.message_received(message)
+        if decoder.failed is not None:
+            self.stream_failed(decoder.failed)
+        self.read_finished(len(data))
