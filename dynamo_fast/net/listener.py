@@ -116,7 +116,7 @@ class Listener:
         except BaseException:
             endpoint.close()
             raise
-        if self._is_closed():
+        if self._is_closed() or self.paused:  # since it began to open
             server.close()
             return
         self._server = server
