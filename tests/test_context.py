@@ -229,3 +229,20 @@ async def test_callbacks_and_steps_race_in_many_threads() -> None:
     await asyncio.sleep(0)
     assert counts[: rounds // 4] == [1] * (rounds // 4)
     assert set(counts) <= {0, 1}
+
+
+def test_a_callback_that_another_one_takes_off_is_not_called() -> None:
+    context = Context()
+    called: list[str] = []
+
+    def second() -> None:
+        called.append("second")
+
+    def first() -> None:
+        called.append("first")
+        context.off_cancel(second)
+
+    context.on_cancel(first)
+    context.on_cancel(second)
+    context.stop_generating()
+    assert called == ["first"]

@@ -117,7 +117,7 @@ class Listener:
         except BaseException:
             endpoint.close()
             raise
-        if self.is_closed():
+        if self.is_closed() or self.paused:  # since it began to open
             server.close()
             return
         self._server = server
