@@ -1,4 +1,4 @@
-"""Waiting for a condition, for tests on a real clock. (On a turned clock: `dynamo_fast.testing.clock.settle`.)"""
+"""Waiting without sleeping: for a condition on a real clock, and for a deadline on a turned one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import asyncio
 import time
 from collections.abc import Callable
 
-__all__ = ["LIMIT", "until", "until_in_thread"]
+from dynamo_fast.testing import clock
+
+__all__ = ["LIMIT", "happens_after", "until", "until_in_thread"]
 
 LIMIT = 20.0
 """Seconds after which a test that waits fails."""
 _PAUSE = 0.002
+_HAIR = 0.002
+"""More than the millisecond by which `Deadlines` may be early, for uvloop's sake."""
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -24,6 +28,14 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(_PAUSE)
 
     await asyncio.wait_for(turn(), LIMIT)
+
+
+async def happens_after(seconds: float, happened: Callable[[], object]) -> None:
+    """Turn the clock by `seconds`: `happened()` must be true then, and must not be true a moment before."""
+    await clock.advance(seconds - _HAIR)
+    assert not happened(), f"it happened before {seconds:g} s were over"
+    await clock.advance(2 * _HAIR)
+    assert happened(), f"it did not happen within {seconds:g} s"
 
 
 def until_in_thread(condition: Callable[[], object]) -> None:
