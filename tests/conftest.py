@@ -1,26 +1,28 @@
-"""What every test shares: each asynchronous test runs on asyncio's own event loop and on uvloop."""
+"""What every test shares: the event loops that asynchronous tests run on.
+
+An asynchronous test runs on asyncio's own loop and on uvloop. A test that is marked `turned_clock` runs once, on a loop
+whose clock it turns (`dynamo_fast.testing.clock`).
+"""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import sys
+from collections.abc import Callable, Mapping
 
 import pytest
 
-POLICIES = {"asyncio": asyncio.DefaultEventLoopPolicy}
+from dynamo_fast.testing.clock import TurnedEventLoop
+
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
+
+LOOPS: dict[str, NewLoop] = {"asyncio": asyncio.new_event_loop}
 if sys.platform != "win32":
     import uvloop
 
-    POLICIES["uvloop"] = uvloop.EventLoopPolicy
+    LOOPS["uvloop"] = uvloop.new_event_loop
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if inspect.iscoroutinefunction(metafunc.function):
-        metafunc.parametrize("event_loop_policy", POLICIES, indirect=True)
-
-
-@pytest.fixture
-def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, NewLoop]:
     """See pytest-asyncio."""
-    return POLICIES[getattr(request, "param", "asyncio")]()
+    return {"turned": TurnedEventLoop} if item.get_closest_marker("turned_clock") else LOOPS

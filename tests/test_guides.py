@@ -1,8 +1,9 @@
-"""The examples of docs/workers.md and docs/migrating.md are run as they stand there."""
+"""The examples of docs/workers.md, docs/testing.md and docs/migrating.md are run as they stand there."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import subprocess
 import sys
@@ -118,3 +119,15 @@ asyncio.run(main())
     program = "".join(examples("migrating.md")) + main
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LIMIT, check=True)
     assert done.stdout == "{'text': 'hello'}\n{'text': 'there'}\n"
+
+
+def test_the_examples_of_testing(tmp_path: Path) -> None:
+    """A project of its own: the first example, then two files that name themselves."""
+    first, conftest, limits = examples("testing.md")
+    for name, source in {"test_hour.py": first, "conftest.py": conftest, "test_limits.py": limits}.items():
+        (tmp_path / name).write_text(source, encoding="utf-8")
+    options = ["-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto", "-c", os.devnull]
+    command = [sys.executable, "-m", "pytest", *options, "."]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=3 * LIMIT, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout

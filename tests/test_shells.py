@@ -14,18 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamo_fast import codec
-from tests.conftest import POLICIES
+from tests.conftest import LOOPS
 from tests.fuzz.planes import PLANES, Playing, opened
 
 LIMIT = 120.0
 INPUTS = st.binary(min_size=16, max_size=400)
 
 
-@pytest.mark.parametrize("loop", POLICIES)
+@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("name", PLANES)
 def test_no_bytes_break_a_connection(name: str, loop: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "dynamo_fast")
-    playing = Playing(name, POLICIES[loop]().new_event_loop())
+    playing = Playing(name, LOOPS[loop]())
 
     @given(INPUTS)
     @settings(max_examples=50, deadline=None)  # how long one takes is the machine's matter

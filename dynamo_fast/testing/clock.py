@@ -1,21 +1,22 @@
-"""A clock that tests turn instead of waiting: `TurnedEventLoop`, and `run`, which runs a coroutine on one.
+"""A clock that tests turn instead of waiting: `TurnedEventLoop`, and functions for a coroutine that runs on one.
 
     def test_a_call_times_out() -> None:
         async def main() -> None:
-            began = asyncio.get_running_loop().time()
-            with pytest.raises(asyncio.TimeoutError):
-                await asyncio.wait_for(never_answers(), 3600)
-            assert asyncio.get_running_loop().time() - began == pytest.approx(3600)
+            call = asyncio.ensure_future(asyncio.wait_for(never_answers(), 3600))
+            await clock.advance(3599)
+            assert not call.done()
+            await clock.advance(1)
+            assert call.done()
 
         clock.run(main())               # takes milliseconds
 
-When no callback is ready and the sockets are quiet, the loop does not wait for its next timer: its clock jumps there.
-Timers fire in their order, so `await asyncio.sleep(60)` runs everything that is due in the next minute.
+The loop never waits for a timer. When no callback is ready and the sockets are quiet, it turns its clock to the next timer
+and runs that. So a test may also await the end itself: the clock is turned as far as that takes, and `now` says how far.
 
-What the clock does not turn: `time.time`, `time.monotonic`, other threads and other processes. While a function runs in
-the loop's executor, the clock stands still. A test whose peer is another process or a thread of its own needs a real clock.
+The clock does not turn `time.time`, `time.monotonic`, other threads or other processes. It stands still while a function
+runs in the loop's executor. A test that waits for a process, or for a thread of its own, needs a real clock.
 
-uvloop has its clock in C: it cannot be turned.
+uvloop has its clock in C: it cannot be turned. docs/testing.md shows how to use this with pytest.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
-__all__ = ["TurnedEventLoop", "run"]
+__all__ = ["TurnedEventLoop", "advance", "now", "run", "settle"]
 
 _T = TypeVar("_T")
 
@@ -36,14 +37,15 @@ _QUIET_SECONDS = 0.002
 
 
 class TurnedEventLoop(asyncio.SelectorEventLoop):
-    """asyncio's own loop over real sockets, with a clock that jumps to the next timer when nothing else is left to do.
+    """asyncio's own loop over real sockets. Its clock jumps to the next timer when nothing else is left to do.
 
-    Owned by one test and used on one thread, as every event loop; it ends with `close()`.
+    It owns the clock and the selector. One test uses it, on one thread; `close()` ends it.
     """
 
     def __init__(self) -> None:
         self._now = _START
         self._in_executor = 0
+        self._settling: list[asyncio.Future[None]] = []
         super().__init__(_JumpingSelector(self))
 
     def time(self) -> float:
@@ -57,28 +59,54 @@ class TurnedEventLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._executed)
         return future
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """As asyncio's, without a time limit: the clock stands still until the threads have ended."""
+        self._in_executor += 1
+        try:
+            await super().shutdown_default_executor()
+        finally:
+            self._in_executor -= 1
+
+    async def settle(self) -> None:
+        """See the function `settle`."""
+        settled: asyncio.Future[None] = self.create_future()
+        self._settling.append(settled)
+        await settled
+
     def _executed(self, _: asyncio.Future[Any]) -> None:
         self._in_executor -= 1
 
-    def _jump(self, seconds: float) -> None:
-        self._now += seconds
+    def _quiet(self, timeout: float | None) -> None:
+        """Nothing is left to do before the next timer, which is due in `timeout` seconds; None: there is no timer."""
+        if self._settling:
+            settling, self._settling = self._settling, []
+            for each in settling:
+                if not each.done():
+                    each.set_result(None)
+        elif timeout is not None:
+            self._now += timeout
 
 
 class _JumpingSelector(selectors.BaseSelector):
-    """The platform's selector. It turns the clock where that one would wait for a timer."""
+    """The platform's selector. It turns the clock where that one would wait for a timer.
+
+    Owned by its loop, which closes it.
+    """
 
     def __init__(self, loop: TurnedEventLoop) -> None:
         self._loop = loop
         self._real = selectors.DefaultSelector()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is None or timeout <= 0:
+        if timeout is not None and timeout <= 0:
             return self._real.select(timeout)
         if self._loop._in_executor:
             return self._real.select(None)  # the end of the function wakes the selector
+        if timeout is None and not self._loop._settling:
+            return self._real.select(None)
         events = self._real.select(0) or self._real.select(_QUIET_SECONDS)
         if not events:
-            self._loop._jump(timeout)
+            self._loop._quiet(timeout)
         return events
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
@@ -95,6 +123,37 @@ class _JumpingSelector(selectors.BaseSelector):
 
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
         return self._real.get_map()
+
+
+def now() -> float:
+    """The time of the running loop, in seconds."""
+    return asyncio.get_running_loop().time()
+
+
+async def advance(seconds: float) -> None:
+    """Turn the clock by `seconds`. Timers that are due until then fire, in their order, each at its time.
+
+    Returns when everything has happened that follows from them, also over sockets (see `settle`).
+    Raises TypeError on any other loop: there it would wait.
+    """
+    loop = _turned_loop()
+    await asyncio.sleep(seconds)
+    await loop.settle()
+
+
+async def settle() -> None:
+    """Wait until no callback is ready and the sockets are quiet, without turning the clock.
+
+    Raises TypeError on any other loop, which cannot tell.
+    """
+    await _turned_loop().settle()
+
+
+def _turned_loop() -> TurnedEventLoop:
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, TurnedEventLoop):
+        raise TypeError(f"a turned clock needs a TurnedEventLoop, and {type(loop).__name__} runs: see docs/testing.md")
+    return loop
 
 
 def run(main: Coroutine[Any, Any, _T]) -> _T:

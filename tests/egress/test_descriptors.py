@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import POLICIES
+from tests.conftest import LOOPS
 from tests.egress.raw_worker import FINAL, OK_PROLOGUE, SENTINEL, two_part
 
 ROUTER = """
@@ -42,7 +42,7 @@ run(main())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of open files")
-@pytest.mark.parametrize("loop", POLICIES)
+@pytest.mark.parametrize("loop", LOOPS)
 def test_more_workers_dial_than_there_are_descriptors(loop: str) -> None:
     pipe, root = subprocess.PIPE, Path(__file__).parents[2]
     command = [sys.executable, "-c", ROUTER, loop]

@@ -21,7 +21,7 @@ from dynamo_fast.discovery.memory import MemoryDiscovery
 from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.ingress.worker import Worker
-from tests.conftest import POLICIES
+from tests.conftest import LOOPS
 
 
 async def main(backend: str | None) -> None:
@@ -54,5 +54,4 @@ async def main(backend: str | None) -> None:
 if __name__ == "__main__":
     loop, files, *backends = sys.argv[1:]
     resource.setrlimit(resource.RLIMIT_NOFILE, (int(files), int(files)))
-    asyncio.set_event_loop_policy(POLICIES[loop]())
-    asyncio.run(main(backends[0] if backends else None))
+    LOOPS[loop]().run_until_complete(main(backends[0] if backends else None))

@@ -181,7 +181,7 @@ import asyncio, os, resource, sys
 from dynamo_fast.config import WorkerConfig
 from dynamo_fast.ingress.dialler import Dialler
 from dynamo_fast.wire.control import TcpStreamConnectionInfo
-from tests.conftest import POLICIES
+from tests.conftest import LOOPS
 
 async def main():
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
@@ -195,8 +195,7 @@ async def main():
     await Dialler(WorkerConfig()).dial(info, asyncio.Protocol())
     print("dialled")
 
-asyncio.set_event_loop_policy(POLICIES[sys.argv[1]]())
-asyncio.run(main())
+LOOPS[sys.argv[1]]().run_until_complete(main())
 """
 
 

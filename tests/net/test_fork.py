@@ -17,7 +17,7 @@ import pytest
 
 from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.errors import Disconnected
-from tests.conftest import POLICIES
+from tests.conftest import LOOPS
 from tests.egress.conftest import make_router
 from tests.egress.raw_worker import RawWorker
 
@@ -112,7 +112,7 @@ def assert_lives(child: str) -> None:
     os.kill(int(child), 0)
 
 
-@pytest.mark.parametrize("loop", POLICIES)
+@pytest.mark.parametrize("loop", LOOPS)
 async def test_a_worker_that_is_killed_is_missed_although_its_child_lives(loop: str) -> None:
     with program(WORKER, loop) as process:
         address = json.loads(await line(process))
@@ -137,7 +137,7 @@ async def request_connections_lost(router: AddressedPushRouter) -> None:
     await asyncio.wait_for(lost(), LIMIT)
 
 
-@pytest.mark.parametrize("loop", POLICIES)
+@pytest.mark.parametrize("loop", LOOPS)
 async def test_a_router_that_is_killed_is_missed_although_its_child_lives(loop: str, worker: RawWorker) -> None:
     with program(ROUTER, loop, worker.address) as process:
         address = json.loads(await line(process))

@@ -11,7 +11,7 @@ import pytest
 
 from dynamo_fast.net.listener import Listener
 from dynamo_fast.net.sockets import _KEEP_ALIVE
-from tests.conftest import POLICIES
+from tests.conftest import LOOPS
 
 SERVER = """
 import asyncio, logging, resource, sys
@@ -38,7 +38,7 @@ run(main())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of open files")
-@pytest.mark.parametrize("loop", POLICIES)
+@pytest.mark.parametrize("loop", LOOPS)
 def test_running_out_of_descriptors_is_waited_out(loop: str) -> None:
     command = [sys.executable, "-c", SERVER, loop]
     pipe = subprocess.PIPE

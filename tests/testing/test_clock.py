@@ -134,3 +134,98 @@ def test_what_the_coroutine_raises_is_raised() -> None:
 
     with pytest.raises(KeyError):
         clock.run(main())
+
+
+# Turned by the test
+
+
+@pytest.mark.turned_clock
+async def test_advancing_fires_what_is_due_until_then_and_nothing_later() -> None:
+    fired: list[tuple[float, float]] = []
+    for seconds in (2.0, 1.0, 3.0):
+        asyncio.get_running_loop().call_later(seconds, lambda after: fired.append((after, clock.now())), seconds)
+    began = clock.now()
+    await clock.advance(2)
+    assert fired == [(1.0, began + 1), (2.0, began + 2)]
+    assert clock.now() == began + 2
+    await clock.advance(0.999)
+    assert len(fired) == 2
+    await clock.advance(0.001)
+    assert len(fired) == 3
+
+
+@pytest.mark.turned_clock
+async def test_advancing_waits_for_what_follows_over_sockets() -> None:
+    closed: list[float] = []
+
+    class Closes(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            asyncio.get_running_loop().call_later(10, transport.close)
+
+    class Notes(asyncio.Protocol):
+        def connection_lost(self, error: Exception | None) -> None:
+            closed.append(clock.now())
+
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Closes, "127.0.0.1", 0)
+    await loop.create_connection(Notes, *server.sockets[0].getsockname())
+    await clock.settle()
+    began = clock.now()
+    await clock.advance(9.999)
+    assert closed == []
+    await clock.advance(0.001)
+    assert closed == [began + 10]
+    server.close()
+
+
+@pytest.mark.turned_clock
+async def test_settling_turns_no_clock() -> None:
+    fired: list[bool] = []
+    timer = asyncio.get_running_loop().call_later(0.001, fired.append, True)
+    began = clock.now()
+    await asyncio.gather(clock.settle(), clock.settle())
+    assert (clock.now(), fired) == (began, [])
+    timer.cancel()
+    await clock.settle()  # without any timer
+
+
+@pytest.mark.turned_clock
+async def test_a_settling_that_is_given_up_disturbs_no_other() -> None:
+    given_up = asyncio.ensure_future(clock.settle())
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await clock.settle()
+    assert given_up.cancelled()
+
+
+async def test_another_loop_is_refused() -> None:
+    for wait in (clock.settle, lambda: clock.advance(1)):
+        with pytest.raises(TypeError, match="^a turned clock needs a TurnedEventLoop, and .*Loop runs: see docs/"):
+            await wait()
+
+
+def test_the_executor_ends_without_a_jump() -> None:
+    """A runner of Python 3.12 gives its threads five minutes to end."""
+    ended: list[float] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(300, lambda: ended.append(clock.now()))
+        may_end = threading.Event()
+        work = loop.run_in_executor(None, may_end.wait, 0.05)
+        work.cancel()
+        await loop.shutdown_default_executor()
+        assert ended == []
+
+    quickly(main())
+
+
+@pytest.fixture
+async def loop_of_a_fixture() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
+
+
+@pytest.mark.turned_clock
+async def test_fixtures_run_on_the_loop_of_the_test(loop_of_a_fixture: asyncio.AbstractEventLoop) -> None:
+    assert asyncio.get_running_loop() is loop_of_a_fixture
+    assert isinstance(loop_of_a_fixture, clock.TurnedEventLoop)
