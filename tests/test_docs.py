@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import amplification
 from dynamo_fast.cli.main import main
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 OPTIONS = doctest.ELLIPSIS
 
 
@@ -51,3 +53,28 @@ def test_links_lead_somewhere(page: str) -> None:
             assert target[1:] in headings, target
         elif "://" not in target:
             assert (DOCS / target.partition("#")[0]).exists(), target
+
+
+def test_the_tests_of_the_threat_model_exist() -> None:
+    named = set(re.findall(r"`(tests/[\w/.]+)`", (DOCS / "threat-model.md").read_text(encoding="utf-8")))
+    assert len(named) > 15
+    assert not [path for path in sorted(named) if not (ROOT / path).is_file()]
+
+
+def test_the_settings_of_the_threat_model_exist() -> None:
+    text = (DOCS / "threat-model.md").read_text(encoding="utf-8") + (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:DYN|DYNAMO_FAST|ETCD)_[A-Z_]*[A-Z])\b", text))
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "dynamo_fast").rglob("*.py"))
+    assert len(named) > 30
+    assert not [name for name in sorted(named) if f'"{name}"' not in source]
+
+
+def test_decoding_takes_no_more_memory_than_the_threat_model_says() -> None:
+    text = (DOCS / "threat-model.md").read_text(encoding="utf-8")
+    for name, decode, data in amplification.cases():
+        row = re.search(rf"^\| {re.escape(name)} \| (\d+) \| (\d+) \|$", text, re.MULTILINE)
+        assert row is not None, f"no row for {name!r}: python -m benchmarks.amplification"
+        measured = amplification.measure(decode, data)
+        most = [int(told) * 1.25 + 1 for told in row.groups()]  # another Python's objects differ a little
+        assert measured.kept < most[0], name
+        assert measured.peak < most[1], name
