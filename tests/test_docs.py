@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import re
 import shlex
@@ -11,6 +12,7 @@ import pytest
 
 from benchmarks import amplification
 from dynamo_fast.cli.main import main
+from scripts.architecture import FLOORS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -85,3 +87,37 @@ def test_decoding_takes_no_more_memory_than_the_threat_model_says() -> None:
         most = [int(told) * 1.25 + 1 for told in row.groups()]  # another Python's objects differ a little
         assert measured.kept < most[0], name
         assert measured.peak < most[1], name
+
+
+def backticked(page: str) -> set[str]:
+    """What stands between backticks in a page, outside of its blocks of code."""
+    text = re.sub(r"^```.*?^```$", "", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return set(re.findall(r"`([^`\n]+)`", text))
+
+
+@pytest.mark.parametrize(("page", "least"), [("architecture.md", 50), ("contributing.md", 8)])
+def test_paths_exist(page: str, least: int) -> None:
+    extensions = (".py", ".pyx", ".md", ".svg", ".json", ".toml")
+    folders = ("tests/", "docs/", "benchmarks/", "scripts/", "dynamo_fast/")
+    paths = {each for each in backticked(page) if each.endswith(("/", *extensions)) or each.startswith(folders)}
+    assert len(paths) >= least
+    package = ROOT / "dynamo_fast"
+    assert not [path for path in sorted(paths) if not ((ROOT / path).exists() or (package / path).exists())]
+
+
+def test_methods_of_the_architecture_exist() -> None:
+    named = {each for each in backticked("architecture.md") if re.fullmatch(r"[A-Z]\w+\.[a-z_]+", each)}
+    assert len(named) > 8
+    defined = set()
+    for path in (ROOT / "dynamo_fast").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                defined |= {f"{node.name}.{each.name}" for each in node.body if hasattr(each, "name")}
+    assert not named - defined
+
+
+def test_the_floors_of_the_architecture_are_those_of_the_code() -> None:
+    rows = re.findall(
+        r"^\| ((?:`\w+`(?:, )?)+) \|", (DOCS / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert [set(re.findall(r"\w+", row)) for row in rows] == [set(floor) for floor in FLOORS]
