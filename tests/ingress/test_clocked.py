@@ -37,7 +37,7 @@ def on_a_turned_clock(
         async with Requester(address_of(worker)) as requester:
             await main(worker, requester)
         await worker.close()
-        assert worker.server.admission.running == 0
+        assert worker.admission.running == 0
 
     clock.run(run())
 
@@ -97,7 +97,7 @@ def test_a_connection_stays_while_it_is_used() -> None:
     """The connection of a router that asks now and then stays; that of one that has asked nothing is closed."""
 
     async def main(worker: Worker, requester: Requester) -> None:
-        host, _, port = worker.server.address.rpartition(":")
+        host, _, port = worker.server.transport("").address.rstrip("/").rpartition(":")
         silent_reader, silent = await asyncio.open_connection(host, int(port))
         began = now()
         assert await data_of(await begun(requester, [1])) == [1]
