@@ -12,7 +12,7 @@ import pytest
 from tests.cli.test_main import LIMIT, settings
 from tests.programs import started
 
-PROGRAM = Path(__file__).parents[1] / "ends.py"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("end", ["run", "closed", "left"])
@@ -21,8 +21,10 @@ PROGRAM = Path(__file__).parents[1] / "ends.py"
 def test_a_process_that_ends_with_streams_open_says_nothing(program: str, loop: str, end: str, tmp_path: Path) -> None:
     if loop == "uvloop":
         pytest.importorskip("uvloop")
-    command = [sys.executable, str(PROGRAM), program, loop, end]
-    done = subprocess.run(command, env=settings(tmp_path), capture_output=True, text=True, timeout=LIMIT, check=False)
+    command = [sys.executable, "-m", "tests.ends", program, loop, end]  # as a script it would find tests/inspect first
+    done = subprocess.run(
+        command, cwd=ROOT, env=settings(tmp_path), capture_output=True, text=True, timeout=LIMIT, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
 
 
