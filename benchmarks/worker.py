@@ -35,7 +35,7 @@ async def step(request: dict[str, int]) -> AsyncIterator[Any]:
 
 
 async def batch(request: dict[str, int]) -> AsyncIterator[Any]:
-    from dynamo_fast.ingress.push_handler import Batch
+    from dynamo_fast.ingress.answer import Batch
 
     text = "x" * request["text"]
     for first in range(0, request["items"], BATCH):

@@ -27,7 +27,7 @@ from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.response_stream import ResponseStream
 from dynamo_fast.egress.tcp_client import TcpRequestClient
 from dynamo_fast.errors import DynamoError
-from dynamo_fast.ingress.push_handler import Batch
+from dynamo_fast.ingress.answer import Batch
 from dynamo_fast.ingress.worker import Worker, serve
 from dynamo_fast.wire.address import EndpointId, EndpointInstanceId
 from dynamo_fast.wire.instance import Instance

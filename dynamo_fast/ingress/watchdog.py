@@ -12,7 +12,7 @@ import sys
 import threading
 from types import FrameType
 
-from dynamo_fast.ingress.push_handler import PushHandler, handler_of
+from dynamo_fast.ingress.answer import HandlingEndpoint, handler_of
 from dynamo_fast.logs import get_logger
 
 __all__ = ["Watchdog"]
@@ -76,7 +76,7 @@ class Watchdog:
         return True
 
 
-def _handler_in(frame: FrameType | None) -> PushHandler | None:
+def _handler_in(frame: FrameType | None) -> HandlingEndpoint | None:
     """The endpoint whose handler runs in `frame`, or in what called it."""
     while frame is not None:
         handler = handler_of(frame)

@@ -194,12 +194,8 @@ class ServedEndpoint:
         self.handler = PushHandler(
             handler,
             endpoint,
-            dialler=worker.dialler,
-            admission=worker.admission,
-            buffered=worker.buffered,
-            config=worker.config,
-            metrics=self.metrics,
-            worker_metrics=worker.metrics,
+            worker,
+            self.metrics,
             bidirectional=bidirectional,
         )
         self.canary: Canary | None = None

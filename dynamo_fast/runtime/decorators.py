@@ -8,7 +8,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from dynamo_fast.ingress.resumed import Resumed
+from dynamo_fast.ingress.cancellation import Resumed
 from dynamo_fast.runtime.distributed import from_environment
 
 __all__ = ["dynamo_endpoint", "dynamo_worker"]

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from dynamo_fast.context import Context
-from dynamo_fast.ingress.push_handler import Batch
+from dynamo_fast.ingress.answer import Batch
 from dynamo_fast.runtime.decorators import dynamo_endpoint
 from tests.garbage import no_garbage
 from tests.ingress.conftest import Start, address_of
@@ -248,9 +248,9 @@ async def test_a_router_that_does_not_read_the_rest_of_a_stopped_answer_is_given
         cast(asyncio.Transport, answer.writer.transport).pause_reading()
         (served,) = worker.endpoints.values()
         (request,) = served.handler._running
-        while not request._stream.corked.paused:
+        while not request.stream.corked.paused:
             await asyncio.sleep(0)
-        request._context.stop_generating()
+        request.context.stop_generating()
         await asyncio.wait_for(served.handler.drained(), PATIENCE)
         await asyncio.wait_for(worker.dialler.all_closed(), PATIENCE)
 

@@ -16,7 +16,7 @@ import pytest
 
 from dynamo_fast.context import Context
 from dynamo_fast.ingress import dialler, response_connection
-from dynamo_fast.ingress.push_handler import Batch
+from dynamo_fast.ingress.answer import Batch
 from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.net.sockets import keep_alive
 from tests.garbage import no_garbage

@@ -12,7 +12,7 @@ import pytest
 from dynamo_fast.config import TcpServerConfig, WorkerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.discovery.file import FileDiscovery
-from dynamo_fast.ingress.push_handler import Batch
+from dynamo_fast.ingress.answer import Batch
 from dynamo_fast.ingress.worker import Worker
 from tests.ingress.test_descriptors import address_from, few_descriptors
 from tests.interop.peers import VERSIONS, PeerClient
@@ -161,7 +161,7 @@ async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     engine.gate.set()
     await worker.close()
     await client.close()
-    leftover = {task for task in asyncio.all_tasks() if "push_handler" in str(task.get_coro())}
+    leftover = {task for task in asyncio.all_tasks() if "Request.run" in str(task.get_coro())}
     assert not leftover
 
 

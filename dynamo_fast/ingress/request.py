@@ -1,0 +1,223 @@
+"""`Request`: one request that an endpoint has accepted, from its bytes to the end of its answer.
+
+    made        in the read callback: decode the control message. Whom to answer must be known before it is acknowledged
+    run         in a task of its own: dial the router, decode the body, then `Answer`
+
+An accepted request is always answered. (Dynamo's own worker drops requests that it cannot read, without a word:
+transport.md 2.7.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Protocol
+
+from dynamo_fast.codec import TwoPartCodec, TwoPartDecoder, TwoPartMessage, TwoPartMessageType
+from dynamo_fast.config import WorkerConfig
+from dynamo_fast.context import Context
+from dynamo_fast.errors import (
+    ControlError,
+    InvalidAddress,
+    PayloadError,
+    ProtocolError,
+    TrailingBytes,
+    TransportError,
+)
+from dynamo_fast.ingress.admission import Admission
+from dynamo_fast.ingress.answer import Answer, HandlingEndpoint
+from dynamo_fast.ingress.buffered_bytes import BufferedBytes
+from dynamo_fast.ingress.cancellation import Cancellation
+from dynamo_fast.ingress.dialler import Dialler
+from dynamo_fast.ingress.request_stream import RequestStream
+from dynamo_fast.ingress.response_addresses import ResponseAddresses
+from dynamo_fast.ingress.response_connection import ResponseConnection
+from dynamo_fast.observability import tracing
+from dynamo_fast.observability.worker_metrics import WorkerMetrics
+from dynamo_fast.wire.control import (
+    MAX_CONTROL_MESSAGE_SIZE,
+    RequestControlMessage,
+    RequestType,
+    TcpStreamConnectionInfo,
+)
+from dynamo_fast.wire.text import shown
+
+__all__ = ["AcceptingEndpoint", "Host", "Request"]
+
+_TWO_PART = TwoPartCodec()
+_HEADER_AND_DATA, _HEADER_ONLY = TwoPartMessageType.HEADER_AND_DATA, TwoPartMessageType.HEADER_ONLY
+_NO_MESSAGE = TwoPartMessage.from_parts(b"", b"")
+
+
+class Host(Protocol):
+    """What the requests of all endpoints share: the worker."""
+
+    config: WorkerConfig
+    dialler: Dialler
+    admission: Admission
+    buffered: BufferedBytes
+    metrics: WorkerMetrics
+
+
+class AcceptingEndpoint(HandlingEndpoint, Protocol):
+    """What a request asks of the endpoint that accepted it."""
+
+    worker: Host
+    addresses: ResponseAddresses
+    bidirectional: bool
+    traces: bool
+    """Whether handlers get the trace of their request."""
+
+    def began(self, request: Request) -> None: ...
+
+    def ended(self, request: Request) -> None: ...
+
+
+class Request:
+    """One accepted request: a `Job` of the admission, which awaits `run`.
+
+    It owns its context, its response stream, its input if it is bidirectional, and its cancellation. It ends with `run`.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_control",
+        "_endpoint",
+        "_info",
+        "_input",
+        "_input_info",
+        "_message",
+        "accepted_at",
+        "cancellation",
+        "context",
+        "descriptors",
+        "size",
+        "stream",
+    )
+
+    def __init__(self, endpoint: AcceptingEndpoint, payload: bytes | memoryview, headers: Mapping[str, str]) -> None:
+        """Raises ProtocolError or InvalidAddress if it does not say whom to answer, Unavailable if that is not allowed."""
+        self._message = _two_part(payload)
+        header = self._message.header
+        if len(header) > MAX_CONTROL_MESSAGE_SIZE:  # its texts live as long as the request
+            raise ControlError(
+                f"a control message of {len(header)} bytes exceeds the limit of {MAX_CONTROL_MESSAGE_SIZE}"
+            )
+        self._control = RequestControlMessage.decode(header)
+        self._info = TcpStreamConnectionInfo.from_connection_info(self._control.connection_info)
+        endpoint.addresses.check(self._info.address)
+        self._input_info: TcpStreamConnectionInfo | None = None
+        self.descriptors = 1
+        """See `Job`."""
+        self.size = len(payload)
+        """See `Job`."""
+        if endpoint.bidirectional and (info := self._control.request_stream_connection_info) is not None:
+            self._input_info = TcpStreamConnectionInfo.from_connection_info(info)
+            endpoint.addresses.check(self._input_info.address)
+            self.descriptors = 2
+        self._endpoint = endpoint
+        self.context = _context(self._control, headers if endpoint.traces else None)
+        worker, codec = endpoint.worker, self._control.payload_codec
+        self.cancellation = Cancellation(worker.dialler.loop, worker.config.cancel_grace)
+        self.stream = ResponseConnection(worker.dialler, self.context, codec, self.cancellation.cut_short)
+        self._answer = Answer(endpoint, self.stream, codec)
+        self._input: RequestStream | None = None
+        self.accepted_at = time.monotonic()
+        """Seconds, for metrics and logs."""
+
+    async def run(self) -> None:
+        """Dial, call the handler, and stream its items. Raises nothing."""
+        await self.stream.uncorking(self._run())
+
+    async def _run(self) -> None:
+        endpoint, stream = self._endpoint, self.stream
+        self.cancellation.task = asyncio.current_task(endpoint.worker.dialler.loop)
+        endpoint.began(self)
+        try:
+            await self._dial()
+            iterator = self._start()
+            if iterator is not None:
+                await self._answer.push(iterator)
+        except (TransportError, InvalidAddress, ControlError) as error:
+            endpoint.metrics.error("response_stream")
+            stream.end = str(error)
+        finally:
+            if not stream.abandoned:
+                self._ended()
+
+    def _ended(self) -> None:
+        self.cancellation.ended()
+        if self._input is not None:
+            self._input.close()
+        self._endpoint.ended(self)
+
+    async def _dial(self) -> None:
+        """Dial for the input of a bidirectional request first, as Dynamo does; then for the answer."""
+        worker = self._endpoint.worker
+        if self._input_info is not None:
+            codec, limit = self._control.payload_codec, worker.config.max_input_size
+            stream = RequestStream(self.context, codec, limit, worker.buffered)
+            worker.admission.dials(self)
+            await worker.dialler.dial(self._input_info, stream)
+            self._input = stream
+        worker.admission.dials(self)
+        self.stream.dialled(await worker.dialler.dial(self._info, self.stream))
+
+    def _start(self) -> AsyncIterator[Any] | None:
+        """The iterator of the handler; None if there is none, and the router was told."""
+        endpoint = self._endpoint
+        if endpoint.cancelled:
+            self._answer.refuse_shutdown()
+            return None
+        try:
+            request = self._decode()
+        except ProtocolError as error:
+            endpoint.metrics.error("invalid_message")
+            self._answer.refuse_request(error)
+            return None
+        self.cancellation.handler_called = True
+        iterator = self._answer.start(request, self.context)
+        if iterator is not None:
+            endpoint.worker.metrics.time_to_first_response.observe(time.monotonic() - self.accepted_at)
+        return iterator
+
+    def _decode(self) -> Any:
+        """The argument for the handler. Releases the message. Raises ProtocolError."""
+        message, self._message = self._message, _NO_MESSAGE
+        self._endpoint.worker.admission.decoded(self)
+        if self._info.context != self._control.id:
+            raise ControlError(
+                f"its id is {shown(self._control.id)}, but its response stream belongs to {shown(self._info.context)}"
+            )
+        if self._endpoint.bidirectional:
+            return self._checked_input(message)
+        if message.message_type is not _HEADER_AND_DATA:
+            raise PayloadError("it has no body")
+        return self._control.payload_codec.decode(message.data)
+
+    def _checked_input(self, message: TwoPartMessage) -> RequestStream:
+        if self._control.request_type is not RequestType.MANY_IN:
+            raise ControlError("this endpoint takes a stream of requests (many_in), not a single one")
+        if message.message_type is not _HEADER_ONLY:
+            raise PayloadError("it has a body, though its items come as a stream")
+        if self._input is None:
+            raise ControlError("it does not say where its request stream is to be dialled")
+        return self._input
+
+
+def _context(control: RequestControlMessage, headers: Mapping[str, str] | None) -> Context:
+    if headers is None:
+        return Context(control.id, control.metadata)
+    span = tracing.follow(headers)
+    context = Context(control.id, control.metadata, span.headers)
+    context.parent_span_id = span.parent_span_id
+    return context
+
+
+def _two_part(payload: bytes | memoryview) -> TwoPartMessage:
+    """The message of a request frame. Raises CodecError."""
+    try:
+        return _TWO_PART.decode_message(payload)
+    except TrailingBytes:  # Dynamo's own worker ignores them
+        return TwoPartDecoder().feed(payload)[0]
