@@ -1,8 +1,24 @@
-"""Background work: loops that only `cancel` ends, and the thread in which they run.
+"""The threads and event loops of discovery.
 
-A heartbeat must not stop because a handler blocks the caller's loop, and a watch must not stop because an answer was
-nonsense. So the heartbeats, watches and sweeps of every backend are each a `BackgroundLoop`, and those of one discovery
-object run in its `BackgroundThread`.
+    thread of the caller                            thread of the store (a daemon, one for each store)
+    an event loop: asyncio's or uvloop              an event loop: ThreadLoop
+    ------------------------------------            ----------------------------------------------------
+    Discovery, ThreadStore, ThreadBucket            FileBucket, Folder, EtcdBucket, EtcdClient, ...
+      register, list, watch  --- submit, run -->      the work: files, or calls to etcd
+      the result             <---- future ------
+    Subscription                                    BackgroundLoop, each a task:
+      listener(event)        <----- tell -------      the heartbeat (one for each store)
+                                                      a watch (etcd: for each prefix that is watched;
+                                                      files: for each directory, without inotify)
+
+Why a thread: a heartbeat must not stop because a handler blocks the caller's loop, and a slow network file system must
+not delay the caller's requests. `MemoryStore` has neither, and no thread.
+
+Who may do what: the store's thread alone does I/O and changes the tables, so they need no locks. Callers hand work over
+with `submit`, `run` or `wait_for`, which any thread may call. A listener is called on the loop that it came from.
+
+How it ends: `Discovery.close` ends the loops, then the thread. An object that was not closed removes its records when
+the interpreter exits (`at_exit`). In a forked child nothing runs, and every call is refused.
 """
 
 from __future__ import annotations
@@ -37,9 +53,11 @@ _T = TypeVar("_T")
 class BackgroundLoop:
     """Runs a step again and again; a step returns the seconds until the next one.
 
-    No exception ends it, of whatever class, a stray CancelledError included: a failure is logged once until a step
-    works again, and the pauses between failures grow from FIRST_RETRY to LAST_RETRY. Owned by the object whose step it
-    is, used on the event loop on which it was made, ended by `cancel` alone.
+    No exception ends it, of whatever class, a stray CancelledError included. A failure is logged once until a step works
+    again. The pauses after failures grow from FIRST_RETRY to LAST_RETRY.
+
+    Owns a task of the event loop on which it was made, and is called there. Made by `BackgroundThread.keep`; ends with
+    `cancel` alone.
     """
 
     def __init__(self, what: str, step: Callable[[], Awaitable[float]]) -> None:
@@ -51,7 +69,7 @@ class BackgroundLoop:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     def working(self) -> None:
-        """A long step says that it does its work: earlier failures are over."""
+        """Called by a step that takes long, once it does its work: earlier failures are over."""
         if self._failures:
             logger.warning("%s works again after %d failed attempts", self._what, self._failures)
             self._failures = 0
@@ -96,10 +114,11 @@ class BackgroundLoop:
 
 
 class BackgroundThread:
-    """An event loop of our own in a daemon thread.
+    """A daemon thread with an event loop. See the overview at the top of this file.
 
-    The thread starts on first use. It ends with `stop`, when the interpreter exits, and in a forked child, where
-    nothing of it is left. It never keeps the interpreter alive. Everything here may be called from any thread.
+    Owns the thread, its `ThreadLoop` and the `BackgroundLoop`s that run there. Owned by a `ThreadStore`. Every method
+    may be called from any thread, unless it says otherwise. The thread starts on first use. It ends with `stop` or
+    `end`, when the interpreter exits, and is not there in a forked child.
     """
 
     def __init__(self, name: str) -> None:
@@ -172,13 +191,13 @@ class BackgroundThread:
             self._thread.join(timeout)
 
     async def end(self) -> None:
-        """The same for an event loop, which goes on meanwhile."""
+        """The same as `stop`, for a caller on an event loop, which goes on meanwhile."""
         if self._begin_to_stop():
             await asyncio.wait([asyncio.wrap_future(self._ended)], timeout=STOP_TIMEOUT)
             self.stop(timeout=0.1)
 
     def abandon(self) -> None:
-        """In a forked child: there is no thread here, and the event loop's descriptors are the parent's."""
+        """Called in a forked child: the thread is not here, and the event loop's descriptors are the parent's."""
         self._lock = threading.Lock()  # another thread of the parent may have held the old one
         self._stopped = True
         if self._loop is not None:
@@ -228,17 +247,21 @@ class BackgroundThread:
                 await self.at_end()
             await loop.shutdown_asyncgens()
         except Exception:
-            logger.exception("%s: what it had open is left to the end of the process", self._name)
+            logger.exception("%s: closing failed; the process keeps its connections until it ends", self._name)
         loop.stop()
 
 
 class ThreadLoop(asyncio.SelectorEventLoop):
-    """The loop of a thread. A forked child must not touch it: it would change what the parent's kernel object watches."""
+    """The event loop of a thread. Its `time()` is the clock of everything in that thread.
+
+    Owned by a `BackgroundThread`, which closes it. A forked child must not touch it: that would change what the parent's
+    selector watches.
+    """
 
     _abandoned = False
 
     def abandon(self) -> None:
-        """Say that it is closed, without closing anything."""
+        """Claim to be closed, without closing anything."""
         self._abandoned = True
 
     def is_closed(self) -> bool:

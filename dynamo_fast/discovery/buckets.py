@@ -22,9 +22,9 @@ from dynamo_fast.wire.text import UNREADABLE, reason
 
 __all__ = ["EVENT_CHANNELS", "EVENT_SOURCES", "INSTANCES", "LEAVING_ORDER", "MODEL_CARDS", "BucketKind"]
 
-MAX_CARD_SIZE = 1024 * 1024
-"""Bytes of the longest model card that is read. Dynamo's own have about 2 KB, and more with data of the user. etcd takes
-1.5 MiB in one request."""
+MAX_CARD_SIZE = 512 * 1024
+"""Bytes of the longest model card. Dynamo's own have 2 to 3 KB, and more with data of the user. etcd takes at most 1.5 MiB
+in a request, in which a card has 4/3 of its size."""
 
 _T = TypeVar("_T")
 

@@ -24,7 +24,8 @@ class DirectoryChanges:
 
     `on_change(removed)` is called on the event loop with the names that went away, in order; with none if the kernel
     lost events, so that the listener scans the directory. `on_end()` is called once, if the directory itself went away
-    or anything failed. Owned by a `FileDiscovery`; made and used on the event loop of its thread; ends with `close`.
+    or anything failed. Owns an inotify descriptor. Owned by a `FileBucket`; made and used on
+    the event loop of the store's thread; ends with `close`, or by itself before `on_end`.
     """
 
     def __init__(

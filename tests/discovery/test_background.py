@@ -16,18 +16,19 @@ from typing import Any
 import pytest
 
 from dynamo_fast.discovery import background
-from dynamo_fast.discovery import file as file_module
 from dynamo_fast.discovery.background import BackgroundThread
 from dynamo_fast.discovery.base import Added, Discovery, DiscoveryEvent, Watch
 from dynamo_fast.discovery.etcd import EtcdDiscovery
-from dynamo_fast.discovery.file import FileDiscovery
+from dynamo_fast.discovery.file import BEAT, FileDiscovery
+from dynamo_fast.discovery.file_bucket import POLL
 from dynamo_fast.discovery.inotify import inotify_simple
 from dynamo_fast.discovery.memory import MemoryDiscovery
 from dynamo_fast.errors import InvalidRequest
 from tests.discovery.etcd_server import Etcd, etcd
 from tests.discovery.records import ENDPOINT, file_bucket, instance
 from tests.discovery.test_etcd import config
-from tests.discovery.test_file import FAKE, Ear, folder, put, record, until
+from tests.discovery.test_file import FAKE, Ear, folder, put, record
+from tests.discovery.waiting import Clock, until
 
 LIMIT = 10
 
@@ -129,7 +130,8 @@ def test_a_forked_child_has_nothing_of_it(tmp_path: Path) -> None:
     script = f"""
 import asyncio, os, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from dynamo_fast.discovery.file import FileDiscovery
+from dynamo_fast.discovery.file import BEAT, FileDiscovery
+from dynamo_fast.discovery.file_bucket import POLL
 from dynamo_fast.errors import InvalidRequest
 from tests.discovery.records import ENDPOINT, file_bucket, instance
 
@@ -282,13 +284,13 @@ def queue_of_the_kernel() -> int:
     return int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
 
 
-async def test_the_kernels_queue_overflows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_kernels_queue_overflows(tmp_path: Path, clock: Clock) -> None:
+    """The clock stands still, so that no heartbeat looks: only the kernel can have told."""
     if inotify_simple is None:
         pytest.skip("no inotify-simple (the extra `inotify`, on Linux)")
     most = queue_of_the_kernel()
     if most > 100_000:
         pytest.skip(f"the kernel's queue has {most} events, too many for a test")
-    monkeypatch.setattr(file_module, "BEAT", 3600.0)  # so that only the kernel can have told
     ear = await Ear.open(tmp_path)
     blocked, release = threading.Event(), threading.Event()
 
@@ -310,18 +312,16 @@ async def test_the_kernels_queue_overflows(tmp_path: Path, monkeypatch: pytest.M
     await ear.discovery.close()
 
 
-async def test_a_folder_that_was_moved_away_is_watched_no_longer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(file_module, "BEAT", 0.05)
+async def test_a_folder_that_was_moved_away_is_watched_no_longer(tmp_path: Path, clock: Clock) -> None:
     ear = await Ear.open(tmp_path)
     folder(tmp_path).rename(tmp_path / "old")
     put(tmp_path, *record(1))
+    await clock.turn(BEAT)
     assert (await ear.hear()).instance.instance_id == 1
     changes: Callable[[], Any] = lambda: file_bucket(ear.discovery)._changes  # noqa: E731
     await until(lambda: changes() is None or changes().is_of(folder(tmp_path)))
-    monkeypatch.setattr(file_module, "BEAT", 3600.0)
     put(tmp_path, *record(2))
+    await clock.turn(POLL)
     assert (await ear.hear()).instance.instance_id == 2
     await ear.discovery.close()
 

@@ -18,6 +18,7 @@ from dynamo_fast.errors import CannotConnect
 from dynamo_fast.wire.instance import Instance
 from tests.discovery.etcd_server import Etcd, cluster
 from tests.discovery.records import ENDPOINT, instance
+from tests.discovery.test_etcd import put_on_a_lease_that_expires
 
 LIMIT = 30
 
@@ -78,20 +79,32 @@ class Fleet:
 
     async def see(self, *instances: Instance) -> None:
         """Wait until the watcher knows these and no other."""
+        await self._wait(lambda: self.alive == set(instances))
 
+    async def see_lost(self, instance: Instance) -> None:
+        """Wait until the watcher hears that this one is gone."""
+        await self._wait(lambda: instance in self.lost)
+        self.lost.remove(instance)
+
+    async def _wait(self, condition: Callable[[], bool]) -> None:
         async def look() -> None:
-            while self.alive != set(instances):
+            while not condition():
                 self._changed.clear()
                 await self._changed.wait()
 
         try:
             await asyncio.wait_for(look(), LIMIT)
         except asyncio.TimeoutError:
-            raise AssertionError(f"{[str(each) for each in self.alive]}, not {[*map(str, instances)]}") from None
+            raise AssertionError(f"alive: {[*map(str, self.alive)]}, lost: {[*map(str, self.lost)]}") from None
 
     async def outlast(self) -> None:
-        """Longer than the lease lasts without being renewed; the record is there all the while."""
-        await asyncio.sleep(4.5)
+        """Longer than the lease lasts without being renewed; the record is there all the while.
+
+        etcd's clock cannot be turned. A lease that is as long as the worker's, and is granted now, says how late it is.
+        """
+        late = instance(0xFFFF)
+        await insist(lambda: put_on_a_lease_that_expires(self.client, ENDPOINT, late.instance_id, lease_ttl=3))
+        await self.see_lost(late)
         assert self.record in self.alive
         lease: dict[str, Any] = await insist(
             lambda: self.client.call("lease/timetolive", {"ID": str(self.worker.connection_id)}, dict)

@@ -7,22 +7,20 @@ import json
 import logging
 import os
 import stat
-import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dynamo_fast.discovery import background, file_bucket, inotify
-from dynamo_fast.discovery import file as file_module
+from dynamo_fast.discovery import inotify
 from dynamo_fast.discovery.base import Added, DiscoveryEvent, Removed
-from dynamo_fast.discovery.file import FileDiscovery
+from dynamo_fast.discovery.file import BEAT, TTL, FileDiscovery
+from dynamo_fast.discovery.file_bucket import POLL
 from dynamo_fast.discovery.folder import Folder
 from dynamo_fast.wire.address import EndpointId
 from tests.discovery.records import ENDPOINT, instance
+from tests.discovery.waiting import Clock
 
 NAME = "test%2Fback%5Fend%2Fa%2Db%2Ec%20%C3%A9%2F1f"
 FAKE = EndpointId("n", "c", "fake")
@@ -42,7 +40,7 @@ def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "polling":
         monkeypatch.setattr(inotify, "inotify_simple", None)
     elif inotify.inotify_simple is None:
-        pytest.skip("inotify-simple cannot be had here (the extra `inotify`, on Linux)")
+        pytest.skip("no inotify-simple (the extra `inotify`, on Linux)")
     return str(request.param)
 
 
@@ -132,19 +130,18 @@ async def test_what_dynamo_takes_for_a_record_is_one(
     await ear.discovery.close()
 
 
-async def test_a_file_that_is_written_in_place_is_seen_once_it_is_whole(tmp_path: Path, how: str) -> None:
+async def test_a_file_that_is_written_in_place_is_seen_once_it_is_whole(tmp_path: Path, how: str, clock: Clock) -> None:
     ear = await Ear.open(tmp_path)
     with (folder(tmp_path) / "n%2Fc%2Ffake%2F1234").open("w") as file:
         text = json.dumps(RECORD)
         file.write(text[:10])
         file.flush()
-        for _ in range(5):
-            await asyncio.sleep(file_bucket.POLL / 2)
-        assert ear.events.empty()
+        put(tmp_path, *record(1))
+        await clock.turn(POLL)
+        assert (await ear.hear()).instance.instance_id == 1  # and nothing else before
         file.write(text[10:])
-    event = await ear.hear() if how == "inotify" else None
-    if event is not None:  # a directory's own time does not tell that a file in it was written to
-        assert event.instance.instance_id == 0x1234
+    await clock.turn(BEAT)  # a directory's own time does not tell that a file in it was written to: the heartbeat looks
+    assert (await ear.hear()).instance.instance_id == 0x1234
     await ear.discovery.close()
 
 
@@ -160,44 +157,38 @@ async def test_what_is_removed_and_put_again_at_once_is_two_events(tmp_path: Pat
     await ear.discovery.close()
 
 
-async def test_a_folder_that_is_removed_and_made_again_is_watched_on(
-    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(file_module, "BEAT", 0.1)
+async def test_a_folder_that_is_removed_and_made_again_is_watched_on(tmp_path: Path, how: str, clock: Clock) -> None:
     put(tmp_path, "n%2Fc%2Ffake%2F1234", json.dumps(RECORD))
     ear = await Ear.open(tmp_path)
     await ear.hear()
     (folder(tmp_path) / "n%2Fc%2Ffake%2F1234").unlink()
     (tmp_path / "v1" / "instances").rmdir()
+    await clock.turn(POLL)
     assert isinstance(await ear.hear(), Removed)
     put(tmp_path, "n%2Fc%2Ffake%2F1234", json.dumps(RECORD))
+    await clock.turn(BEAT)
     assert isinstance(await ear.hear(), Added)
     await ear.discovery.close()
 
 
 async def test_the_owner_touches_its_record_and_puts_it_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(file_module, "BEAT", 0.05)
     discovery = FileDiscovery(tmp_path)
     await discovery.register(instance(0x1F))
     file = folder(tmp_path) / NAME
     inode = file.stat().st_ino
     os.utime(file, (1, 1))
-    await until(lambda: file.exists() and file.stat().st_mtime > 1)
+    await clock.turn(BEAT - 0.01)
+    assert file.stat().st_mtime == 1
+    await clock.turn(0.02)
+    assert file.stat().st_mtime > 1
     assert file.stat().st_ino == inode
     file.unlink()
-    await until(file.exists)
+    await clock.turn(BEAT)
     assert file.read_bytes() == instance(0x1F).encode()
     assert "putting it back" in caplog.text
     await discovery.close()
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beats of 50 ms, and an age of a second."""
-    monkeypatch.setattr(file_module, "BEAT", 0.05)
-    monkeypatch.setattr(file_module, "TTL", 1.0)
 
 
 def record(number: int) -> tuple[str, str]:
@@ -210,20 +201,23 @@ def set_back(file: Path, seconds: float) -> None:
     os.utime(file, (then, then))
 
 
-async def test_a_watcher_removes_a_record_without_a_heartbeat(tmp_path: Path, quick: None) -> None:
+async def test_a_watcher_removes_a_record_without_a_heartbeat(tmp_path: Path, clock: Clock) -> None:
     stale, fresh = put(tmp_path, *record(0x1234)), put(tmp_path, *record(1))
     ear = await Ear.open(tmp_path)
     assert {(await ear.hear()).instance.instance_id for _ in range(2)} == {1, 0x1234}
+    set_back(stale, TTL - 1)
+    await beats(clock, 4, fresh)
+    assert stale.exists()
     set_back(stale, 2)
-    async with touching(fresh):
-        removed = await ear.hear()
-        assert isinstance(removed, Removed)
-        assert removed.instance.instance_id == 0x1234
-        assert os.listdir(folder(tmp_path)) == [fresh.name]
+    await beats(clock, 4, fresh)
+    removed = await ear.hear()
+    assert isinstance(removed, Removed)
+    assert removed.instance.instance_id == 0x1234
+    assert os.listdir(folder(tmp_path)) == [fresh.name]
     await ear.discovery.close()
 
 
-async def test_only_what_is_a_record_by_name_and_content_is_removed(tmp_path: Path, quick: None) -> None:
+async def test_only_what_is_a_record_by_name_and_content_is_removed(tmp_path: Path, clock: Clock) -> None:
     kept = {
         folder(tmp_path) / "notes.txt": "mine",
         folder(tmp_path) / "n%2Fc%2Ffake%2F7": "not a record",
@@ -239,47 +233,41 @@ async def test_only_what_is_a_record_by_name_and_content_is_removed(tmp_path: Pa
     set_back(expired, 3600)
     ear = await Ear.open(tmp_path)
     assert isinstance(await ear.hear(), Added)
+    await clock.turn(3 * TTL)
     assert isinstance(await ear.hear(), Removed)
     assert all(file.read_text() == content for file, content in kept.items())
     await ear.discovery.close()
 
 
-@asynccontextmanager
-async def touching(*files: Path) -> AsyncIterator[None]:
-    """Other hosts' heartbeats, by the server's clock."""
-
-    async def touch() -> None:
-        while True:
-            for file in files:
-                os.utime(file)
-            await asyncio.sleep(0.02)
-
-    task = asyncio.ensure_future(touch())
-    yield
-    task.cancel()
+async def beats(clock: Clock, number: int, *alive: Path) -> None:
+    """So many heartbeats, of this process and, by the server's clock, of the owners of these files."""
+    for _ in range(number):
+        for file in alive:
+            os.utime(file)
+        await clock.turn(BEAT)
 
 
 @pytest.mark.parametrize("ahead", [15, -15, 3600, -3600])
 async def test_a_wall_clock_that_differs_from_the_servers_removes_nothing(
-    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ahead: int
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ahead: int
 ) -> None:
     real, real_ns = time.time, time.time_ns
     monkeypatch.setattr(time, "time", lambda: real() + ahead)
     monkeypatch.setattr(time, "time_ns", lambda: real_ns() + ahead * 10**9)
     healthy, dead = put(tmp_path, *record(1)), put(tmp_path, *record(2))
-    set_back(dead, 2)
+    set_back(dead, TTL + 1)
     discovery = FileDiscovery(tmp_path)
     await discovery.register(instance(0x1F))
-    async with touching(healthy):
-        await until(lambda: not dead.exists())  # by the server's clock
-        assert healthy.exists()
-        assert (folder(tmp_path) / NAME).exists()
+    await beats(clock, 4, healthy)
+    assert not dead.exists()  # by the server's clock
+    assert healthy.exists()
+    assert (folder(tmp_path) / NAME).exists()
     assert "putting it back" not in caplog.text
     await discovery.close()
 
 
 async def test_a_server_that_takes_its_stamps_from_the_clients_clocks(
-    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     utime = os.utime
 
@@ -290,96 +278,70 @@ async def test_a_server_that_takes_its_stamps_from_the_clients_clocks(
     monkeypatch.setattr(os, "utime", ahead)  # ours is 15 s ahead of theirs
     discovery = FileDiscovery(tmp_path)
     await discovery.register(instance(0x1F))
-
-    async def beat() -> None:
-        for _ in range(100):
-            utime(healthy)
-            await asyncio.sleep(0.02)
-
-    await beat()
+    for _ in range(10):
+        utime(healthy)
+        await clock.turn(BEAT)
     assert healthy.exists()
     assert "putting it back" not in caplog.text
-    await until(lambda: not healthy.exists())  # once it is silent
+    await clock.turn(3 * BEAT)
+    assert not healthy.exists()  # once it is silent
     await discovery.close()
 
 
-async def test_a_stamp_of_the_future_ages_too(tmp_path: Path, quick: None) -> None:
+async def test_a_stamp_of_the_future_ages_too(tmp_path: Path, clock: Clock) -> None:
     dead = put(tmp_path, *record(1))
     set_back(dead, -3600)  # its server's clock was set back since
     ear = await Ear.open(tmp_path)
     assert isinstance(await ear.hear(), Added)
+    await clock.turn(2 * TTL - BEAT)
+    assert dead.exists()
+    await clock.turn(3 * BEAT)
     assert isinstance(await ear.hear(), Removed)
     assert not dead.exists()
     await ear.discovery.close()
 
 
-async def test_a_process_that_was_paused_lets_the_others_wake_up_first(
-    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_process_that_was_paused_lets_the_others_wake_up_first(tmp_path: Path, clock: Clock) -> None:
     healthy = put(tmp_path, *record(1))
     ear = await Ear.open(tmp_path)
     await ear.hear()
-    paused, resume, swept = threading.Event(), threading.Event(), threading.Event()
-
-    async def pause() -> None:
-        paused.set()
-        resume.wait(10)
-
-    removing = Folder.remove_expired
-
-    def noticed(*arguments: Any) -> bool:
-        outcome = removing(*arguments)
-        if resume.is_set():
-            swept.set()
-        return outcome
-
-    monkeypatch.setattr(Folder, "remove_expired", noticed)
-    pausing = ear.discovery.store.thread.submit(pause())
-    await until(paused.is_set)
-    set_back(healthy, 2)  # its owner is paused, too: as when a machine sleeps
-    began = time.monotonic()
-    await until(lambda: time.monotonic() - began > 0.5)
-    resume.set()
-    pausing.result()
-    await until(swept.is_set)
-    async with touching(healthy):
-        later = put(tmp_path, *record(2))
-        assert (await ear.hear()).instance.instance_id == 2
-        assert later.exists()
-        assert healthy.exists()
+    await clock.turn(2 * BEAT)
+    set_back(healthy, 60)  # its owner is paused, too: as when a machine sleeps
+    await clock.jump(60)
+    await clock.turn(BEAT)
+    assert healthy.exists()
+    await beats(clock, 4, healthy)
+    assert healthy.exists()
+    assert ear.events.empty()
+    set_back(healthy, 60)  # and never wakes up again
+    await beats(clock, 4)
+    assert isinstance(await ear.hear(), Removed)
     await ear.discovery.close()
 
 
 async def test_an_owner_does_not_remove_its_own_record(
-    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     discovery = FileDiscovery(tmp_path)
     await discovery.register(instance(0x1F))
     await discovery.watch(ENDPOINT, lambda event: None)
     file = folder(tmp_path) / NAME
-    inode, sweeps = file.stat().st_ino, 0
-    removing = Folder.remove_expired
-
-    def counted(*arguments: Any) -> bool:
-        nonlocal sweeps
-        sweeps += 1
-        return removing(*arguments)
-
-    monkeypatch.setattr(Folder, "remove_expired", counted)
-    monkeypatch.setattr(Folder, "touch", lambda folder, name: 10**12 + 10**18)  # a file server that is far ahead
-    await until(lambda: sweeps >= 60)
+    inode = file.stat().st_ino
+    # A file server that is far ahead, and on which our touch does not show.
+    monkeypatch.setattr(Folder, "touch", lambda folder, key: 10**12 + 10**18)
+    await clock.turn(20 * TTL)
     assert file.stat().st_ino == inode
     await discovery.close()
 
 
 async def test_trouble_with_the_folder_is_logged_once_and_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(file_module, "BEAT", 0.02)
-    monkeypatch.setattr(background, "FIRST_RETRY", 0.02)
     caplog.set_level(logging.WARNING)
     discovery = FileDiscovery(tmp_path)
     await discovery.register(instance(1))
+    (file,) = folder(tmp_path).iterdir()
+    await clock.turn(BEAT)
     scandir, calls = os.scandir, 0
 
     def refuse(path: Any) -> Any:
@@ -390,17 +352,13 @@ async def test_trouble_with_the_folder_is_logged_once_and_ends(
         raise PermissionError("not for you")
 
     monkeypatch.setattr(os, "scandir", refuse)
-    await until(lambda: calls >= 3)
+    set_back(file, TTL)
+    await clock.turn(4 * BEAT)
+    assert calls >= 3
+    assert time.time() - file.stat().st_mtime < TTL / 2  # the record is kept alive meanwhile
     monkeypatch.setattr(os, "scandir", scandir)
     assert caplog.text.count("not for you") == 1
-    await until(lambda: "works again" in caplog.text)
+    await clock.turn(2 * BEAT)
+    assert "works again" in caplog.text
     assert await discovery.list(ENDPOINT) == [instance(1)]
     await discovery.close()
-
-
-async def until(condition: Any) -> None:
-    """Wait until `condition()` holds, for 5 s at most."""
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)

@@ -10,7 +10,7 @@ import pytest
 from dynamo_fast.discovery import subscription
 from dynamo_fast.discovery.store import RecordEvent, RecordPut, RecordRemoved
 from dynamo_fast.discovery.subscription import Subscription
-from tests.discovery.test_file import until
+from tests.discovery.waiting import until
 
 
 async def test_events_that_wait_for_a_blocked_loop_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

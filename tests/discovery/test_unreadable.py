@@ -30,7 +30,8 @@ from dynamo_fast.errors import PayloadError
 from dynamo_fast.wire.instance import MAX_RECORD_SIZE, Instance
 from tests.discovery.etcd_server import Etcd, etcd
 from tests.discovery.records import ENDPOINT, instance
-from tests.discovery.test_file import FAKE, RECORD, Ear, folder, put, record, until
+from tests.discovery.test_file import FAKE, RECORD, Ear, folder, put, record
+from tests.discovery.waiting import until
 
 NOBODY = 65534
 LIMIT = 30
@@ -278,7 +279,7 @@ def test_a_record_of_another_user_that_cannot_be_read_or_removed(caplog: pytest.
                 await until(lambda: warned(caplog, "cannot be removed"))
                 for number in range(4, 8):
                     put(root, *record(number))
-                    await until(lambda number=number: number in seen)
+                    await until(lambda number=number: number in seen)  # type: ignore[misc]
                 await discovery.close()
 
             asyncio.run(watch())
