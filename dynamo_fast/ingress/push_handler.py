@@ -409,8 +409,7 @@ class _Request:
         self._handler.metrics.error("serialization")
         logger.error("the handler of %s yielded what cannot be sent: %s", self._handler.endpoint, error)
         # The caller gets Dynamo's own text, which does not say where in the item the culprit stands.
-        reason = str(error).rpartition(" (at $")[0] or str(error)
-        text = f"critical error: failed serializing Python response as {codec.value}: {reason}"
+        text = f"critical error: failed serializing Python response as {codec.value}: {error.problem}"
         self._stream.send(codec.encode_error_item(RemoteError(text)))
 
     def _failed(self, error: BaseException) -> None:

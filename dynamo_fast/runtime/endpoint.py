@@ -8,7 +8,7 @@ from typing import Any
 
 from dynamo_fast.context import Context as RequestContext
 from dynamo_fast.egress.push_router import RouterMode
-from dynamo_fast.errors import InvalidRequest
+from dynamo_fast.errors import InvalidLabel, InvalidRequest
 from dynamo_fast.ingress.push_handler import Handler, takes_context
 from dynamo_fast.runtime.client import Client
 from dynamo_fast.runtime.context import Context
@@ -128,9 +128,7 @@ class Endpoint:
                 bidirectional=bidirectional,
                 health_check_payload=health_check_payload,
             )
-        except InvalidRequest as error:
-            if not str(error).startswith("Label "):
-                raise
+        except InvalidLabel as error:
             raise plainly(error, f"Failed to create work handler metrics: {error}") from error
 
     async def _until_shutdown(self, serving: asyncio.Future[None]) -> tuple[()]:

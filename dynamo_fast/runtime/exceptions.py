@@ -111,9 +111,11 @@ class NotOffered(DynamoError, NotImplementedError):
 
 def at_await(error: DynamoError) -> DynamoError:
     """The error as it is raised where a call is awaited."""
-    # Dynamo has no class for an address that does not parse, and shows the text alone.
-    text = _plain(error) if isinstance(error, InvalidAddress) else display(_in_its_words(error))
-    return _with_text(error, type(error), text)
+    if isinstance(error, InvalidAddress):  # Dynamo shows no class for it
+        return plainly(error, error.problem)
+    if isinstance(error, RequestTooLarge):
+        return plainly(error, f"{error.error_class}: {error.problem}")
+    return plainly(error, display(error))
 
 
 def at_iterate(error: DynamoError) -> DynamoError:
@@ -125,12 +127,10 @@ def at_iterate(error: DynamoError) -> DynamoError:
 
 
 def at_call(error: SerializationError) -> Exception:
-    """The error as it is raised by the call itself, for a request that cannot be expressed."""
-    text = _plain(error)
-    if "surrogates not allowed" in text and isinstance(error.__context__, UnicodeEncodeError):
-        return error.__context__
-    kind = TypeError if text.startswith(("unsupported type", "unexpected type")) else ValueError
-    return _with_text(error, _also(type(error), kind), text)
+    """The error as the call itself raises it, for a request that cannot be expressed."""
+    if isinstance(error.__cause__, UnicodeEncodeError):
+        return error.__cause__
+    return _with_text(error, _also(type(error), TypeError if error.by_type else ValueError), error.problem)
 
 
 def plainly(error: DynamoError, text: str) -> DynamoError:
@@ -141,18 +141,6 @@ def plainly(error: DynamoError, text: str) -> DynamoError:
 def argument_error(name: str, value: object, wanted: str) -> TypeError:
     """The binding's way to say that an argument is of the wrong type."""
     return TypeError(f"argument '{name}': '{type(value).__name__}' object cannot be converted to '{wanted}'")
-
-
-def _in_its_words(error: DynamoError) -> DynamoError:
-    if isinstance(error, RequestTooLarge):  # `size` and `limit` stay
-        return _with_text(error, type(error), _plain(error))
-    return error
-
-
-def _plain(error: DynamoError) -> str:
-    """The text as Dynamo has it: without what this package adds to say more, in brackets at its end."""
-    text = str(error)
-    return text.rpartition(" (")[0] if text.endswith(")") and " (" in text else text
 
 
 def _with_text(error: DynamoError, kind: type[DynamoError], text: str) -> DynamoError:

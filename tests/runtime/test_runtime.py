@@ -246,7 +246,7 @@ def test_errors_are_those_of_both_worlds() -> None:
     assert shown.__cause__ is cause
     assert shown.migratable
     assert type(at_iterate(error)) is type(shown)
-    large = at_await(errors.RequestTooLarge("Too large. (It takes 5 bytes.)", size=5, limit=4))
+    large = at_await(errors.RequestTooLarge("Too large.", "It takes 5 bytes.", size=5, limit=4))
     assert str(large) == "InvalidRequest: Too large."
     assert isinstance(large, errors.RequestTooLarge)
     assert (large.size, large.limit) == (5, 4)
