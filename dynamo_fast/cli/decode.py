@@ -14,6 +14,7 @@ from dynamo_fast.cli import capture
 from dynamo_fast.cli.frames import Conversation, Frame, Plane, complete_messages, plane_of
 from dynamo_fast.cli.show import Look
 from dynamo_fast.codec import TcpResponseDecoder
+from dynamo_fast.config import CommandConfig
 from dynamo_fast.errors import InvalidRequest
 
 __all__ = ["add_look", "add_parser", "look_of", "run"]
@@ -50,7 +51,7 @@ def add_look(parser: argparse.ArgumentParser) -> None:
 
 def look_of(options: argparse.Namespace) -> Look:
     """How the options want it; colours only on a terminal whose owner has not said NO_COLOR."""
-    is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    is_coloured = sys.stdout.isatty() and not CommandConfig.from_env().no_color
     colour = options.colour == "always" or (options.colour == "auto" and is_coloured)
     return Look(as_json=options.json, colour=colour and not options.json, full=options.full)
 

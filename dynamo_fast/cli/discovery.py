@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
-import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from dynamo_fast.config import EtcdConfig, seconds
+from dynamo_fast.config import CommandConfig, EtcdConfig, seconds
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.discovery.connect import connect
 from dynamo_fast.errors import CannotConnect
@@ -27,7 +26,7 @@ def add_discovery(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--discovery",
         choices=["file", "etcd"],
-        default=os.environ.get("DYN_DISCOVERY_BACKEND") or "file",
+        default=CommandConfig.from_env().discovery_backend,
         help="where workers are found: files in DYN_FILE_KV, or etcd at ETCD_ENDPOINTS (default: "
         "DYN_DISCOVERY_BACKEND, else file)",
     )

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from dynamo_fast.config import env_text
+from dynamo_fast.config import FileConfig
 from dynamo_fast.discovery.background import BackgroundLoop, BackgroundThread
 from dynamo_fast.discovery.base import Added, Discovery, DiscoveryEvent, Listener, Watch
 from dynamo_fast.discovery.folder import TEMPORARY, Folder, file_name
@@ -254,4 +254,4 @@ class FileDiscovery(Discovery):
 
 
 def _default_root() -> Path:
-    return Path(env_text("DYN_FILE_KV") or Path(tempfile.gettempdir()) / "dynamo_store_kv")
+    return Path(FileConfig.from_env().root or Path(tempfile.gettempdir()) / "dynamo_store_kv")
