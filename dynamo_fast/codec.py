@@ -13,11 +13,10 @@ says which it is.
 from __future__ import annotations
 
 import logging
-import os
 import platform
 from typing import TYPE_CHECKING, Any, Literal
 
-from dynamo_fast.errors import InvalidConfig
+from dynamo_fast.config import CodecConfig
 
 if TYPE_CHECKING:
     from dynamo_fast._codec_py import (
@@ -51,32 +50,29 @@ __all__ = [
     "encode_two_part",
 ]
 
-_VARIABLE = "DYNAMO_FAST_BACKEND"
-
 
 def _load() -> tuple[Literal["cython", "python"], Any]:
-    """The backend that the environment asks for, or the compiled one if it is there. Raises InvalidConfig, ImportError."""
-    wanted = os.environ.get(_VARIABLE, "")
+    """The backend that is configured, or the compiled one if it can be imported. Raises InvalidConfig, ImportError."""
+    wanted = CodecConfig.from_env().backend
     if wanted == "python":
         return "python", _python()
-    if wanted not in ("", "cython"):
-        raise InvalidConfig(f"{_VARIABLE}={wanted!r}: expected 'cython' or 'python', or unset to choose automatically")
     try:
         return "cython", _cython()
     except ImportError as error:
         if wanted:
-            raise ImportError(f"{_VARIABLE}=cython, but the compiled codec cannot be imported: {error}") from error
+            raise ImportError(
+                f"DYNAMO_FAST_BACKEND=cython, but the compiled codec cannot be imported: {error}"
+            ) from error
         if platform.python_implementation() == "CPython":
             logging.getLogger("dynamo_fast").warning(
-                "the compiled codec cannot be imported (%s); using the Python one, which is slower. "
-                "Set %s=python to say that this is meant.",
+                "using the Python codec, which is slower: the compiled codec cannot be imported (%s). "
+                "Set DYNAMO_FAST_BACKEND=python to choose it without this warning.",
                 error,
-                _VARIABLE,
             )
         return "python", _python()
 
 
-# Import statements, not names of modules: what freezes programs (PyInstaller, Nuitka) finds the two by them.
+# PyInstaller and Nuitka find modules by their import statements.
 
 
 def _cython() -> Any:

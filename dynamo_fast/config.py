@@ -1,8 +1,16 @@
-"""Every setting, in one place: its variable, its type, its default and its check.
+"""Every setting: its variable, its type, its default and its check. No other module reads the environment.
 
-The `DYN_*` variables are Dynamo's own, with Dynamo's meaning; the `DYNAMO_FAST_*` variables bound what Dynamo leaves
-unbounded. A value that does not parse is an `InvalidConfig` that names the variable, the value and what is accepted.
-Sizes are in bytes, times in seconds.
+The `DYN_*` variables are Dynamo's own, with Dynamo's meaning. The `DYNAMO_FAST_*` variables limit what Dynamo does not
+limit. An invalid value raises an `InvalidConfig` that names the variable, the value and what is accepted. Unset and empty
+are the same, unless a setting says otherwise. Sizes are in bytes, times in seconds.
+
+    the codec        CodecConfig
+    the router       TcpClientConfig, PushRouterConfig, ResponseServerConfig
+    the worker       TcpServerConfig, WorkerConfig, InstanceConfig, HealthCheckConfig
+    discovery        FileConfig, EtcdConfig
+    observability    StatusConfig, TracingConfig, LogConfig
+    the runtime      RuntimeConfig
+    the commands     ServeConfig, CommandConfig
 """
 
 from __future__ import annotations
@@ -12,22 +20,27 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from dynamo_fast.errors import InvalidConfig
 
 __all__ = [
+    "CodecConfig",
+    "CommandConfig",
     "EtcdConfig",
+    "FileConfig",
     "HealthCheckConfig",
+    "InstanceConfig",
+    "LogConfig",
     "PushRouterConfig",
     "ResponseServerConfig",
+    "RuntimeConfig",
     "ServeConfig",
     "StatusConfig",
     "TcpClientConfig",
     "TcpServerConfig",
+    "TracingConfig",
     "WorkerConfig",
-    "env_bool",
-    "env_text",
     "refuse_tls",
     "setting",
 ]
@@ -37,6 +50,8 @@ Parser = Callable[[str], Any]
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MIB = 1024 * 1024
+
+# How a value is parsed ------------------------------------------------------------------------------------------------
 
 
 def integer(minimum: int, maximum: int | None = None) -> Parser:
@@ -136,31 +151,13 @@ PORT = integer(0, 65535)
 POSITIVE = integer(1)
 
 
-def read(environ: Mapping[str, str], variable: str, parse: Parser, default: Any) -> Any:
-    """The parsed value of `variable`; `default` where it is unset or empty."""
-    text = environ.get(variable, "")
-    if not text:
-        return default
-    try:
-        return parse(text)
-    except ValueError as accepted:
-        raise InvalidConfig(f"{variable}={text!r} is not valid: expected {accepted}") from None
-
-
-def env_text(variable: str, default: str = "", environ: Mapping[str, str] = os.environ) -> str:
-    """A text; unset and empty are the same."""
-    return environ.get(variable, "") or default
-
-
-def env_bool(variable: str, default: bool = False, environ: Mapping[str, str] = os.environ) -> bool:
-    """A truth word."""
-    return bool(read(environ, variable, truth, default))
+# How a configuration is read ------------------------------------------------------------------------------------------
 
 
 def refuse_tls(environ: Mapping[str, str] = os.environ) -> None:
     """Raise InvalidConfig if the environment asks for TLS on the TCP planes, which is not offered yet.
 
-    Both ends of both planes call this before they listen or dial: plain text would go out without a word.
+    Both ends of both planes call this before they listen or dial: else they would send plain text without a warning.
     """
     for name, value in sorted(environ.items()):
         if not name.startswith("DYN_TCP_TLS_") or not value:
@@ -173,13 +170,26 @@ def refuse_tls(environ: Mapping[str, str] = os.environ) -> None:
         )
 
 
-def setting(variable: str, default: Any, parse: Parser = str) -> Any:
-    """A field of a configuration that `from_env` reads from `variable`."""
-    return field(default=default, metadata={"variable": variable, "parse": parse})
+def setting(
+    variable: str, default: Any, parse: Parser = str, *, empty_is_a_value: bool = False, secret: bool = False
+) -> Any:
+    """A field of a configuration that `from_env` reads from `variable`. The repr does not show a secret."""
+    metadata = {"variable": variable, "parse": parse, "empty_is_a_value": empty_is_a_value}
+    return field(default=default, repr=not secret, metadata=metadata)
+
+
+def _read(environ: Mapping[str, str], each: Field[Any]) -> Any:
+    text = environ.get(each.metadata["variable"])
+    if text is None or (not text and not each.metadata["empty_is_a_value"]):
+        return each.default
+    try:
+        return each.metadata["parse"](text)
+    except ValueError as accepted:
+        raise InvalidConfig(f"{each.metadata['variable']}={text!r} is not valid: expected {accepted}") from None
 
 
 class _FromEnvironment:
-    """A configuration whose fields were made by `setting`; what is built by hand is checked by the same parsers."""
+    """A configuration whose fields `setting` made. The constructor checks its values with the same parsers."""
 
     __slots__ = ()
 
@@ -187,11 +197,7 @@ class _FromEnvironment:
     def from_env(cls: type[_Config], environ: Mapping[str, str] = os.environ) -> _Config:
         """Read every field from its variable; raises InvalidConfig."""
         settings: tuple[Field[Any], ...] = fields(cls)  # type: ignore[arg-type]  # each subclass is a dataclass
-        values = {
-            each.name: read(environ, each.metadata["variable"], each.metadata["parse"], each.default)
-            for each in settings
-        }
-        return cls(**values)
+        return cls(**{each.name: _read(environ, each) for each in settings})
 
     def __post_init__(self) -> None:
         for each in fields(self):  # type: ignore[arg-type]  # each subclass is a dataclass
@@ -201,6 +207,20 @@ class _FromEnvironment:
                     each.metadata["parse"](str(value))
                 except ValueError as accepted:
                     raise InvalidConfig(f"{each.name}={value!r} is not valid: expected {accepted}") from None
+
+
+# The codec ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CodecConfig(_FromEnvironment):
+    """Which implementation of the codec is used. It is read once, when `dynamo_fast.codec` is imported."""
+
+    backend: str = setting("DYNAMO_FAST_BACKEND", "", choice("cython", "python"))
+    """Empty: the compiled one if it can be imported, else the one in Python."""
+
+
+# The router -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -269,6 +289,9 @@ class ResponseServerConfig(_FromEnvironment):
     max_pending_connections: int | None = setting("DYNAMO_FAST_MAX_PENDING_CONNECTIONS", None, POSITIVE)
     """Connections that have not said which request they answer, beyond the calls that wait for one; at a further one the
     oldest silent one is reset. Unset: an eighth of the streams, 16 to 1,024."""
+
+
+# The worker -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -351,12 +374,45 @@ class WorkerConfig(_FromEnvironment):
 
 
 @dataclass(frozen=True)
-class ServeConfig(_FromEnvironment):
-    """How the command `dynamo-fast serve` ends."""
+class InstanceConfig(_FromEnvironment):
+    """What the record of a worker says about it (runtime.md 1.2)."""
 
-    grace: float = setting("DYNAMO_FAST_GRACE", 20.0, seconds(zero=True))
-    """How long the requests in flight may take after the first signal, unless `WorkerConfig.shutdown_timeout` is set.
-    Kubernetes kills a container 30 s after its first signal."""
+    request_plane_codec: str = setting("DYN_REQUEST_PLANE_CODEC", "")
+    """The encoding of requests that the worker asks for: `json`; every other value is `msgpack`, as in Dynamo."""
+    cuda_visible_devices: str | None = setting("CUDA_VISIBLE_DEVICES", None, empty_is_a_value=True)
+    """The GPUs of the process. Set and empty, -1, none or void: it has none."""
+    nvidia_visible_devices: str = setting("NVIDIA_VISIBLE_DEVICES", "")
+    """The GPUs of the container; none or void: it has none."""
+
+    @property
+    def device_type(self) -> Literal["cuda", "cpu"]:
+        """The device type, which Dynamo derives from these two variables alone: the default is `cuda`."""
+        visible = self.cuda_visible_devices
+        if visible is not None and visible.strip().lower() in ("", "-1", "none", "void"):
+            return "cpu"
+        return "cpu" if self.nvidia_visible_devices in ("none", "void") else "cuda"
+
+
+@dataclass(frozen=True)
+class HealthCheckConfig(_FromEnvironment):
+    """Whether and how silent endpoints are asked if they still answer (runtime.md 7.2)."""
+
+    enabled: bool = setting("DYN_HEALTH_CHECK_ENABLED", False, truth)
+    canary_wait_time: float = setting("DYN_CANARY_WAIT_TIME", 10.0, seconds())
+    """Without an item for this long, an endpoint is asked."""
+    request_timeout: float = setting("DYN_HEALTH_CHECK_REQUEST_TIMEOUT", 3.0, seconds())
+    """Until the first item of its answer."""
+
+
+# Discovery ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FileConfig(_FromEnvironment):
+    """Discovery in files (runtime.md 1.3)."""
+
+    root: str = setting("DYN_FILE_KV", "")
+    """The folder that all processes share; empty: `dynamo_store_kv` in the folder for temporary files."""
 
 
 @dataclass(frozen=True)
@@ -369,22 +425,14 @@ class EtcdConfig(_FromEnvironment):
     startup_timeout: float = setting("ETCD_STARTUP_CONNECT_TIMEOUT_SECONDS", 120.0, seconds())
     """How long to try for the first lease."""
     username: str = setting("ETCD_AUTH_USERNAME", "")
-    password: str = field(default="", repr=False, metadata={"variable": "ETCD_AUTH_PASSWORD", "parse": str})
+    password: str = setting("ETCD_AUTH_PASSWORD", "", secret=True)
     ca: str = setting("ETCD_AUTH_CA", "")
     """PEM text, as are the two below: not paths."""
     client_cert: str = setting("ETCD_AUTH_CLIENT_CERT", "")
-    client_key: str = field(default="", repr=False, metadata={"variable": "ETCD_AUTH_CLIENT_KEY", "parse": str})
+    client_key: str = setting("ETCD_AUTH_CLIENT_KEY", "", secret=True)
 
 
-@dataclass(frozen=True)
-class HealthCheckConfig(_FromEnvironment):
-    """Whether and how silent endpoints are asked if they still answer (runtime.md 7.2)."""
-
-    enabled: bool = setting("DYN_HEALTH_CHECK_ENABLED", False, truth)
-    canary_wait_time: float = setting("DYN_CANARY_WAIT_TIME", 10.0, seconds())
-    """Without an item for this long, an endpoint is asked."""
-    request_timeout: float = setting("DYN_HEALTH_CHECK_REQUEST_TIMEOUT", 3.0, seconds())
-    """Until the first item of its answer."""
+# Observability --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -406,3 +454,65 @@ class StatusConfig(_FromEnvironment):
     def endpoint_names(self) -> list[str]:
         """What `endpoints` says."""
         return list(json.loads(self.endpoints or "[]"))
+
+
+@dataclass(frozen=True)
+class TracingConfig(_FromEnvironment):
+    """Whether this process follows traces: one of the three is enough (runtime.md 6.1)."""
+
+    json_lines: bool = setting("DYN_LOGGING_JSONL", False, truth)
+    otel_export: bool = setting("OTEL_EXPORT_ENABLED", False, truth)
+    console_format: str = setting("DYN_LOGGING_CONSOLE_FORMAT", "")
+    """`jsonl` counts; every other value does not."""
+
+    @property
+    def active(self) -> bool:
+        """Whether one of them asks for it."""
+        return self.json_lines or self.otel_export or self.console_format == "jsonl"
+
+
+@dataclass(frozen=True)
+class LogConfig(_FromEnvironment):
+    """What is logged beside the records of the loggers."""
+
+    targets: str = setting("DYN_LOG", "")
+    """Dynamo's filter, `level` or `target=level`, separated by commas. This package obeys `trace` and `dynamo_fast=trace`
+    alone: each incoming frame is logged."""
+
+    @property
+    def frames(self) -> bool:
+        """Whether to log each incoming frame."""
+        return bool({"trace", "dynamo_fast=trace"} & {each.strip() for each in self.targets.split(",")})
+
+
+# The runtime ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RuntimeConfig(_FromEnvironment):
+    """The parts of a `DistributedRuntime`. Its constructor checks the values, with Dynamo's own texts (runtime.md 1.1)."""
+
+    discovery_backend: str = setting("DYN_DISCOVERY_BACKEND", "etcd")
+    request_plane: str = setting("DYN_REQUEST_PLANE", "tcp")
+    response_plane: str = setting("DYN_RESPONSE_PLANE", "tcp")
+
+
+# The commands ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ServeConfig(_FromEnvironment):
+    """How the command `dynamo-fast serve` ends."""
+
+    grace: float = setting("DYNAMO_FAST_GRACE", 20.0, seconds(zero=True))
+    """How long the requests in flight may take after the first signal, unless `WorkerConfig.shutdown_timeout` is set.
+    Kubernetes kills a container 30 s after its first signal."""
+
+
+@dataclass(frozen=True)
+class CommandConfig(_FromEnvironment):
+    """Defaults of the options that the commands share."""
+
+    discovery_backend: str = setting("DYN_DISCOVERY_BACKEND", "file")
+    no_color: str = setting("NO_COLOR", "")
+    """Any value: no colours, unless an option asks for them (https://no-color.org)."""

@@ -5,6 +5,7 @@
     +-- InvalidRequest (ValueError)      the caller's mistake; nothing was sent
     |   +-- InvalidAddress               an address, path or endpoint name that does not parse
     |   +-- InvalidConfig                an environment variable or setting that does not parse
+    |   +-- InvalidLabel                 a metric label that the package sets itself
     |   +-- SerializationError           a value that the payload codec cannot express
     |   +-- RequestTooLarge              a request over a limit, refused before it was sent
     |
@@ -53,6 +54,7 @@ __all__ = [
     "IncompleteMessage",
     "InvalidAddress",
     "InvalidConfig",
+    "InvalidLabel",
     "InvalidRequest",
     "MessageTooLarge",
     "PayloadError",
@@ -110,19 +112,17 @@ class DynamoError(Exception):
         return (_rebuild, (type(self), self.args, self.__dict__))
 
 
-class _OverLimit(DynamoError):
-    """Both numbers of a limit, in bytes."""
-
-    def __init__(self, message: str, *, size: int, limit: int) -> None:
-        super().__init__(message)
-        self.size = size
-        self.limit = limit
-
-
 class InvalidRequest(DynamoError, ValueError):
-    """The caller's mistake, found before anything was sent."""
+    """The caller's mistake, found before anything was sent.
+
+    `problem` is the text as Dynamo has it. The text of the error is the problem, and then the detail in brackets.
+    """
 
     error_type, error_class, reason = reasons.INVALID_ARGUMENT
+
+    def __init__(self, problem: str = "", detail: str | None = None) -> None:
+        super().__init__(problem if detail is None else f"{problem} ({detail})")
+        self.problem = problem
 
 
 class InvalidAddress(InvalidRequest):
@@ -133,12 +133,34 @@ class InvalidConfig(InvalidRequest):
     """A setting that does not parse; names the variable, its value and what is accepted."""
 
 
+class InvalidLabel(InvalidRequest):
+    """A metric label that the package sets itself. `label` is its name."""
+
+    def __init__(self, problem: str, *, label: str) -> None:
+        super().__init__(problem)
+        self.label = label
+
+
 class SerializationError(InvalidRequest):
-    """A value that the payload codec cannot express."""
+    """A value that the payload codec cannot express.
+
+    `path` is its place in the whole value, such as `$.a[0]`, where it is known. `by_type` says that no value of this
+    Python type can be expressed.
+    """
+
+    def __init__(self, problem: str, *, path: str | None = None, by_type: bool = False) -> None:
+        super().__init__(problem, None if path is None else f"at {path}")
+        self.path = path
+        self.by_type = by_type
 
 
-class RequestTooLarge(_OverLimit, InvalidRequest):
+class RequestTooLarge(InvalidRequest):
     """A request over a limit; refused before it was sent. `size` and `limit` are in bytes."""
+
+    def __init__(self, problem: str, detail: str | None = None, *, size: int, limit: int) -> None:
+        super().__init__(problem, detail)
+        self.size = size
+        self.limit = limit
 
 
 class ProtocolError(DynamoError, ValueError):
@@ -149,8 +171,13 @@ class CodecError(ProtocolError):
     """The bytes are not the frame that they should be."""
 
 
-class MessageTooLarge(_OverLimit, CodecError):
+class MessageTooLarge(CodecError):
     """A message over the limit: refused on its length prefix. `size` and `limit` are in bytes."""
+
+    def __init__(self, message: str, *, size: int, limit: int) -> None:
+        super().__init__(message)
+        self.size = size
+        self.limit = limit
 
 
 class IncompleteMessage(CodecError):

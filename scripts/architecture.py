@@ -25,7 +25,8 @@ FLOORS = [
     ["context", "net"],
     ["logs"],
     ["wire"],
-    ["codec", "config", "deadlines"],
+    ["codec", "deadlines"],
+    ["config"],
     ["errors"],
     ["reasons"],
 ]

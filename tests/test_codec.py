@@ -427,8 +427,8 @@ def test_the_fallback_says_so_once() -> None:
 @pytest.mark.parametrize(
     ("wanted", "program", "text"),
     [
-        ("rust", SHOW, "DYNAMO_FAST_BACKEND='rust': expected 'cython' or 'python'"),
-        ("Cython", SHOW, "DYNAMO_FAST_BACKEND='Cython': expected"),
+        ("rust", SHOW, "DYNAMO_FAST_BACKEND='rust' is not valid: expected one of 'cython', 'python'"),
+        ("Cython", SHOW, "DYNAMO_FAST_BACKEND='Cython' is not valid: expected"),
         ("cython", WITHOUT, "DYNAMO_FAST_BACKEND=cython, but the compiled codec cannot be imported"),
     ],
 )

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from dynamo_fast.cli.arguments import seconds
-from dynamo_fast.config import EtcdConfig, env_text
+from dynamo_fast.config import CommandConfig, EtcdConfig
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.discovery.connect import connect
 from dynamo_fast.errors import CannotConnect
@@ -27,7 +27,7 @@ def add_discovery(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--discovery",
         choices=["file", "etcd"],
-        default=env_text("DYN_DISCOVERY_BACKEND", "file"),
+        default=CommandConfig.from_env().discovery_backend,
         help="where workers are found: files in DYN_FILE_KV, or etcd at ETCD_ENDPOINTS (default: "
         "DYN_DISCOVERY_BACKEND, else file)",
     )

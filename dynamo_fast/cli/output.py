@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from dynamo_fast.config import env_text
+from dynamo_fast.config import CommandConfig
 from dynamo_fast.inspect import Formatter
 
 __all__ = ["add_format", "discard_output", "formatter_of"]
@@ -21,7 +21,7 @@ def add_format(parser: argparse.ArgumentParser) -> None:
 
 def formatter_of(options: argparse.Namespace) -> Formatter:
     """The formatter that the options ask for. `auto` means colours on a terminal, unless NO_COLOR is set."""
-    is_coloured = sys.stdout.isatty() and not env_text("NO_COLOR")
+    is_coloured = sys.stdout.isatty() and not CommandConfig.from_env().no_color
     colour = options.colour == "always" or (options.colour == "auto" and is_coloured)
     return Formatter(as_json=options.json, colour=colour and not options.json, full=options.full)
 

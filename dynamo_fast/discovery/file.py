@@ -20,7 +20,7 @@ import weakref
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dynamo_fast.config import env_text
+from dynamo_fast.config import FileConfig
 from dynamo_fast.discovery.background import BackgroundLoop
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.discovery.buckets import BucketKind
@@ -115,4 +115,4 @@ class FileStore(ThreadStore):
 
 
 def _default_root() -> Path:
-    return Path(env_text("DYN_FILE_KV") or Path(tempfile.gettempdir()) / "dynamo_store_kv")
+    return Path(FileConfig.from_env().root or Path(tempfile.gettempdir()) / "dynamo_store_kv")

@@ -95,8 +95,8 @@ class TcpRequestClient(RequestPlaneClient):
             return self._codec.encode_message(message)
         except MessageTooLarge as error:
             raise RequestTooLarge(
-                "Request payload is too large for this deployment. Reduce the input size or metadata size and retry. "
-                f"(It takes {error.size} bytes; the limit is {error.limit}.)",
+                "Request payload is too large for this deployment. Reduce the input size or metadata size and retry.",
+                f"It takes {error.size} bytes; the limit is {error.limit}.",
                 size=error.size,
                 limit=error.limit,
             ) from None

@@ -21,11 +21,10 @@ A worker that also calls others closes in this order, so that the requests that 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
-from dynamo_fast.config import HealthCheckConfig, TcpServerConfig, WorkerConfig, env_text
+from dynamo_fast.config import HealthCheckConfig, InstanceConfig, TcpServerConfig, WorkerConfig
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.errors import DynamoError, InvalidConfig
@@ -155,12 +154,13 @@ class Worker:
     def record(self, endpoint: EndpointId) -> Instance:
         """What discovery is told of an endpoint of this worker."""
         path = endpoint_path(endpoint, self.discovery.connection_id)
+        config = InstanceConfig.from_env()
         return Instance(
             endpoint_id=endpoint,
             instance_id=self.discovery.connection_id,
             transport=self.server.transport(path),
-            device_type=_device_type(),
-            request_plane_codec=_request_plane_codec(),
+            device_type=config.device_type,
+            request_plane_codec=PayloadCodec.JSON if config.request_plane_codec == "json" else PayloadCodec.MSGPACK,
         )
 
     async def close(self) -> None:
@@ -320,16 +320,3 @@ def _request_server(transport: str) -> RequestServerFactory:
     except KeyError:
         known = ", ".join(map(repr, sorted(REQUEST_SERVERS)))
         raise InvalidConfig(f"the request transport {transport!r} is not offered: expected {known}") from None
-
-
-def _request_plane_codec() -> PayloadCodec:
-    """What callers are asked to send (runtime.md 1.2): MessagePack, unless the environment says `json`."""
-    return PayloadCodec.JSON if env_text("DYN_REQUEST_PLANE_CODEC") == "json" else PayloadCodec.MSGPACK
-
-
-def _device_type() -> Literal["cuda", "cpu"]:
-    """What Dynamo derives from the environment alone: a machine without a GPU is `cuda`, too, unless it says otherwise."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.strip().lower() in ("", "-1", "none", "void"):
-        return "cpu"
-    return "cpu" if os.environ.get("NVIDIA_VISIBLE_DEVICES") in ("none", "void") else "cuda"

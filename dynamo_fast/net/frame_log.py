@@ -13,13 +13,13 @@ import logging
 import sys
 from collections.abc import Iterable
 
-from dynamo_fast.config import env_text
+from dynamo_fast.config import LogConfig
 from dynamo_fast.logs import get_logger
 
 __all__ = ["ENABLED", "log_frames"]
 
 #: Whether DYN_LOG asks for it: the level `trace`, for all targets or for this package.
-ENABLED = bool({"trace", "dynamo_fast=trace"} & {part.strip() for part in env_text("DYN_LOG").split(",")})
+ENABLED = LogConfig.from_env().frames
 
 _logger = get_logger("dynamo_fast.frames")
 if ENABLED:

@@ -7,14 +7,13 @@ does so only if the process is set up for tracing: `DYN_LOGGING_JSONL`, `OTEL_EX
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import uuid
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from dynamo_fast.config import env_bool, env_text
+from dynamo_fast.config import TracingConfig
 from dynamo_fast.wire.headers import REQUEST_ID, TRACEPARENT, TRACESTATE, X_REQUEST_ID
 
 __all__ = ["Span", "active", "follow", "outgoing"]
@@ -33,13 +32,9 @@ class Span(NamedTuple):
     headers: dict[str, str]
 
 
-def active(environ: Mapping[str, str] = os.environ) -> bool:
+def active() -> bool:
     """Whether this process follows traces. Raises InvalidConfig for a variable that is no truth word."""
-    return (
-        env_bool("DYN_LOGGING_JSONL", environ=environ)
-        or env_bool("OTEL_EXPORT_ENABLED", environ=environ)
-        or env_text("DYN_LOGGING_CONSOLE_FORMAT", environ=environ) == "jsonl"
-    )
+    return TracingConfig.from_env().active
 
 
 def follow(headers: Mapping[str, str]) -> Span:

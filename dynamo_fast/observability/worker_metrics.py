@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from dynamo_fast.errors import InvalidRequest
+from dynamo_fast.errors import InvalidLabel
 from dynamo_fast.observability.histogram import Histogram
 from dynamo_fast.wire.address import EndpointId
 
@@ -49,7 +49,7 @@ class EndpointMetrics:
     Owned by the worker's metrics, from the first `serve` of the endpoint to the worker's end. The request handler
     increments it.
 
-    Raises InvalidRequest for a label that Dynamo sets itself.
+    Raises InvalidLabel for a label that Dynamo sets itself.
     """
 
     __slots__ = (
@@ -67,8 +67,9 @@ class EndpointMetrics:
         extra = dict(labels)
         for name in extra:
             if name in _RESERVED_LABELS or name == "le":
-                raise InvalidRequest(
-                    f"Label '{name}' is automatically added by auto-label injection and cannot be manually set"
+                raise InvalidLabel(
+                    f"Label '{name}' is automatically added by auto-label injection and cannot be manually set",
+                    label=name,
                 )
         self.labels = {
             "dynamo_component": endpoint.component,

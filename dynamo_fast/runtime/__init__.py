@@ -2,7 +2,8 @@
 
     from dynamo_fast.runtime import DistributedRuntime      # was: from dynamo.runtime import DistributedRuntime
 
-Where Dynamo 1.3.1 and 1.6.1 differ, this is 1.6.1. What differs from both, and why, is told in docs/compatibility.md.
+Where Dynamo 1.3.1 and 1.6.1 differ, this package does as 1.6.1. What differs from both, and
+why, is in docs/compatibility.md.
 """
 
 from dynamo_fast.egress.push_router import RouterMode

@@ -1,4 +1,4 @@
-"""`Client` and the stream of an answer, as `dynamo.runtime` has them (runtime.md 4.3)."""
+"""`Client` and `AsyncResponseStream`, as `dynamo.runtime` has them (runtime.md 4.3)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dynamo_fast.errors import DynamoError, InvalidRequest, SerializationError
 from dynamo_fast.observability import tracing
 from dynamo_fast.runtime.context import Context
 from dynamo_fast.runtime.eager import start
-from dynamo_fast.runtime.exceptions import NotOffered, argument_error, at_await, at_call, at_iterate, plainly
+from dynamo_fast.runtime.exceptions import NotOffered, argument_error, at_await, at_call, at_iterate
 from dynamo_fast.wire.instance import Instance as Record
 from dynamo_fast.wire.instance import TransportType
 
@@ -24,10 +24,11 @@ _BY_LOAD = (RouterMode.PowerOfTwoChoices, RouterMode.LeastLoaded, RouterMode.Dev
 
 
 class Client:
-    """Calls to the instances of one endpoint. Made by `Endpoint.client`.
+    """Calls to the instances of one endpoint.
 
-    Every call returns a future that is running already; what is wrong with the request is raised by the call itself, and
-    so is a RuntimeError on another event loop than the one that the client was made on.
+    `Endpoint.client` makes it. It owns a `PushRouter`, which remembers the workers that failed; the runtime's hub owns the
+    connections and ends them. Every call returns a future that runs already. The call itself raises if the request cannot
+    be encoded, and raises RuntimeError on another event loop than the one on which the client was made.
     """
 
     def __init__(self, router: PushRouter, mode: RouterMode | None) -> None:
@@ -37,35 +38,35 @@ class Client:
         self._loop = router.router.response_server.loop
 
     def instance_ids(self) -> list[int]:
-        """The ids of the instances that discovery knows; some of them may be avoided for the moment."""
+        """The ids of the instances that discovery knows, including those that are inhibited."""
         return self._router.instance_ids()
 
     def instances(self) -> list[Instance]:
-        """The instances that discovery knows."""
+        """The instances that discovery knows, including those that are inhibited."""
         return [Instance.of(record) for record in self._router.instances()]
 
     def wait_for_instances(self) -> asyncio.Future[list[int]]:
-        """The ids, as soon as there is one; waits for as long as that takes."""
+        """The ids, as soon as there is one. Waits without a limit."""
         return asyncio.ensure_future(self._router.wait_for_instances())
 
     def round_robin(
         self, request: Any, annotated: bool | None = True, context: Context | None = None
     ) -> asyncio.Future[AsyncResponseStream]:
-        """Ask the next instance."""
+        """Send the request to the next instance, in the order of their ids."""
         return self._call(RouterMode.RoundRobin, request, annotated, context)
 
     def random(
         self, request: Any, annotated: bool | None = True, context: Context | None = None
     ) -> asyncio.Future[AsyncResponseStream]:
-        """Ask any instance."""
+        """Send the request to a random instance."""
         return self._call(RouterMode.Random, request, annotated, context)
 
     def generate(
         self, request: Any, annotated: bool | None = True, context: Context | None = None
     ) -> asyncio.Future[AsyncResponseStream]:
-        """Ask the instance that the client's router mode picks; any instance, if it was made without one.
+        """Send the request to the instance that the client's router mode picks; without a mode, to a random one.
 
-        (Dynamo's client takes any instance whatever its mode.)
+        (Dynamo's client takes a random instance in every mode.)
         """
         mode = RouterMode.Random if self._mode in (None, RouterMode.Direct, RouterMode.KV) else self._mode
         assert mode is not None
@@ -74,13 +75,16 @@ class Client:
     def direct(
         self, request: Any, instance_id: int, annotated: bool | None = True, context: Context | None = None
     ) -> asyncio.Future[AsyncResponseStream]:
-        """Ask this instance, even if it is avoided for the moment."""
+        """Send the request to this instance, even if it is inhibited."""
         return self._call(_instance_id(instance_id), request, annotated, context)
 
     def device_aware_weighted(
         self, request: Any, annotated: bool | None = True, context: Context | None = None
     ) -> asyncio.Future[AsyncResponseStream]:
-        """Ask the least loaded instance, with the share of CPUs weighted; for a client made with a mode of load."""
+        """Send the request to the least loaded instance, with a weight for CPUs.
+
+        The client must have been made with a mode that looks at the load, else the future raises InvalidRequest.
+        """
         if self._mode not in _BY_LOAD:
             text = f"routing occupancy state not initialized for endpoint {self._router.table.endpoint}"
             return asyncio.ensure_future(_failing(InvalidRequest(text)))
@@ -89,7 +93,7 @@ class Client:
     def wait_for_instance_by_runtime_data(
         self, key: str, value: str, timeout_s: float | None = None
     ) -> asyncio.Future[int]:
-        """Not offered: it looks into model cards, which are no part of the request plane. Raises NotOffered."""
+        """Not offered: it reads model cards, which are not part of the request plane. Raises NotOffered."""
         raise NotOffered("wait_for_instance_by_runtime_data is not offered: dynamo_fast does not read model cards")
 
     def _call(
@@ -121,9 +125,11 @@ class Client:
 
 
 class AsyncResponseStream:
-    """The items of an answer. Dropping it, or what waits for its next item, tells the worker to quit.
+    """The items of an answer.
 
-    It is iterated on its client's event loop (asyncio raises RuntimeError elsewhere), and may be dropped on any thread.
+    A call of `Client` makes it, and the caller owns it. It ends after the last item or an error. If the caller drops it
+    before that, or cancels the wait for an item, the worker is told to stop. Iterate it on the client's event loop (asyncio
+    raises RuntimeError elsewhere); it may be dropped on any thread.
     """
 
     __slots__ = ("__weakref__", "_annotated", "_loop", "_stream", "_unlink")
@@ -166,7 +172,7 @@ class AsyncResponseStream:
 
 @dataclass(frozen=True)
 class Instance:
-    """What discovery knows of one instance."""
+    """The record of one instance in discovery."""
 
     instance_id: int
     namespace: str
@@ -177,7 +183,7 @@ class Instance:
 
     @classmethod
     def of(cls, record: Record) -> Instance:
-        """From the record."""
+        """Convert the record of the request plane."""
         return cls(record.instance_id, *record.endpoint_id, transport=record.transport, device_type=record.device_type)
 
     def __str__(self) -> str:
@@ -201,7 +207,7 @@ async def _send(call: Call, annotated: bool, unlink: Callable[[], None] | None) 
 
 def _failing(error: DynamoError) -> Coroutine[Any, Any, Any]:
     async def fail() -> None:
-        raise plainly(error, str(error))
+        raise error
 
     return fail()
 

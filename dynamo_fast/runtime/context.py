@@ -15,7 +15,11 @@ __all__ = ["Context", "ContextMetadata", "SpanProxy"]
 
 
 class Context:
-    """The id, the metadata and the cancellation of a request: `Context(id=None, metadata=None)`."""
+    """The id, the metadata and the cancellation of a request: `Context(id=None, metadata=None)`.
+
+    It wraps one context of the request plane, which holds the state. A caller makes it and passes it to its calls, or a
+    worker makes it and passes it to its handler. It needs no end: a call unlinks itself when its answer ends.
+    """
 
     __slots__ = ("__weakref__", "_request")
 
@@ -26,20 +30,20 @@ class Context:
 
     @classmethod
     def of(cls, request: RequestContext) -> Context:
-        """The context of a request that has come, for its handler."""
+        """Wrap the context of an incoming request, for its handler."""
         context = cls.__new__(cls)
         context._request = request
         return context
 
     def child(self) -> RequestContext:
-        """The context of a call: with this one's id and metadata, as they are now, and a span of its trace."""
+        """A new context for a call, with the current id and metadata of this one, and a new span of its trace."""
         headers = self._request.trace_headers()
         span = None if headers is None else tracing.outgoing(headers).headers
         return RequestContext(self._request.id(), self._request.metadata, span)
 
     @property
     def request(self) -> RequestContext:
-        """What this is around."""
+        """The context of the request plane."""
         return self._request
 
     def __repr__(self) -> str:
@@ -51,7 +55,7 @@ class Context:
 
     @property
     def metadata(self) -> ContextMetadata:
-        """The metadata, live; assigning replaces the contents."""
+        """A live view of the metadata. Assigning replaces the contents."""
         return ContextMetadata(self._request.metadata)
 
     @metadata.setter
@@ -59,15 +63,15 @@ class Context:
         self._request.metadata = _checked(metadata)
 
     def is_stopped(self) -> bool:
-        """Whether the answer is no longer wanted."""
+        """Whether the caller has stopped or killed the request."""
         return self._request.is_stopped()
 
     def is_killed(self) -> bool:
-        """Whether the answer was cut off."""
+        """Whether the caller has killed the request."""
         return self._request.is_killed()
 
     def stop_generating(self) -> None:
-        """End the answer; the worker is told. From any thread."""
+        """Stop the answer, and tell the worker. From any thread."""
         self._request.stop_generating()
 
     def async_killed_or_stopped(self) -> asyncio.Future[bool]:
@@ -76,31 +80,31 @@ class Context:
         return loop.create_task(self._request.async_killed_or_stopped())
 
     def detached(self, id: str) -> Context:
-        """Another context with the same metadata and trace, which is not cancelled with this one."""
+        """A context with the same metadata and trace that is not cancelled with this one."""
         if not isinstance(id, str):
             raise argument_error("id", id, "PyString")
         return Context.of(RequestContext(id, self._request.metadata, self._request.trace_headers()))
 
     def notify_first_token(self) -> None:
-        """Nothing: Dynamo's frontend has a use for it."""
+        """Do nothing: only Dynamo's frontend uses it."""
 
     @property
     def trace_id(self) -> str | None:
-        """The trace that the request belongs to, if it came with one that is followed."""
+        """The id of the request's trace; None if the request has none, or if this process does not follow traces."""
         return self._trace_part(1)
 
     @property
     def span_id(self) -> str | None:
-        """The span of the request."""
+        """The id of the request's span, or None as `trace_id`."""
         return self._trace_part(2)
 
     @property
     def parent_span_id(self) -> str | None:
-        """The caller's span, if the request came with one that is followed."""
+        """The id of the caller's span, or None as `trace_id`."""
         return self._request.parent_span_id
 
     def trace_headers(self) -> dict[str, str] | None:
-        """The headers to hand on to whoever is asked on behalf of this request."""
+        """The trace headers for calls that are made on behalf of this request."""
         return self._request.trace_headers()
 
     def current_span(self) -> SpanProxy:
@@ -180,7 +184,7 @@ class ContextMetadata:
 
 
 class SpanProxy:
-    """A span of a trace that nobody records; every method is there and does nothing."""
+    """A span that is not recorded. Every method does nothing."""
 
     def set_attribute(self, key: str, value: Any) -> None:
         """Nothing."""

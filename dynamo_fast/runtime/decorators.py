@@ -17,7 +17,7 @@ Main = Callable[..., Coroutine[Any, Any, Any]]
 
 
 def dynamo_worker(enable_nats: bool | None = None) -> Callable[[Main], Callable[..., Coroutine[Any, Any, None]]]:
-    """For `async def main(runtime, ...)`: called without the runtime, it gets one as the environment says."""
+    """Decorate `async def main(runtime, ...)`: call it without the runtime, and it gets the one of `RuntimeConfig`."""
     if enable_nats is not None:
         warnings.warn("enable_nats has no effect any more", DeprecationWarning, stacklevel=2)
 
@@ -32,10 +32,10 @@ def dynamo_worker(enable_nats: bool | None = None) -> Callable[[Main], Callable[
 
 
 def dynamo_endpoint(request_model: Any, response_model: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """For a handler whose request is to be a pydantic model: it is made of the JSON text or the dict that came.
+    """Decorate a handler that takes a pydantic model: the model is made from the JSON text or the dict of the request.
 
-    Only the last of one or two positional arguments is looked at, and only if `request_model` is a pydantic model. What
-    it cannot be made of is a ValueError. `response_model` is not enforced.
+    Only the last of one or two positional arguments is converted, and only if `request_model` is a pydantic model. The
+    handler raises ValueError for a request that does not fit. `response_model` is not checked.
     """
     parse = _parser(request_model)
 
@@ -50,7 +50,7 @@ def dynamo_endpoint(request_model: Any, response_model: Any) -> Callable[[Callab
                 async for item in source:
                     try:
                         yield item
-                    except asyncio.CancelledError as cancellation:  # which is the handler's, not ours
+                    except asyncio.CancelledError as cancellation:  # the handler must see it at its own yield
                         rest = Resumed(items, cancellation)
                         break
 
@@ -70,7 +70,7 @@ def _parser(model: Any) -> Callable[[Any], Any] | None:
     def parse(request: Any) -> Any:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # the newer parser of JSON has other texts
+                warnings.simplefilter("ignore", DeprecationWarning)  # the newer parser has other error texts
                 if isinstance(request, str):
                     return model.parse_raw(request)
             if isinstance(request, dict):

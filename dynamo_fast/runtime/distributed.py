@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from typing import Any
 
-from dynamo_fast.config import refuse_tls
+from dynamo_fast.config import RuntimeConfig, refuse_tls
 from dynamo_fast.discovery.connect import check_kind, connect
 from dynamo_fast.errors import InvalidConfig
 from dynamo_fast.runtime.endpoint import Endpoint
@@ -92,8 +91,8 @@ class DistributedRuntime:
 
 def from_environment(event_loop: Any) -> DistributedRuntime:
     """A runtime on the backend and the plane that the environment names."""
-    backend = os.environ.get("DYN_DISCOVERY_BACKEND", "etcd")
-    return DistributedRuntime(event_loop, backend, os.environ.get("DYN_REQUEST_PLANE", "tcp"))
+    config = RuntimeConfig.from_env()
+    return DistributedRuntime(event_loop, config.discovery_backend, config.request_plane)
 
 
 def _check_planes(request_plane: str, event_plane: str | None, response_plane: str | None) -> None:
@@ -103,7 +102,7 @@ def _check_planes(request_plane: str, event_plane: str | None, response_plane: s
         raise InvalidConfig(f"Invalid request plane mode: '{request_plane}'. Valid options are: 'nats', 'tcp'")
     if event_plane not in (None, "nats", "zmq"):
         raise InvalidConfig(f"Invalid event_plane value '{event_plane}'. Valid values: 'nats', 'zmq'")
-    response_plane = response_plane or os.environ.get("DYN_RESPONSE_PLANE") or "tcp"
+    response_plane = response_plane or RuntimeConfig.from_env().response_plane
     if response_plane == "quic":
         raise NotOffered("the response plane 'quic' is not offered: use 'tcp'")
     if response_plane != "tcp":

@@ -1,7 +1,7 @@
-"""`start`: a future for a coroutine, which costs a task only if the coroutine has to wait.
+"""`start`: runs a coroutine as a future, and makes a task only if the coroutine has to wait.
 
-Dynamo's methods return futures that are running already. A task for each item of an answer would cost eight times what
-the item itself does, and a turn of the event loop; but most items are there when they are asked for.
+Dynamo's methods return futures that run already. A task for each item would cost eight times as much as the item itself,
+and one turn of the event loop. Most items have arrived when the caller asks for them, and need no task.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _T = TypeVar("_T")
 
 
 def start(coroutine: Coroutine[Any, Any, _T], loop: asyncio.AbstractEventLoop) -> asyncio.Future[_T]:
-    """Run `coroutine` until it waits for something; if it does not, the future is done when this returns.
+    """Run `coroutine` until it waits for something. If it never waits, the future is done when this returns.
 
-    Until then it runs in the caller's task: it must not ask for the current one.
+    The first part runs in the caller's task, so it must not use `asyncio.current_task`.
     """
     future: asyncio.Future[_T] = loop.create_future()
     try:
@@ -30,7 +30,7 @@ def start(coroutine: Coroutine[Any, Any, _T], loop: asyncio.AbstractEventLoop) -
         future.set_exception(error)
     else:
         task = loop.create_task(_go_on(coroutine, awaited))
-        # A task that is cancelled before its first turn never looks at what it was given.
+        # A task that is cancelled before its first turn does not close its coroutine.
         task.add_done_callback(lambda _: coroutine.close())
         return task
     return future

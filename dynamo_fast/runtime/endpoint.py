@@ -8,7 +8,7 @@ from typing import Any
 
 from dynamo_fast.context import Context as RequestContext
 from dynamo_fast.egress.push_router import RouterMode
-from dynamo_fast.errors import InvalidRequest
+from dynamo_fast.errors import InvalidLabel, InvalidRequest
 from dynamo_fast.ingress.push_handler import Handler, takes_context
 from dynamo_fast.runtime.client import Client
 from dynamo_fast.runtime.context import Context
@@ -47,9 +47,10 @@ class Endpoint:
         metrics_labels: Sequence[tuple[str, str]] | None = None,
         health_check_payload: dict[str, Any] | None = None,
     ) -> asyncio.Future[tuple[()]]:
-        """Serve from now on; the future is `()` once the runtime has shut down. Cancelling it stops nothing.
+        """Serve the endpoint. The future is `()` after the runtime has shut down; cancelling it does not stop serving.
 
-        Requests in flight finish whatever `graceful_shutdown` says, as with Dynamo.
+        Requests in flight finish for both values of `graceful_shutdown`, as in Dynamo. The future raises an error for a
+        second call on one object and for a reserved label, and what `Worker.serve` raises.
         """
         return self._serve(generator, metrics_labels, health_check_payload, bidirectional=False)
 
@@ -59,21 +60,21 @@ class Endpoint:
         graceful_shutdown: bool = True,
         metrics_labels: Sequence[tuple[str, str]] | None = None,
     ) -> asyncio.Future[tuple[()]]:
-        """The same for a handler that gets an async iterator of requests."""
+        """As `serve_endpoint`, for a handler that takes an async iterator of requests."""
         return self._serve(generator, metrics_labels, None, bidirectional=True)
 
     def client(self, router_mode: RouterMode | None = None) -> asyncio.Future[Client]:
-        """A client that knows the instances that there are."""
+        """A client that knows the present instances. Raises TypeError for a mode that is not a RouterMode."""
         if router_mode is not None and not isinstance(router_mode, RouterMode):
             raise argument_error("router_mode", router_mode, "RouterMode")
         return asyncio.ensure_future(self._client(router_mode))
 
     def register_endpoint_instance(self) -> asyncio.Future[tuple[()]]:
-        """Put the record into discovery (again)."""
+        """Put the record into discovery, in place of an older one."""
         return asyncio.ensure_future(self._hub.register(self._id))
 
     def unregister_endpoint_instance(self) -> asyncio.Future[tuple[()]]:
-        """Take the record out, and go on serving."""
+        """Take the record out of discovery, and continue to serve."""
         return asyncio.ensure_future(self._unregister())
 
     async def _client(self, mode: RouterMode | None) -> Client:
@@ -98,7 +99,7 @@ class Endpoint:
         labels = _labels(metrics_labels)
         if health_check_payload is not None and not isinstance(health_check_payload, dict):
             raise argument_error("health_check_payload", health_check_payload, "PyDict")
-        # The service outlives the future: only the wait for its end is cancelled with it.
+        # Cancelling the future cancels only the wait for the end, not the service.
         serving = asyncio.ensure_future(self._start(generator, labels, bidirectional, health_check_payload))
         serving.add_done_callback(lambda task: task.cancelled() or task.exception())
         ending = asyncio.ensure_future(self._until_shutdown(serving))
@@ -128,9 +129,7 @@ class Endpoint:
                 bidirectional=bidirectional,
                 health_check_payload=health_check_payload,
             )
-        except InvalidRequest as error:
-            if not str(error).startswith("Label "):
-                raise
+        except InvalidLabel as error:
             raise plainly(error, f"Failed to create work handler metrics: {error}") from error
 
     async def _until_shutdown(self, serving: asyncio.Future[None]) -> tuple[()]:
@@ -140,7 +139,7 @@ class Endpoint:
 
 
 def _adapted(generator: Handler) -> Handler:
-    """The handler, given the context that it knows."""
+    """The handler, with the drop-in's `Context` in place of the request plane's."""
     if not takes_context(generator):
         return generator
 

@@ -1,8 +1,8 @@
-"""Exceptions: those that handlers raise, and how this package's errors look where Dynamo raises others (runtime.md 4.5).
+"""The exceptions that handlers raise, and the package's errors in the form that Dynamo's callers expect (runtime.md 4.5).
 
-Dynamo raises a bare `Exception` where a call is awaited and a `ValueError` where its answer is iterated, with the text
-`<Class>: <message>`. Here it is the package's own error with that text, and a `ValueError` as well in the second place:
-what was written for Dynamo catches it, and what knows this package learns more.
+Dynamo raises a bare `Exception` where a call is awaited, and a `ValueError` where its answer is iterated, with the text
+`<Class>: <message>`. This package raises its own errors with that text; while an answer is iterated, the error is a
+`ValueError` too. Code that was written for Dynamo catches them, and code that knows this package can read their attributes.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ __all__ = [
 ]
 
 
-# What a handler raises to choose the error that its caller gets
+# Raised by handlers, to choose the error that the caller gets
 
 
 class DynamoException(DynamoError):
-    """Base of what handlers raise."""
+    """Base of the exceptions that handlers raise."""
 
     error_type, error_class, reason = reasons.BACKEND_UNKNOWN
 
@@ -50,13 +50,13 @@ class Unknown(DynamoException):
 
 
 class InvalidArgument(DynamoException):
-    """The request is wrong; its caller is told so in these words."""
+    """The request is wrong. The caller and the end user get this text."""
 
     error_type, error_class, reason = reasons.BACKEND_INVALID_ARGUMENT
 
     @property
     def public(self) -> dict[str, object]:
-        """What the end user may see."""
+        """The message for the end user."""
         return {"type": "message", "message": str(self)}
 
 
@@ -67,13 +67,13 @@ class CannotConnect(DynamoException):
 
 
 class Disconnected(DynamoException):
-    """The engine went away."""
+    """The connection to the engine was lost."""
 
     error_type, error_class, reason = reasons.BACKEND_DISCONNECTED
 
 
 class ConnectionTimeout(DynamoException):
-    """The engine does not answer."""
+    """The engine did not answer in time."""
 
     error_type, error_class, reason = reasons.BACKEND_CONNECTION_TIMEOUT
 
@@ -85,35 +85,37 @@ class Cancelled(DynamoException):
 
 
 class EngineShutdown(DynamoException):
-    """The engine is going: callers avoid this worker for a while."""
+    """The engine shuts down. Callers inhibit this worker."""
 
     error_type, error_class, reason = reasons.BACKEND_ENGINE_SHUTDOWN
 
 
 class StreamIncomplete(DynamoException):
-    """The answer was cut off: callers avoid this worker for a while."""
+    """The answer is incomplete. Callers inhibit this worker."""
 
     error_type, error_class, reason = reasons.BACKEND_STREAM_INCOMPLETE
 
 
 class WorkerUnavailable(DynamoException):
-    """This worker cannot serve: callers avoid it for a while."""
+    """This worker cannot serve. Callers inhibit it."""
 
     error_type, error_class, reason = reasons.WORKER_UNAVAILABLE
 
 
 class NotOffered(DynamoError, NotImplementedError):
-    """A part of Dynamo that is not of its request plane, and is not here."""
+    """A part of Dynamo's API that this package does not have."""
 
 
-# What callers get
+# Raised to callers
 
 
 def at_await(error: DynamoError) -> DynamoError:
     """The error as it is raised where a call is awaited."""
-    # Dynamo has no class for an address that does not parse, and shows the text alone.
-    text = _plain(error) if isinstance(error, InvalidAddress) else display(_in_its_words(error))
-    return _with_text(error, type(error), text)
+    if isinstance(error, InvalidAddress):  # Dynamo shows no class for it
+        return plainly(error, error.problem)
+    if isinstance(error, RequestTooLarge):
+        return plainly(error, f"{error.error_class}: {error.problem}")
+    return plainly(error, display(error))
 
 
 def at_iterate(error: DynamoError) -> DynamoError:
@@ -125,34 +127,20 @@ def at_iterate(error: DynamoError) -> DynamoError:
 
 
 def at_call(error: SerializationError) -> Exception:
-    """The error as it is raised by the call itself, for a request that cannot be expressed."""
-    text = _plain(error)
-    if "surrogates not allowed" in text and isinstance(error.__context__, UnicodeEncodeError):
-        return error.__context__
-    kind = TypeError if text.startswith(("unsupported type", "unexpected type")) else ValueError
-    return _with_text(error, _also(type(error), kind), text)
+    """The error as the call itself raises it, for a request that cannot be expressed."""
+    if isinstance(error.__cause__, UnicodeEncodeError):
+        return error.__cause__
+    return _with_text(error, _also(type(error), TypeError if error.by_type else ValueError), error.problem)
 
 
 def plainly(error: DynamoError, text: str) -> DynamoError:
-    """The error with the text that Dynamo has in its place."""
+    """The error with Dynamo's text."""
     return _with_text(error, type(error), text)
 
 
 def argument_error(name: str, value: object, wanted: str) -> TypeError:
-    """The binding's way to say that an argument is of the wrong type."""
+    """The TypeError of Dynamo's binding for an argument of the wrong type."""
     return TypeError(f"argument '{name}': '{type(value).__name__}' object cannot be converted to '{wanted}'")
-
-
-def _in_its_words(error: DynamoError) -> DynamoError:
-    if isinstance(error, RequestTooLarge):  # `size` and `limit` stay
-        return _with_text(error, type(error), _plain(error))
-    return error
-
-
-def _plain(error: DynamoError) -> str:
-    """The text as Dynamo has it: without what this package adds to say more, in brackets at its end."""
-    text = str(error)
-    return text.rpartition(" (")[0] if text.endswith(")") and " (" in text else text
 
 
 def _with_text(error: DynamoError, kind: type[DynamoError], text: str) -> DynamoError:
@@ -165,7 +153,7 @@ def _with_text(error: DynamoError, kind: type[DynamoError], text: str) -> Dynamo
 
 
 def _also(kind: type[DynamoError], base: type[Exception]) -> type[DynamoError]:
-    """`kind`, and a `base`, too; always the same class."""
+    """A class that is both `kind` and `base`; the same one for each call."""
     if issubclass(kind, base):
         return kind
     both = _BOTH.get((kind, base))

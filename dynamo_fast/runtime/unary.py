@@ -13,13 +13,13 @@ __all__ = ["UnaryClient", "serve_unary_endpoint"]
 
 
 class UnaryClient:
-    """Calls that have one answer."""
+    """Calls whose answer is one item. It wraps a `Client`, and has no state of its own."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     async def complete(self, request: Any, *, context: Context | None = None) -> Any:
-        """The answer of the next instance. Raises RuntimeError if it was none, or several."""
+        """The item that the next instance answers. Raises RuntimeError for no item or several, and what the call raises."""
         stream = await self._client.round_robin(request, annotated=False, context=context)
         try:
             answer = await stream.__anext__()

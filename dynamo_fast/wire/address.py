@@ -73,8 +73,8 @@ class TcpAddress(NamedTuple):
         host, port = _parse_socket_address(text, socket_address)
         if not slash:
             raise InvalidAddress(
-                f"Invalid TCP address '{printable(text)}': the endpoint path is missing (expected IP:PORT/PATH, as workers "
-                "publish it)"
+                f"Invalid TCP address '{printable(text)}': the endpoint path is missing",
+                "expected IP:PORT/PATH, as workers publish it",
             )
         return cls(host, port, path)
 
@@ -133,6 +133,6 @@ def _checked(text: str, host: str, port: str, accepted: str = "IP:PORT/PATH") ->
 
 def _invalid(text: str, accepted: str = "IP:PORT/PATH") -> InvalidAddress:
     return InvalidAddress(
-        f"Invalid TCP address '{printable(text)}': invalid socket address syntax (expected {accepted}, with IPv6 in "
-        "brackets)"
+        f"Invalid TCP address '{printable(text)}': invalid socket address syntax",
+        f"expected {accepted}, with IPv6 in brackets",
     )

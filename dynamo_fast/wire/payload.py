@@ -254,15 +254,15 @@ class _Plain:
             return [self._convert(each, f"{path}[{index}]") for index, each in enumerate(value)]
         if isinstance(value, bytearray):  # which Dynamo's binding takes for bytes that it cannot borrow
             raise SerializationError(
-                f"unexpected type: 'bytearray' object cannot be converted to 'PyBytes' (at {path})"
+                "unexpected type: 'bytearray' object cannot be converted to 'PyBytes'", path=path, by_type=True
             )
-        raise SerializationError(f"unsupported type {type(value).__qualname__} (at {path})")
+        raise SerializationError(f"unsupported type {type(value).__qualname__}", path=path, by_type=True)
 
     def _text(self, value: str, path: str) -> str:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise SerializationError(f"UnicodeEncodeError: {error} (at {path})") from None
+            raise SerializationError(f"UnicodeEncodeError: {error}", path=path) from error
         return str.__str__(value)
 
     def _integer(self, value: int, path: str) -> Any:
@@ -275,7 +275,8 @@ class _Plain:
         kind = "i128" if value < 0 else "u128"
         raise SerializationError(
             f"invalid type: integer `{_shortened(value)}` as {kind}, expected any valid "
-            f"{'JSON' if self._json else 'MessagePack'} value (at {path})"
+            f"{'JSON' if self._json else 'MessagePack'} value",
+            path=path,
         )
 
     def _map(self, value: dict[Any, Any], path: str) -> dict[Any, Any]:
@@ -292,7 +293,7 @@ class _Plain:
             return _digits(int(key), path)
         if isinstance(key, float) and math.isfinite(key):
             return orjson.dumps(float(key)).decode()
-        raise SerializationError(f"key must be a string, not {type(key).__name__} (at {path})")
+        raise SerializationError(f"key must be a string, not {type(key).__name__}", path=path)
 
 
 def _hashable(value: Any) -> Any:
@@ -303,7 +304,7 @@ def _digits(value: int, path: str) -> str:
     try:
         return str(value)
     except ValueError as error:  # Python converts 4300 digits by default
-        raise SerializationError(f"{error} (at {path})") from None
+        raise SerializationError(str(error), path=path) from None
 
 
 def _shortened(value: int) -> str:

@@ -76,14 +76,19 @@ def test_what_goes_on_beside_the_trace() -> None:
     assert outgoing(None).parent_span_id is None
 
 
-def test_traces_are_followed_only_when_the_process_is_set_up_for_it() -> None:
-    assert not active({})
-    assert not active({"DYN_LOGGING_JSONL": "0", "DYN_LOGGING_CONSOLE_FORMAT": "readable"})
+def test_traces_are_followed_only_when_the_process_is_set_up_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, word in (
         ("DYN_LOGGING_JSONL", "1"),
         ("OTEL_EXPORT_ENABLED", "true"),
         ("DYN_LOGGING_CONSOLE_FORMAT", "jsonl"),
     ):
-        assert active({name: word})
+        assert not active()
+        monkeypatch.setenv(name, word)
+        assert active()
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("DYN_LOGGING_CONSOLE_FORMAT", "readable")
+    monkeypatch.setenv("DYN_LOGGING_JSONL", "0")
+    assert not active()
+    monkeypatch.setenv("DYN_LOGGING_JSONL", "perhaps")
     with pytest.raises(InvalidConfig, match="DYN_LOGGING_JSONL='perhaps'"):
-        active({"DYN_LOGGING_JSONL": "perhaps"})
+        active()

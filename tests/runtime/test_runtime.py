@@ -246,7 +246,7 @@ def test_errors_are_those_of_both_worlds() -> None:
     assert shown.__cause__ is cause
     assert shown.migratable
     assert type(at_iterate(error)) is type(shown)
-    large = at_await(errors.RequestTooLarge("Too large. (It takes 5 bytes.)", size=5, limit=4))
+    large = at_await(errors.RequestTooLarge("Too large.", "It takes 5 bytes.", size=5, limit=4))
     assert str(large) == "InvalidRequest: Too large."
     assert isinstance(large, errors.RequestTooLarge)
     assert (large.size, large.limit) == (5, 4)
@@ -274,6 +274,9 @@ async def test_a_worker_and_a_caller_meet_in_etcd(server: Etcd, monkeypatch: pyt
         client = await connect(caller, "a.b.c")
         assert client.instance_ids() == [runtime.endpoint("a.b.c").connection_id()]
         answers.extend([item async for item in await client.random(3, annotated=False)])
+        # The caller may see the record before etcd has answered the worker. A shutdown before that fails the registration.
+        while runtime._hub.status.health().endpoints != {"c": True}:
+            await asyncio.sleep(0.01)
         runtime.shutdown()
         await asyncio.wait_for(serving, LIMIT)
         while client.instance_ids():

@@ -188,8 +188,12 @@ def every_error_class() -> list[type[DynamoError]]:
 
 @pytest.mark.parametrize("kind", every_error_class())
 def test_every_error_of_ours_has_words_that_dynamo_knows(kind: type[DynamoError]) -> None:
-    over_limit: dict[str, Any] = {"size": 2, "limit": 1} if issubclass(kind, errors._OverLimit) else {}
-    error = kind("text", **over_limit)
+    more: dict[type[DynamoError], dict[str, Any]] = {
+        errors.MessageTooLarge: {"size": 2, "limit": 1},
+        errors.RequestTooLarge: {"size": 2, "limit": 1},
+        errors.InvalidLabel: {"label": "text"},
+    }
+    error = kind("text", **more.get(kind, {}))
     assert words(decode_error(encode_error(error)))[1:] == words(error)[1:]
     assert encode_error(error)["error_type"] in reasons.BY_TYPE
     assert display(error) == f"{error.error_class}: text"
