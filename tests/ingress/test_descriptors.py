@@ -18,6 +18,7 @@ from tests.ingress.conftest import Start, address_of
 from tests.ingress.requester import Requester, request_frame, two_part
 from tests.ingress.test_bidirectional import Conversation
 from tests.ingress.test_push_handler import data_of
+from tests.programs import ended
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of open files")
 
@@ -51,9 +52,7 @@ async def few_descriptors(
     try:
         yield process
     finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+        await ended(process)
 
 
 async def address_from(process: asyncio.subprocess.Process) -> str:
