@@ -150,12 +150,14 @@ async def test_the_drop_in_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     discovery = FileDiscovery(tmp_path)
     await discovery.register(instance(7, KIND, "a"))
     runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
-    client = await runtime.endpoint("demo.backend.generate").client()
-    assert await asyncio.wait_for(client.wait_for_instances(), LIMIT) == [7]
-    for call in (client.round_robin, client.random, client.generate):
-        stream = await asyncio.wait_for(call({"n": 1}), LIMIT)
-        assert await first_item(stream) == ["a", {"n": 1}]
-    runtime.shutdown()
-    await asyncio.wait_for(runtime.ended(), LIMIT)
+    try:
+        client = await runtime.endpoint("demo.backend.generate").client()
+        assert await asyncio.wait_for(client.wait_for_instances(), LIMIT) == [7]
+        for call in (client.round_robin, client.random, client.generate):
+            stream = await asyncio.wait_for(call({"n": 1}), LIMIT)
+            assert await first_item(stream) == ["a", {"n": 1}]
+    finally:
+        runtime.shutdown()
+        await asyncio.wait_for(runtime.ended(), LIMIT)
     assert [each.closed for each in made] == [True]
     await discovery.close()
