@@ -17,6 +17,7 @@ from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.response_stream import ResponseStream
 from dynamo_fast.egress.tcp_client import TcpRequestClient
+from dynamo_fast.egress.transports import RequestClients
 from dynamo_fast.errors import Cancelled, Disconnected, RequestTooLarge
 from dynamo_fast.observability.metrics import (
     REQUEST_PLANE,
@@ -26,7 +27,7 @@ from dynamo_fast.observability.metrics import (
 from dynamo_fast.wire.address import EndpointInstanceId
 from dynamo_fast.wire.control import MAX_CONTROL_MESSAGE_SIZE, RequestControlMessage, RequestType, encode_single_in
 from dynamo_fast.wire.headers import REQUEST_ID
-from dynamo_fast.wire.instance import Instance
+from dynamo_fast.wire.instance import Instance, TransportType, not_offered
 from dynamo_fast.wire.payload import PayloadCodec
 
 __all__ = ["AddressedPushRouter", "AddressedRequest", "EncodedBody"]
@@ -39,12 +40,12 @@ class EncodedBody(NamedTuple):
 
 
 class AddressedRequest(msgspec.Struct, frozen=True):
-    """A request, and where it is to go.
+    """A request and its destination.
 
-    `data` is any value that `payload_codec` can express, or `ManyIn` for a bidirectional endpoint. `address` is
-    `[tcp://]IP:PORT/PATH`, as workers publish it.
+    `data` is any value that `payload_codec` can express, or `ManyIn` for a bidirectional endpoint. `kind` and `address`
+    are the transport of the worker's record; the address of kind `tcp` is `[tcp://]IP:PORT/PATH`.
     With `instance` the request fails at once if that worker is removed from discovery before it has answered.
-    `headers` are sent along (`traceparent`, for one).
+    `headers` are sent with the request (for example `traceparent`).
     `inactivity_timeout`: how many seconds to wait for the next item of the answer; None: as the router says.
     """
 
@@ -54,21 +55,23 @@ class AddressedRequest(msgspec.Struct, frozen=True):
     payload_codec: PayloadCodec = PayloadCodec.JSON
     headers: Mapping[str, str] = {}  # msgspec copies the default for each object
     inactivity_timeout: float | None = None
+    kind: str = "tcp"
 
     @classmethod
     def new(cls, data: Any, address: str) -> AddressedRequest:
-        """A request to an address about which nothing else is known: its body is JSON, which every worker reads."""
+        """A request to a TCP address of which nothing else is known. Its body is JSON, which every worker reads."""
         return cls(data, address)
 
     @classmethod
     def with_instance(cls, data: Any, address: str, instance: EndpointInstanceId) -> AddressedRequest:
-        """The same, to a worker that discovery watches."""
+        """The same, to a worker that is in discovery."""
         return cls(data, address, instance)
 
     @classmethod
     def for_instance(cls, data: Any, instance: Instance) -> AddressedRequest:
-        """A request to a worker as discovery knows it: its address, its identity, and the codec that it asks for."""
-        return cls(data, instance.tcp_address, instance.endpoint_instance_id, instance.payload_codec)
+        """A request to a worker as its record says: the transport, the identity, and the codec that it asks for."""
+        transport = instance.transport
+        return cls(data, transport.address, instance.endpoint_instance_id, instance.payload_codec, kind=transport.kind)
 
 
 class AddressedPushRouter:
@@ -90,8 +93,13 @@ class AddressedPushRouter:
         metrics: RequestPlaneMetrics = REQUEST_PLANE,
         inactivity_timeout: float | None = None,
     ) -> None:
-        """`inactivity_timeout`: for requests that have none, in seconds; None: as the response server's configuration."""
+        """`client`: for requests of kind `tcp`; those of other kinds are made when they are needed (see `transports`).
+
+        `inactivity_timeout`: for requests that have none, in seconds; None: as the response server's configuration.
+        """
         self.client = client
+        """Carries the requests of kind `tcp`."""
+        self.clients = RequestClients({"tcp": client}, metrics)
         self.response_server = response_server
         self.metrics = metrics
         self.inactivity_timeout = inactivity_timeout or response_server.config.inactivity_timeout
@@ -116,7 +124,7 @@ class AddressedPushRouter:
     async def close(self) -> None:
         """Cut every answer under way, tell the workers, and close all connections."""
         await self.response_server.close()
-        await self.client.close()
+        await self.clients.close()
 
     async def __aenter__(self) -> AddressedPushRouter:
         return self
@@ -166,12 +174,15 @@ class AddressedPushRouter:
         self, request: AddressedRequest, receiver: ResponseReceiver, timing: RequestTiming
     ) -> asyncio.Future[Ack]:
         server, context = self.response_server, receiver.context
+        client = self.clients.get(request.kind)
+        if client is None:
+            raise not_offered(request.instance or "the worker", TransportType(request.kind, request.address))
         if request.instance is not None and not server.associate_instance(receiver.subject, request.instance):
             raise Disconnected("Worker removed before request could be sent (tombstoned instance)")
         payload = _payload(request, receiver, server)
         headers = {**request.headers, **(context.trace_headers() or {}), REQUEST_ID: context.id()}
         timing.sending()
-        ack = self.client.send_request(request.address, payload, headers)
+        ack = client.send_request(request.address, payload, headers)
         receiver.follow(ack, timing)
         return ack
 

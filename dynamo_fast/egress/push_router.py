@@ -368,20 +368,21 @@ class Call:
         """Pick a worker, and encode the request for it. Raises SerializationError."""
         try:
             entry = choose()
-            address = entry.instance.tcp_address
         except DynamoError as error:
             self._error = error
             return
-        codec = entry.instance.payload_codec
+        instance = entry.instance
+        codec = instance.payload_codec
         stream_of_requests = isinstance(self._request, ManyIn)
         data = self._request if stream_of_requests else EncodedBody(codec.encode(self._request))
         self._attempt = AddressedRequest(
             data,
-            address,
-            entry.instance.endpoint_instance_id,
+            instance.transport.address,
+            instance.endpoint_instance_id,
             codec,
             self._headers,
             self.router.config.inactivity_timeout,
+            instance.transport.kind,
         )
         if stream_of_requests:
             self._retries = 0  # it can be read only once

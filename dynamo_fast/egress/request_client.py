@@ -30,14 +30,18 @@ class Ack(NamedTuple):
 
 
 class RequestPlaneClient(ABC):
-    """Sends requests to workers."""
+    """Sends requests to workers by one kind of transport. See `transports` for the choice of a client.
+
+    A router owns its clients, calls them on its event loop, and closes them.
+    """
 
     @abstractmethod
     def send_request(self, address: str, payload: bytes, headers: Mapping[str, str]) -> asyncio.Future[Ack]:
         """Send one two-part `payload` to `address`; the future is the worker's acknowledgement.
 
-        It ends in every case: with InvalidAddress or RequestTooLarge (nothing was sent), CannotConnect,
-        ConnectionTimeout or ResourceExhausted (too many requests wait already).
+        `address` is that of the worker's record, in the form of this transport. A client that has to connect first does
+        so behind the future. Raises InvalidAddress or RequestTooLarge, with nothing sent. The future always ends; its
+        errors are CannotConnect, ConnectionTimeout and ResourceExhausted (too many requests wait already).
         """
 
     @abstractmethod

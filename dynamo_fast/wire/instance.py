@@ -14,7 +14,7 @@ from dynamo_fast.wire.address import EndpointId, EndpointInstanceId
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.text import UNREADABLE, reason
 
-__all__ = ["MAX_RECORD_SIZE", "Instance", "TransportType"]
+__all__ = ["MAX_RECORD_SIZE", "Instance", "TransportType", "not_offered"]
 
 MAX_RECORD_SIZE = 64 * 1024
 """Bytes of the longest record that is read; Dynamo's own have about 250."""
@@ -47,12 +47,9 @@ class Instance:
 
     @property
     def tcp_address(self) -> str:
-        """Where its requests go, `IP:PORT/PATH`. Raises InvalidAddress if it is reached otherwise."""
+        """Where its requests go, `IP:PORT/PATH`. Raises InvalidAddress if it is reached by another transport."""
         if self.transport.kind != "tcp":
-            raise InvalidAddress(
-                f"{self} is reached by {self.transport.kind} ({self.transport.address}), which is not offered: start "
-                "the worker with the request plane 'tcp'"
-            )
+            raise not_offered(self, self.transport)
         return self.transport.address
 
     @property
@@ -100,6 +97,14 @@ class Instance:
             device_type=record.device_type,
             request_plane_codec=None if codec is None else PayloadCodec(codec),
         )
+
+
+def not_offered(worker: object, transport: TransportType) -> InvalidAddress:
+    """The error of a request to `worker`, which is reached by a transport that is not offered."""
+    return InvalidAddress(
+        f"{worker} is reached by {transport.kind} ({transport.address}), which is not offered: start the worker with "
+        "the request plane 'tcp'"
+    )
 
 
 class _Record(msgspec.Struct):

@@ -54,6 +54,11 @@ of file without a sentinel. The caller gets those items, then an error: the answ
 
 Each table gives, for every state and every event, the next state and the one action that the protocol class carries out
 (`EXECUTORS` beside the class). The tables are total: no input raises an exception.
+
+One thing goes past the table, because there may be a million of it: in STREAMING and STOPPED a data frame is delivered and
+changes no state (`DATA` has the action DELIVER and the same state). In these two states the requester appends the bodies
+of data frames to the receiver's queue in bulk. A message that arrives in any other way goes through the table, and so do
+data frames in all other states.
 (Source: transport.md 4.3 to 4.9.)
 """
 
