@@ -15,7 +15,8 @@ from dynamo_fast.discovery.etcd_client import EtcdClient, Refused, prefix_range
 from dynamo_fast.errors import CannotConnect, InvalidRequest
 from tests.discovery.etcd_server import Etcd, etcd, free_port
 from tests.discovery.records import ENDPOINT, instance
-from tests.discovery.test_etcd import LIMIT, Ear, config, keys, until
+from tests.discovery.test_etcd import LIMIT, Ear, config, keys
+from tests.discovery.waiting import until
 
 
 @pytest.fixture(scope="module")
