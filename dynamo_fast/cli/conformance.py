@@ -1,4 +1,4 @@
-"""`dynamo-fast conformance -- COMMAND`: check another implementation of the frames against what Dynamo wrote."""
+"""`dynamo-fast conformance -- COMMAND`: check another implementation of the frames against Dynamo's."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _seconds(text: str) -> float:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check them all."""
+    """Check every case that was chosen; the status is 1 if an answer differs or is missing."""
     chosen = [case for case in cases() if fnmatchcase(case.name, options.only)]
     if not chosen:
         raise InvalidRequest(f"no case has a name like {options.only!r}: they are such as {cases()[0].name}")

@@ -1,4 +1,4 @@
-"""Asks an implementation every question, and says where its answers differ."""
+"""Asks an implementation every question, and compares its answers with the expected ones."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _EXIT_SECONDS = 5.0
 
 
 class Outcome(NamedTuple):
-    """What came of a case: it passed, if there are no differences and nothing was unsupported."""
+    """The result of a case. It passed if there are no differences and nothing was unsupported."""
 
     case: Case
     differences: list[str]
     unsupported: str | None = None
     is_lost: bool = False
-    """There was no answer: the implementation died, hung or spoke something else, and was started again."""
+    """There was no valid answer: the implementation ended, hung or wrote something else, and was started again."""
 
 
 async def check(command: Sequence[str], cases: Iterable[Case], timeout: float = 10.0) -> AsyncIterator[Outcome]:
@@ -46,7 +46,11 @@ async def check(command: Sequence[str], cases: Iterable[Case], timeout: float = 
 
 
 class Implementation:
-    """A command that answers questions. It is started for the first one, and again after it was lost."""
+    """A command that answers questions.
+
+    Owned by one run of `check`, which calls `ask` for one question after the other, and `close` at the end. It owns the
+    process: started for the first question, and again for the next one after it was lost.
+    """
 
     def __init__(self, command: Sequence[str], timeout: float) -> None:
         self._command = command
@@ -86,7 +90,7 @@ class Implementation:
         return Outcome(case, [reason + ended], is_lost=True)
 
     async def close(self) -> int | None:
-        """End its input, then, if need be, the process itself. Returns the exit status of one that ended by itself."""
+        """Close its input, then kill the process if it does not end. Returns the exit status, None if it was killed."""
         process, self._process = self._process, None
         if process is None:
             return None
@@ -112,7 +116,7 @@ async def _ask(process: Process, question: dict[str, Any]) -> bytes:
 
 
 def differences(expected: dict[str, Any], answer: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with an answer: what came, what was expected, and for bytes the first place where they part."""
+    """The differences of an answer: what came, what was expected, and for bytes the first place that differs."""
     for name in ("error", "pending"):
         if name in expected and answer.get(name) != expected[name]:
             yield f"{name}: {_shown(answer, name)}, expected {json.dumps(expected[name])}"

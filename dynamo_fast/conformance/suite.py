@@ -1,4 +1,4 @@
-"""What is asked, and what is right: the captured frames of `vectors/` three ways, and the edges of each format.
+"""The questions and their answers: the captured frames of `vectors/` three ways, and the edges of each format.
 
 Nothing here uses the codec: `vectors/index.json` says where the parts of each frame are, and the edges are written by hand.
 """
@@ -47,7 +47,7 @@ class Case(NamedTuple):
 def vectors() -> list[Vector]:
     """Everything that was captured.
 
-    Those whose `facts["emitter"]` is `synthetic` were not written by Dynamo, but taken by it.
+    Vectors whose `facts["emitter"]` is `synthetic` were not written by Dynamo; Dynamo accepted them.
     """
     folder = files(__package__) / "vectors"
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))["vectors"]
@@ -58,7 +58,7 @@ def vectors() -> list[Vector]:
 
 
 def cases() -> list[Case]:
-    """Every case, each with a name of its own."""
+    """Every case. The names are unique."""
     captured = [vector for vector in vectors() if "frames" in vector.facts]
     return [case for vector in captured for case in _of_vector(vector)] + [*_two_part(), *_requests(), *_responses()]
 
@@ -67,7 +67,7 @@ def cases() -> list[Case]:
 
 
 def _of_vector(vector: Vector) -> Iterator[Case]:
-    """Whole; byte by byte; with the beginning of a next frame behind it; and written again, if Dynamo wrote it so."""
+    """Decoded whole, byte by byte, and followed by the beginning of a next frame; encoded, if it is one frame."""
     name, form, data = vector.name.removesuffix(".bin"), vector.facts["format"], vector.data
     messages = list(_cut(form, data, vector.facts["frames"]))
     yield _decode(f"{name}/whole", form, [data], messages)
@@ -108,7 +108,7 @@ def _types() -> Iterator[Case]:
 
 
 def _lengths() -> Iterator[Case]:
-    """Sums that do not fit 64 bits are refused on the prefix; what fits is waited for, however much it is."""
+    """A sum that does not fit in 64 bits is refused on the prefix; the decoder waits for any that fits."""
     top = 2**64 - 1
     for header, data in ((top, top), (top, 0), (0, top), (2**63, 2**63), (2**64 - 24, 0), (1, top), (top, 25)):
         prefix = pack(">QQQ", header, data, 0)
@@ -127,7 +127,7 @@ def _lengths() -> Iterator[Case]:
 
 
 def _limits(form: str, parts: Parts, frame: bytes, lengths: int) -> Iterator[Case]:
-    """A whole frame counts, and one that is too large is refused as soon as its `lengths` bytes have come."""
+    """The limit is for a whole frame; a larger one is refused once its first `lengths` bytes have arrived."""
     size, refused = len(frame), "message_too_large"
     yield _decode(f"{form}/limit/exact", form, [frame], [parts], limit=size)
     yield _decode(f"{form}/limit/one-less", form, [frame[:lengths]], [], error=refused, limit=size - 1)
@@ -206,7 +206,7 @@ def _decode(
 ) -> Case:
     question = {"op": "decode", "format": form, "chunks": [chunk.hex() for chunk in chunks]}
     expected: Json = {"messages": [_message(form, parts) for parts in messages], "error": error}
-    if error is None:  # what a broken stream holds is nobody's business
+    if error is None:  # after an error, the bytes held are not defined
         expected["pending"] = pending
     return Case(name, question | {"max_message_size": limit, "checksum": checksum}, expected)
 

@@ -72,8 +72,11 @@ class RequestSender(asyncio.Protocol):
             self._task = asyncio.get_running_loop().create_task(self._write())
 
     def close(self) -> None:
-        """The answer has ended: nobody reads the input any more."""
-        self._finish(ControlMessage.SENTINEL)
+        """The answer has ended: the worker reads no more input."""
+        if self._context.is_stopped():  # a kill ends the answer first, and then comes here
+            self._context_changed()
+        else:
+            self._finish(ControlMessage.SENTINEL)
 
     def open_sockets(self) -> Iterable[int]:
         """See SocketHolder."""

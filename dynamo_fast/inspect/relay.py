@@ -70,7 +70,7 @@ class Relay:
         host, port = split_host_port(listen)
         if not ipaddress.ip_address(host).is_loopback:
             raise InvalidRequest(
-                f"a tap shows everything to whoever sees its output, and listens on loopback, not {host}"
+                f"a tap listens on loopback only, not on {host}: it shows all traffic to everyone who can read its output"
             )
         self.address = await self._listen(host, port, self._request_plane)
         if self._with_answers:

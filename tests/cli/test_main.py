@@ -145,8 +145,8 @@ def test_serve_call_and_instances(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.stdout.read() == "leaving; 0 requests to finish\n"
         assert process.wait(LIMIT) == 0
-    nobody = run(tmp_path, "instances", "a.b.c")
-    assert (nobody.returncode, nobody.stdout, nobody.stderr) == (1, "", "no instance of a/b/c\n")
+    gone = run(tmp_path, "instances", "a.b.c")
+    assert (gone.returncode, gone.stdout, gone.stderr) == (1, "", "no instance of a/b/c\n")
 
 
 def test_watching_instances_follows_every_change(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Nothing that a command prints can drive the terminal or forge a line, whoever sent the text."""
+"""Nothing that a command prints can drive the terminal or forge a line, whatever text it is given."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_table_of_instances_shows_texts_as_they_are() -> None:
     assert "[red]" in captured.get()
 
 
-def test_an_endpoint_that_nobody_serves(capsysbinary: Output) -> None:
+def test_an_endpoint_without_instances(capsysbinary: Output) -> None:
     assert main(["instances", f"{HOSTILE}.b.c"]) == 1
     assert len(lines_of(capsysbinary.readouterr().err)) == 1
 

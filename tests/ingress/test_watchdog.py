@@ -82,3 +82,19 @@ async def test_its_thread_ends_with_the_worker(start: Start, told: Told) -> None
     await asyncio.wait_for(
         until(lambda: "dynamo_fast watchdog" not in {thread.name for thread in threading.enumerate()}), PATIENCE
     )
+
+
+def test_the_thread_ends_with_the_loop_that_it_watches() -> None:
+    async def watch() -> threading.Thread:
+        before = set(threading.enumerate())
+        watchdog.Watchdog(0.001, 0.001)
+        (thread,) = set(threading.enumerate()) - before
+        return thread
+
+    loop = asyncio.new_event_loop()
+    thread = loop.run_until_complete(watch())
+    thread.join(0.05)
+    assert thread.is_alive()  # the loop may run again
+    loop.close()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()

@@ -284,7 +284,7 @@ async def test_a_reset_stays_a_reset(from_router: bool) -> None:
     upstream.server.close()
 
 
-async def test_nobody_upstream() -> None:
+async def test_an_upstream_that_refuses() -> None:
     lines = Lines()
     with socket.create_server(("127.0.0.1", 0)) as free:
         upstream = f"127.0.0.1:{free.getsockname()[1]}"
@@ -299,7 +299,7 @@ async def test_nobody_upstream() -> None:
 
 
 @pytest.mark.parametrize("said", [HANDSHAKE + PROLOGUE + ITEM + SENTINEL, b"\xff" * 24, ITEM, b"short"])
-async def test_an_answer_that_nobody_asked_for(said: bytes) -> None:
+async def test_an_answer_that_was_not_asked_for(said: bytes) -> None:
     lines = Lines()
     relay = Relay("127.0.0.1:1", lines.add)
     await relay.start("127.0.0.1:0")
@@ -315,7 +315,7 @@ async def test_an_answer_that_nobody_asked_for(said: bytes) -> None:
 
 async def test_where_a_relay_may_listen() -> None:
     for listen in ("0.0.0.0:0", "[::]:0", "192.0.2.1:0"):
-        with pytest.raises(InvalidRequest, match="listens on loopback"):
+        with pytest.raises(InvalidRequest, match="listens on loopback only"):
             await Relay("127.0.0.1:1", Lines().add).start(listen)
     for listen in ("localhost:0", "127.0.0.1", "9999"):
         with pytest.raises(InvalidAddress):
