@@ -14,6 +14,7 @@ All traffic with etcd is in a thread of its own, so the lease is kept while the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any, TypeVar
 
 from dynamo_fast.config import EtcdConfig
@@ -139,13 +140,17 @@ class EtcdStore(ThreadStore):
             return
         try:
             await self._remove_in_order(owned)
-        except (CannotConnect, asyncio.TimeoutError) as error:
+        except CannotConnect as error:
             logger.warning("the lease %x is left to expire: %s", self.connection_id, error)
 
     async def _remove_in_order(self, owned: list[list[str]]) -> None:
-        """The keys of one bucket after those of another; the last ones go with the lease."""
+        """The keys of one bucket after those of another; the last ones go with the lease.
+
+        If etcd deletes no keys, the lease is revoked all the same: it takes every key with it, in etcd's own order.
+        """
         clock = asyncio.get_running_loop().time
         deadline = clock() + WITHDRAW_TIMEOUT
-        for keys in owned[:-1]:
-            await self.client.delete(keys, max(0.1, deadline - clock()))
+        with contextlib.suppress(CannotConnect):
+            for keys in owned[:-1]:
+                await self.client.delete(keys, max(0.1, deadline - clock()))
         await self.lease.revoke(max(0.1, deadline - clock()))

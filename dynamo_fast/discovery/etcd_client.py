@@ -1,7 +1,7 @@
 """etcd's v3 interface, as its own HTTP gateway offers it on the client port: JSON over aiohttp.
 
 Why not a client library: those of Python that speak gRPC bring 20 MB of it and a release of protobuf that must fit
-everything else in the process; what is needed here is seven calls. aiohttp is widely used and kept well.
+everything else in the process; this file needs seven calls. aiohttp is widely used and kept well.
 
 A gateway or a balancer may answer in place of etcd. So the HTTP status and the shape of every answer are checked.
 """

@@ -91,7 +91,7 @@ class Bucket(abc.ABC, Generic[_T]):
 class Store(abc.ABC):
     """One backend, and what this process has in it. The buckets share one heartbeat, and leave in `LEAVING_ORDER`.
 
-    Owned by whoever made it, mostly through a `Discovery`; ends with `close`.
+    Owned by the `Discovery` that it was given to, or by the code that made it; ends with `close`.
     """
 
     connection_id: int

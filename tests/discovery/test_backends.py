@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from dynamo_fast.discovery.base import Added, Discovery, DiscoveryEvent, Removed
-from dynamo_fast.discovery.connect import connect
 from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.discovery.memory import MemoryDiscovery
-from dynamo_fast.errors import InvalidConfig, InvalidRequest
+from dynamo_fast.errors import InvalidRequest
+from dynamo_fast.wire.address import EndpointId
 from tests.discovery.records import ENDPOINT, OTHER, instance
 
 Make = Callable[[], Discovery]
@@ -74,9 +74,15 @@ async def test_a_watch_hears_of_what_is_there_and_of_every_change(make: Make) ->
     await theirs.close()
 
 
-def test_a_backend_has_a_name() -> None:
-    assert isinstance(connect("mem"), MemoryDiscovery)
-    with pytest.raises(InvalidConfig, match="Unknown key-value store type 'zookeeper'"):
-        connect("zookeeper")
-    with pytest.raises(InvalidConfig, match="'kubernetes' is not offered"):
-        connect("kubernetes")
+async def test_a_slash_in_a_name_mixes_no_endpoints(make: Make) -> None:
+    one, other = EndpointId("a/b", "c", "d"), EndpointId("a", "b/c", "d")
+    ours, theirs = make(), make()
+    events: asyncio.Queue[DiscoveryEvent] = asyncio.Queue()
+    await theirs.watch(other, events.put_nowait)
+    await ours.register(instance(1, one))
+    await ours.register(instance(2, other))
+    assert await asyncio.wait_for(events.get(), 5) == Added(instance(2, other))
+    assert await theirs.list(one) == [instance(1, one)]
+    assert await theirs.list(other) == [instance(2, other)]
+    await ours.close()
+    await theirs.close()

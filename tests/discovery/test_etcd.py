@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from dynamo_fast.config import EtcdConfig
-from dynamo_fast.discovery import background, etcd_lease
-from dynamo_fast.discovery.base import Added, DiscoveryEvent, Removed
+from dynamo_fast.discovery import background, etcd_client, etcd_lease
+from dynamo_fast.discovery.base import Added, Discovery, DiscoveryEvent, Removed
+from dynamo_fast.discovery.buckets import MODEL_CARDS
 from dynamo_fast.discovery.connect import connect
-from dynamo_fast.discovery.etcd import EtcdDiscovery
+from dynamo_fast.discovery.etcd import EtcdDiscovery, EtcdStore
 from dynamo_fast.discovery.etcd_client import EtcdClient, Refused, encode, prefix_range
 from dynamo_fast.discovery.etcd_messages import LeaseAnswer, RangeAnswer
 from dynamo_fast.errors import CannotConnect, InvalidConfig, InvalidRequest
@@ -390,3 +391,17 @@ def certificates(folder: Path) -> None:
         openssl(
             "x509", "-req", "-in", f"{name}.csr", *authority, "-out", f"{name}.pem", "-days", "2", "-extfile", "san"
         )
+
+
+async def test_a_lease_is_revoked_even_if_its_keys_cannot_be_deleted_first(
+    server: Etcd, client: EtcdClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await EtcdStore.open(config(server))
+    await Discovery(store).register(instance(1))
+    await store.bucket(MODEL_CARDS).put("n/c/e/1", b'{"type":"Model"}')
+    monkeypatch.setattr(etcd_client, "_MAX_OPERATIONS", 0x7FFFFFFF)
+    for number in range(2, 202):  # etcd refuses so many deletions at once
+        await store.bucket(MODEL_CARDS).put(f"n/c/e/{number}", b'{"type":"Model"}')
+    await store.close()
+    assert await keys(client) == {}
+    assert "left to expire" not in caplog.text

@@ -301,20 +301,24 @@ async def test_a_stamp_of_the_future_ages_too(tmp_path: Path, clock: Clock) -> N
     await ear.discovery.close()
 
 
-async def test_a_process_that_was_paused_lets_the_others_wake_up_first(tmp_path: Path, clock: Clock) -> None:
+async def test_a_process_that_was_paused_lets_the_others_wake_up_first(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     healthy = put(tmp_path, *record(1))
     ear = await Ear.open(tmp_path)
     await ear.hear()
     await clock.turn(2 * BEAT)
-    set_back(healthy, 60)  # its owner is paused, too: as when a machine sleeps
-    await clock.jump(60)
+    now = Folder._now
+    monkeypatch.setattr(Folder, "_now", lambda folder: now(folder) + 60 * 10**9)  # the server's clock, a minute later
+    await clock.jump(60)  # as when a machine sleeps: the owner of the record was paused, too
     await clock.turn(BEAT)
     assert healthy.exists()
-    await beats(clock, 4, healthy)
+    for _ in range(4):
+        set_back(healthy, -60)  # its heartbeats go on
+        await clock.turn(BEAT)
     assert healthy.exists()
     assert ear.events.empty()
-    set_back(healthy, 60)  # and never wakes up again
-    await beats(clock, 4)
+    await clock.turn(3 * TTL)  # and end
     assert isinstance(await ear.hear(), Removed)
     await ear.discovery.close()
 
