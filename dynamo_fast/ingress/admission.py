@@ -21,7 +21,7 @@ class Job(Protocol):
     """One request that a worker accepts."""
 
     descriptors: int
-    """Connections to the router that it will dial and has not begun to dial."""
+    """How many connections to the router it has yet to dial."""
     size: int
     """Bytes of its message, until its body is decoded."""
 
@@ -30,10 +30,13 @@ class Job(Protocol):
 
 
 class Admission:
-    """Runs jobs in order, `capacity` at once; `queue_capacity` more may wait. One per worker, for all its endpoints.
+    """Runs jobs in order, `capacity` at once; `queue_capacity` more may wait.
 
-    It refuses a job that the worker could not finish: one whose connection to the router needs a descriptor that the
-    process does not have, and one whose body does not fit beside those that wait (see `TcpServerConfig.buffered_bytes`).
+    The worker owns one for all its endpoints, which submit their requests. It owns the tasks of the jobs, and ends when
+    the last one has ended.
+
+    It refuses a job that the worker could not finish: a job whose connection to the router needs a descriptor that the
+    process does not have, or whose body does not fit beside the bodies that wait (see `TcpServerConfig.buffered_bytes`).
     """
 
     __slots__ = (
@@ -61,9 +64,9 @@ class Admission:
         self.rejected = 0
         """Jobs that were refused."""
         self.wait = Histogram(PERMIT_WAIT)
-        """How long those waited that had to, in seconds."""
+        """How long queued jobs waited, in seconds."""
         self.promised = 0
-        """Connections that accepted jobs have not begun to dial."""
+        """How many connections accepted jobs have yet to dial."""
         self.bytes = 0
         """Bytes of the messages of accepted jobs whose body is not decoded yet."""
         self._max_bytes = config.buffered_bytes
@@ -81,7 +84,7 @@ class Admission:
 
     @property
     def queued(self) -> int:
-        """Jobs that wait for one."""
+        """Jobs that wait for a task."""
         return len(self._queue)
 
     def submit(self, job: Job) -> None:
@@ -123,14 +126,14 @@ class Admission:
 
     def _start(self, job: Job) -> None:
         task = self._loop.create_task(job.run())
-        # A program that leaves its loop with requests in flight ends in silence: it could do nothing about them.
+        # No message if a program leaves its loop with requests in flight: it can do nothing about them.
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # as `asyncio.gather` does
         self._tasks[task] = job
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         job = self._tasks.pop(task)
-        if job.size or job.descriptors:  # it failed, or was cancelled, before it came to use them
+        if job.size or job.descriptors:  # it failed or was cancelled before it used them
             self.decoded(job)
             self.promised -= job.descriptors
             job.descriptors = 0
@@ -139,4 +142,4 @@ class Admission:
             self.wait.observe(self._clock() - since)
             self._start(job)
         if not task.cancelled() and (error := task.exception()) is not None:
-            raise error  # a job reports what can go wrong itself: this is a bug, for the loop's exception handler
+            raise error  # a job reports its errors itself: this is a bug, for the loop's exception handler

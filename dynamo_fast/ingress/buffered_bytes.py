@@ -1,4 +1,4 @@
-"""`BufferedBytes`: how much memory the peers of a worker may make it hold for what they have not finished."""
+"""`BufferedBytes`: limits the memory that a worker holds for unfinished messages of its peers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ class Holder(Protocol):
     """A connection that holds bytes."""
 
     def crowded_out(self, total: int, limit: int) -> None:
-        """All connections hold `total` bytes, more than `limit`, and this one most of them: it must close now."""
+        """All connections hold `total` bytes, more than `limit`. This one holds most of them: it must close now."""
 
 
 class BufferedBytes:
     """The bytes that the connections of one worker hold, and the limit of their sum.
 
-    Owned by the request server. Connections report what they hold whenever it changes, and release it when they are
-    lost; a connection that holds nothing is not in the table, and costs nothing.
+    The worker owns it. Connections report what they hold whenever it changes, and release it when they are lost. A
+    connection that holds nothing is not in the table and costs nothing.
     """
 
     __slots__ = ("_held", "limit", "total")
@@ -30,7 +30,7 @@ class BufferedBytes:
         self._held: dict[Holder, int] = {}
 
     def hold(self, holder: Holder, size: int) -> None:
-        """`holder` holds `size` bytes now. If that is too much in total, the one that holds most is closed."""
+        """`holder` holds `size` bytes now. If the sum exceeds the limit, close the connection that holds most."""
         self.total += size - self._held.get(holder, 0)
         if size:
             self._held[holder] = size
@@ -40,7 +40,7 @@ class BufferedBytes:
             self._held.pop(holder, None)
 
     def release(self, holder: Holder) -> None:
-        """`holder` holds nothing any more."""
+        """`holder` holds nothing now."""
         self.total -= self._held.pop(holder, 0)
 
     def _close_largest(self) -> None:

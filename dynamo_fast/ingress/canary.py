@@ -1,8 +1,8 @@
-"""`Canary`: whether an endpoint still answers, asked of its handler in process (transport.md 6.6, runtime.md 7.2).
+"""`Canary`: checks in process whether an endpoint still answers (transport.md 6.6, runtime.md 7.2).
 
-An endpoint that was served with a health-check payload, and sent no item for a while, has its handler called with that
-payload. The first item decides: a good one means ready; an error, none at all, or none in time means not ready. Items
-for real requests mean ready, too, and put the canary off.
+If an endpoint has a health-check payload and has sent no item for a while, its handler is called with that payload. The
+first item decides. A good item means ready; an error, no item, or no item in time means not ready. Items for real requests
+mean ready, too, and postpone the next check.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = get_logger(__name__)
 
 
 class Canary:
-    """Watches one endpoint until it is closed. At first it is not ready."""
+    """Watches one endpoint, which is not ready at first. The served endpoint owns it and closes it. It owns one task."""
 
     def __init__(self, handler: PushHandler, payload: dict[str, Any], config: HealthCheckConfig) -> None:
         self._ready = False
@@ -52,17 +52,17 @@ class Canary:
             self._seen = sent
 
     async def _check(self) -> str | None:
-        """What is wrong with the endpoint; None if nothing is."""
+        """Why the endpoint is not ready; None if it is."""
         context = Context()
         task = asyncio.get_running_loop().create_task(self._first_item(context))
         try:
-            # Not `wait_for`, which would wait on for a handler that swallows its cancellation.
+            # Not `wait_for`: it waits until the task has ended, and the handler may swallow its cancellation.
             await asyncio.wait([task], timeout=self._config.request_timeout)
             return task.result() if task.done() else f"no answer within {self._config.request_timeout:g} s"
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         finally:
-            task.add_done_callback(_let_go)
+            task.add_done_callback(_retrieve)
             task.cancel()
             context.kill()
 
@@ -87,6 +87,6 @@ class Canary:
                 logger.warning("%s is not ready: the health check found %s", self._handler.endpoint, trouble)
 
 
-def _let_go(task: asyncio.Task[str | None]) -> None:
-    """What a handler raises after its time is nobody's to hear."""
+def _retrieve(task: asyncio.Task[str | None]) -> None:
+    """Ignore what a handler raises after its time."""
     task.cancelled() or task.exception()

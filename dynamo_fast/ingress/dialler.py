@@ -73,8 +73,9 @@ class Dialler:
     async def all_closed(self) -> None:
         """Wait until every finished connection is closed, which takes no longer than the close timeout."""
         while self.closing:
-            self._all_closed = self.loop.create_future()
-            await self._all_closed
+            if self._all_closed is None or self._all_closed.done():
+                self._all_closed = self.loop.create_future()
+            await asyncio.shield(self._all_closed)  # others may wait for it, too
 
     def closed(self, connection: ResponseConnection) -> None:
         """`connection` is lost: remove it from every table."""

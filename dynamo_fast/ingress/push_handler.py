@@ -99,10 +99,11 @@ class PushHandler:
         return iterator
 
     async def drained(self) -> None:
-        """Wait until every accepted request has its answer."""
+        """Wait until every accepted request has its answer. May be called by several tasks."""
         while self.metrics.inflight:
-            self._drained = asyncio.get_running_loop().create_future()
-            await self._drained
+            if self._drained is None or self._drained.done():
+                self._drained = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._drained)  # others may wait for it, too
 
     def cancel(self) -> None:
         """The process shuts down: cancel the handlers that run, and call none for the requests that wait.

@@ -5,7 +5,7 @@ one in each data frame, then how it ended:
 
     sentinel        no more items; the handler goes on
     stop, kill      the request's context is stopped, killed
-    anything else   is a violation, and so is an end of file without one of the three: killed
+    anything else   a violation, as is an end of file without one of the three: the context is killed
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ __all__ = ["RequestStream"]
 
 logger = get_logger(__name__)
 
-# Items that wait for the handler before the router is no longer read, and how few are left when it is read again.
+# Stop reading when this many items wait for the handler; read on when this few are left.
 _HIGH_WATER, _LOW_WATER = 64, 16
 _HIGH_WATER_BYTES = 1 << 20
-# Less than this is not reported: a connection costs as much.
+# Fewer bytes are not reported: the connection itself costs as much.
 _SMALL = 4096
 
 
@@ -75,7 +75,7 @@ class RequestStream(FrameProtocol[TwoPartMessage]):
         return item
 
     def close(self) -> None:
-        """The answer has ended: nobody reads the input any more."""
+        """The answer has ended: drop the input and close the connection."""
         self._end()
         self._drop()
         if self._transport is not None:

@@ -1,7 +1,7 @@
-"""Which addresses a requester may have the worker dial.
+"""`ResponseAddresses`: which addresses a worker may dial for a request.
 
-A request names the address of its response stream, and a bidirectional one that of its input. Both are read before the
-request is acknowledged: an address that cannot be dialled is a refusal, not a call that is never answered.
+A request names the address of its response stream; a bidirectional request also names the address of its input. Both are
+checked before the request is acknowledged: a wrong address leads to a refusal, not to a call without an answer.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ host_and_port = lru_cache(maxsize=4096)(split_host_port)
 
 
 class ResponseAddresses:
-    """The networks of `DYNAMO_FAST_RESPONSE_NETWORKS`; with none of them, every address is allowed."""
+    """The networks of `DYNAMO_FAST_RESPONSE_NETWORKS`; if it is empty, every address is allowed.
+
+    An endpoint owns it. It remembers the addresses that it has checked.
+    """
 
     def __init__(self, config: WorkerConfig) -> None:
         self._networks = tuple(_unmapped(network) for network in config.allowed_networks)
         self.check = lru_cache(maxsize=4096)(self._check)
-        """`check(address)` raises InvalidAddress if it is no `IP:PORT`, Unavailable if it is in none of the networks."""
+        """`check(address)` raises InvalidAddress if it is not `IP:PORT`, Unavailable if it is in none of the networks."""
 
     def _check(self, address: str) -> None:
-        if len(address) > _LONGEST:  # a zone may have any length, and what is read is remembered
+        if len(address) > _LONGEST:  # a zone may have any length, and addresses are cached
             raise InvalidAddress(f"a response address of {len(address)} characters exceeds the limit of {_LONGEST}")
         host, _ = host_and_port(address)
         if self._networks and not self._lies_within(host):

@@ -1,22 +1,23 @@
 """`SharedTcpServer`: one port that takes the requests of many endpoints (transport.md 2 and 6.1).
 
-A router keeps a few connections to a worker, and writes request frames one after the other. Each is answered with one
-acknowledgement, in order: empty if the request was taken, else the reason why not. The answer itself goes another way
-(`push_handler`), so an acknowledgement is written as soon as the frame has been read, whatever the handlers do.
+A router keeps a few connections to a worker and writes request frames one after the other. Each frame gets one
+acknowledgement, in order: empty if the request is accepted, else the reason why not. It is written as soon as the frame is
+read, whatever the handlers do: the answer itself goes over the response plane (`request`).
 
     accepted                        (empty)
     no such endpoint                Server unavailable: unknown endpoint <path>
     the request cannot be read      Server unavailable: unreadable request: <why>
-    an address not to be dialled    Server unavailable: this worker may not dial <address> ...
+    an address that is not allowed  Server unavailable: this worker may not dial <address> ...
     too many requests               Server overloaded: worker at capacity
     too many bytes or descriptors   Server overloaded: <both numbers, and which limit to raise>
     the path is not UTF-8           Invalid endpoint path
     a frame over the limit          Read error: message too large: <total> bytes (max: <max> bytes), then closed
 
-Both releases of Dynamo wake up at the two `Server ...` texts; at any other text they wait for an answer for ever.
+Both releases of Dynamo take the two `Server ...` texts for a refusal; after any other text they wait for the answer for
+ever.
 
-A connection is *new* until one of its requests could be read. New connections have a limit and a deadline of their own,
-so that silent ones cannot take the place of routers: the oldest of them is closed for the next.
+A connection is *new* until one of its requests could be read. New connections have a limit and a deadline of their own, so
+that silent ones cannot keep routers out: when the limit is reached, the oldest new connection is closed.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ _SHOWN = 300  # characters of a refusal in the log: it may carry what the peer s
 class SharedTcpServer(RequestServer):
     """The request-plane server of a process. Made and used on one event loop.
 
-    It owns the listener, the connections and their deadlines. A connection is in every table until it is closed or lost,
-    then in none, but for `_closing`: there it stays while acknowledgements wait to be read.
+    The worker owns it. It owns the listener, the connections and their deadlines. A connection is in the tables until it is
+    closed or lost. A closed connection stays in `_closing` until its acknowledgements are read. It ends with `close`.
     """
 
     def __init__(self, config: TcpServerConfig | None = None, buffered: BufferedBytes | None = None) -> None:
@@ -264,7 +265,7 @@ class _RequestConnection(FrameProtocol[TcpRequestMessage]):
             self.close("silent", "it has sent no request within %g s", self._server.config.first_request_timeout)
 
     def stuck(self) -> None:
-        """A frame was begun and not finished for the frame timeout."""
+        """A frame was begun and not finished within the frame timeout."""
         self.close(
             "stuck",
             "%d bytes of a request frame came, but not the rest within %g s",

@@ -1,8 +1,9 @@
 """`Watchdog`: names the handler that blocks the event loop.
 
-A handler that computes or sleeps on the loop's own thread stops every other request of its worker. A thread asks the loop
-for a sign of life now and then; if none has come for a second, it looks at what the loop's thread is doing and logs the
-endpoint, the handler, and the line. It costs a request nothing.
+A handler that computes or sleeps on the thread of the loop stops every other request of its worker. Another thread passes
+a callback to the loop once a second. If the callback has not run a second later, it logs what the thread of the loop
+executes: the endpoint, the handler, and the line. Requests pay nothing for it. Its clock is the real one: a blocked loop
+cannot turn its own.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ class Watchdog:
         threading.Thread(target=self._watch, name="dynamo_fast watchdog", daemon=True).start()
 
     def close(self) -> None:
-        """Watch no longer. May be called twice."""
+        """Stop watching. May be called twice."""
         self._closed.set()
 
     def _watch(self) -> None:
         alive = threading.Event()
         while not self._closed.wait(self._blocked_seconds):
-            if not self._loop.is_running():  # left, or not run yet: what is passed to it would pile up
+            if not self._loop.is_running():  # stopped or not started: callbacks would pile up
                 if self._loop.is_closed():
                     return
                 continue
@@ -58,7 +59,7 @@ class Watchdog:
                 self._closed.wait(self._quiet_seconds)
 
     def _report(self) -> bool:
-        """Log the handler that runs now, if one does."""
+        """Log the handler that runs now. Returns whether there is one."""
         frame = sys._current_frames().get(self._loop_thread)
         found = _handler_in(frame)
         if frame is None or found is None:

@@ -8,8 +8,9 @@
     generate = await worker.serve(handler, "demo.backend.generate")
     embed = await worker.serve(other, "demo.backend.embed")
 
-It leaves in Dynamo's order (runtime.md 7.3): out of discovery; for a moment more it takes the requests of routers that
-have not heard of it; then it refuses, and every request that was taken gets its whole answer; then it closes.
+It leaves in Dynamo's order (runtime.md 7.3). It leaves discovery. For the leave delay it still takes requests, because
+routers hear of it a moment later. Then it refuses requests, and waits until every accepted request has its whole answer.
+Then it closes.
 
 A worker that also calls others closes in this order, so that the requests that it has accepted can still call:
 
@@ -52,7 +53,11 @@ REQUEST_SERVERS: dict[str, RequestServerFactory] = {"tcp": SharedTcpServer}
 
 
 class Worker:
-    """The endpoints that this process serves on one port. Made with `start`, used on one event loop."""
+    """The endpoints that this process serves on one port. Made with `start`, used on one event loop.
+
+    It owns everything that its endpoints share: the request server, the admission, the buffered bytes, the dialler, the
+    metrics and the watchdog. It ends with `close`, which closes the discovery, too.
+    """
 
     def __init__(
         self,
@@ -76,11 +81,11 @@ class Worker:
         self.watchdog = Watchdog()
         self.endpoints: dict[EndpointId, ServedEndpoint] = {}
         self.replaced: set[ServedEndpoint] = set()
-        """Those that another handler took the place of, while their last requests are being answered."""
+        """Endpoints that were served again with another handler, until their last requests have their answers."""
         self._owns_status = status is None
         self._has_served = False
         self.status = status or SystemStatus(discovery.connection_id)
-        """Health and metrics over HTTP (`DYN_SYSTEM_PORT`). Unless it was given, the worker is well once it serves."""
+        """Health and metrics over HTTP (`DYN_SYSTEM_PORT`). Unless it was given, the process is well once it serves."""
         self.status.serving = self
 
     @classmethod
@@ -120,12 +125,12 @@ class Worker:
     ) -> ServedEndpoint:
         """Serve `endpoint` ("namespace.component.endpoint") with `handler`, in place of an earlier handler of it.
 
-        A bidirectional one gets an async iterator of requests, which come while it answers. With a payload for health
-        checks, and if the environment enables them (DYN_HEALTH_CHECK_ENABLED), a silent endpoint is asked whether it
-        still answers (see `Canary`).
+        The handler of a bidirectional endpoint gets an async iterator of requests, which come while it answers. With
+        `health_check_payload`, and if the environment enables health checks (DYN_HEALTH_CHECK_ENABLED), a silent endpoint
+        is checked (see `Canary`).
 
-        Raises InvalidAddress for the name, InvalidRequest for a label, and what the discovery backend raises; then the
-        earlier handler, if there is one, goes on serving.
+        Raises InvalidAddress for the name, InvalidRequest for a label, and what the discovery backend raises. After an
+        error an earlier handler goes on serving.
         """
         endpoint = EndpointId.parse(endpoint) if isinstance(endpoint, str) else endpoint
         is_new = endpoint not in self.endpoints
@@ -152,7 +157,7 @@ class Worker:
         return served
 
     def record(self, endpoint: EndpointId) -> Instance:
-        """What discovery is told of an endpoint of this worker."""
+        """The record of an endpoint of this worker for discovery."""
         path = endpoint_path(endpoint, self.discovery.connection_id)
         config = InstanceConfig.from_env()
         return Instance(
@@ -164,9 +169,9 @@ class Worker:
         )
 
     async def close(self) -> None:
-        """Leave, let every request in flight have its answer, and close; the discovery last. May be called twice.
+        """Leave, wait until every accepted request has its answer, and close. May be called twice.
 
-        Until the last answer has ended the discovery stays open: routers that watch it may be used by the handlers.
+        The discovery is closed last: until the last answer has ended, handlers may use routers that watch it.
         """
         await asyncio.gather(*(served.close() for served in [*self.endpoints.values(), *self.replaced]))
         await self.dialler.all_closed()
@@ -178,7 +183,7 @@ class Worker:
 
 
 class ServedEndpoint:
-    """One endpoint of a worker."""
+    """One endpoint of a worker. `Worker.serve` makes it; it ends with `close`, or when another handler replaces it."""
 
     def __init__(
         self,
@@ -224,33 +229,33 @@ class ServedEndpoint:
         worker.server.register(self._path, self.handler.accept, alias=legacy)
 
     def uninstall(self) -> None:
-        """Take no more, unless another handler does that already, and answer what was accepted."""
+        """Take no more requests, unless another handler takes them already. Answer accepted requests."""
         if self._is_current():
             self.worker.server.unregister(self._path)
             del self.worker.endpoints[self.endpoint]
         self.retire()
 
     async def register(self) -> None:
-        """Tell discovery (again) that this endpoint is served here."""
+        """Put the record of this endpoint into discovery (again)."""
         await self.worker.discovery.register(self.instance)
         self._registered = True
 
     async def unregister(self) -> None:
-        """Leave discovery, and go on serving whoever still comes. Raises InvalidRequest if it is not there."""
+        """Leave discovery, and go on serving. Raises InvalidRequest if it is not in discovery."""
         await self.worker.discovery.unregister(self.instance)
         self._registered = False
 
     async def close(self) -> None:
-        """Leave discovery, refuse what still comes, and let every accepted request have its answer, or its deadline.
+        """Leave discovery, refuse requests, and wait until every accepted request has its answer or was cancelled.
 
-        May be called twice, also at once.
+        May be called twice, also at the same time.
         """
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._leave())
         await asyncio.shield(self._closing)
 
     def retire(self) -> None:
-        """Another handler has taken its place, record and path: answer what was accepted."""
+        """Another handler has its record and path now: answer accepted requests."""
         if self._closing is None:
             self.worker.replaced.add(self)
             self._closing = asyncio.ensure_future(self._end())
@@ -259,7 +264,7 @@ class ServedEndpoint:
         if self._registered and self._is_current():
             try:
                 await self.unregister()
-            except (DynamoError, OSError) as error:  # its lease ends, too; those who wait for their answers come first
+            except (DynamoError, OSError) as error:  # its lease ends anyway; accepted requests come first
                 logger.warning("%s could not leave discovery: %s", self.endpoint, error)
             await asyncio.sleep(self.worker.config.leave_delay)
         if self._is_current():
@@ -269,7 +274,7 @@ class ServedEndpoint:
             del self.worker.endpoints[self.endpoint]
 
     def _is_current(self) -> bool:
-        """Whether no other handler has been served under its name meanwhile."""
+        """Whether no other handler is served under its name."""
         return self.worker.endpoints.get(self.endpoint) is self
 
     async def _end(self) -> None:
