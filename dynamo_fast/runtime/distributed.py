@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from dynamo_fast.config import refuse_tls
 from dynamo_fast.discovery.connect import check_kind, connect
-from dynamo_fast.egress.addressed_router import AddressedPushRouter
 from dynamo_fast.egress.instance_table import InstanceTable
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
+from dynamo_fast.egress.router import AddressedPushRouter
 from dynamo_fast.errors import Disconnected, InvalidConfig
 from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.logs import get_logger
