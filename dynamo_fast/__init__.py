@@ -20,11 +20,11 @@ from dynamo_fast.codec import (
 )
 from dynamo_fast.context import Context
 from dynamo_fast.discovery.file import FileDiscovery
-from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.response_stream import ResponseStream
+from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.tcp_client import TcpRequestClient
 from dynamo_fast.errors import DynamoError
 from dynamo_fast.ingress.answer import Batch

@@ -37,10 +37,10 @@ from typing import Any
 from dynamo_fast.config import ResponseServerConfig, TcpClientConfig, TcpServerConfig, WorkerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.discovery.memory import MemoryDiscovery
-from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.response_stream import ResponseStream
+from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.tcp_client import TcpRequestClient
 from dynamo_fast.errors import (
     Cancelled,

@@ -21,8 +21,8 @@ from dynamo_fast.cli.load import Load, Send
 from dynamo_fast.cli.loop import run as run_loop
 from dynamo_fast.config import PushRouterConfig
 from dynamo_fast.context import Context
-from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
+from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.errors import InvalidRequest, Unavailable
 from dynamo_fast.inspect import jsonable
 from dynamo_fast.wire.address import EndpointId

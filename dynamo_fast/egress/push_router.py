@@ -24,10 +24,10 @@ from dynamo_fast.config import PushRouterConfig
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.discovery.base import Discovery
-from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest, EncodedBody
 from dynamo_fast.egress.instance_table import Entry, InstanceTable, LoadQueue
 from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_stream import ResponseStream
+from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest, EncodedBody
 from dynamo_fast.errors import (
     DynamoError,
     InvalidConfig,

@@ -6,9 +6,9 @@ import asyncio
 from typing import Any, TypeVar
 
 from dynamo_fast.discovery.base import Discovery
-from dynamo_fast.egress.addressed_router import AddressedPushRouter
 from dynamo_fast.egress.instance_table import InstanceTable
 from dynamo_fast.egress.push_router import PushRouter
+from dynamo_fast.egress.router import AddressedPushRouter
 from dynamo_fast.errors import Disconnected
 from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.logs import get_logger

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from dynamo_fast.config import ResponseServerConfig, TcpClientConfig
-from dynamo_fast.egress.addressed_router import AddressedPushRouter
 from dynamo_fast.egress.response_server import TcpStreamServer
+from dynamo_fast.egress.router import AddressedPushRouter
 from dynamo_fast.egress.tcp_client import TcpRequestClient
 from dynamo_fast.observability.metrics import RequestPlaneMetrics
 from tests.egress.raw_worker import RawWorker

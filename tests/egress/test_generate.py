@@ -8,8 +8,8 @@ import json
 import pytest
 
 from dynamo_fast.context import Context
-from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.response_stream import ResponseStream
+from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.errors import SerializationError
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.instance import Instance, TransportType

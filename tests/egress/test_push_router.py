@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from dynamo_fast.config import PushRouterConfig, TcpClientConfig
 from dynamo_fast.context import Context
 from dynamo_fast.discovery.memory import MemoryDiscovery
-from dynamo_fast.egress.addressed_router import AddressedPushRouter
 from dynamo_fast.egress.instance_table import Entry, LoadQueue
 from dynamo_fast.egress.push_router import PushRouter, RoutedStream, RouterMode
+from dynamo_fast.egress.router import AddressedPushRouter
 from dynamo_fast.errors import (
     CannotConnect,
     ConnectionTimeout,

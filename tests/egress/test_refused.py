@@ -11,8 +11,8 @@ import pytest
 
 from dynamo_fast.config import ResponseServerConfig, TcpClientConfig
 from dynamo_fast.context import Context
-from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.response_stream import ResponseStream
+from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.errors import (
     Cancelled,
     CannotConnect,

@@ -11,8 +11,8 @@ import struct
 import pytest
 
 from dynamo_fast.config import ResponseServerConfig
-from dynamo_fast.egress.addressed_router import AddressedPushRouter
 from dynamo_fast.egress.response_stream import ResponseStream
+from dynamo_fast.egress.router import AddressedPushRouter
 from dynamo_fast.errors import CodecError, Disconnected, MessageTooLarge
 from dynamo_fast.wire.control import MAX_CONTROL_MESSAGE_SIZE
 from tests.egress.conftest import make_router

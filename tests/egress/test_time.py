@@ -16,9 +16,9 @@ import pytest
 from dynamo_fast.config import PushRouterConfig, ResponseServerConfig, TcpClientConfig
 from dynamo_fast.context import Context
 from dynamo_fast.discovery.memory import MemoryDiscovery
-from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.push_router import PushRouter
 from dynamo_fast.egress.request_sender import ManyIn
+from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.errors import (
     CannotConnect,
     ConnectionTimeout,

@@ -13,8 +13,8 @@ import pytest
 from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.discovery.memory import MemoryDiscovery
 from dynamo_fast.egress import transports
-from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
+from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.errors import CannotConnect, InvalidAddress
 from dynamo_fast.observability.metrics import RequestPlaneMetrics
 from dynamo_fast.runtime import DistributedRuntime

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dynamo_fast.config import TcpClientConfig
-from dynamo_fast.egress.addressed_router import AddressedRequest
+from dynamo_fast.egress.router import AddressedRequest
 from dynamo_fast.egress.tcp_client import TcpRequestClient
 from dynamo_fast.errors import CannotConnect, ConnectionTimeout
 from dynamo_fast.observability.metrics import RequestPlaneMetrics

@@ -34,9 +34,9 @@ from dynamo_fast.config import ResponseServerConfig, TcpClientConfig, TcpServerC
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.discovery.memory import MemoryDiscovery
-from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.request_client import Ack, RequestPlaneClient
 from dynamo_fast.egress.response_server import TcpStreamServer
+from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.tcp_client import TcpRequestClient
 from dynamo_fast.errors import DynamoError
 from dynamo_fast.ingress.worker import Worker

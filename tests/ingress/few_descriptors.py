@@ -18,8 +18,8 @@ from typing import Any
 from dynamo_fast.config import ResponseServerConfig, TcpServerConfig, WorkerConfig
 from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.discovery.memory import MemoryDiscovery
-from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.response_server import TcpStreamServer
+from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.ingress.worker import Worker
 from tests.conftest import LOOPS
 

@@ -12,9 +12,9 @@ import pytest
 from dynamo_fast.codec import TcpRequestCodec, TwoPartCodec
 from dynamo_fast.config import ResponseServerConfig
 from dynamo_fast.context import Context
-from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_server import TcpStreamServer
+from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.errors import CannotConnect, SerializationError
 from dynamo_fast.net import connector
 from dynamo_fast.wire.payload import PayloadCodec

@@ -15,8 +15,8 @@ import pytest
 from dynamo_fast.codec import TcpRequestDecoder, TcpRequestMessage, TwoPartDecoder
 from dynamo_fast.config import ResponseServerConfig, TcpServerConfig
 from dynamo_fast.discovery.file import FileDiscovery
-from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.response_server import TcpStreamServer
+from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.errors import InvalidAddress, InvalidRequest, RemoteError, Unavailable
 from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.inspect import Event, Formatter, Relay

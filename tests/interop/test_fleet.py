@@ -16,9 +16,9 @@ import pytest
 from dynamo_fast.config import PushRouterConfig, ResponseServerConfig, TcpClientConfig, TcpServerConfig
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.discovery.connect import connect
-from dynamo_fast.egress.addressed_router import AddressedPushRouter
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.egress.response_server import TcpStreamServer
+from dynamo_fast.egress.router import AddressedPushRouter
 from dynamo_fast.egress.tcp_client import TcpRequestClient
 from dynamo_fast.errors import Disconnected, DynamoError, ResourceExhausted, ResponseTimeout
 from dynamo_fast.ingress.worker import Worker

@@ -14,8 +14,8 @@ import pytest
 
 from dynamo_fast.config import TcpServerConfig, WorkerConfig
 from dynamo_fast.discovery.file import FileDiscovery
-from dynamo_fast.egress.addressed_router import AddressedPushRouter
 from dynamo_fast.egress.push_router import PushRouter
+from dynamo_fast.egress.router import AddressedPushRouter
 from dynamo_fast.ingress.worker import Worker
 from tests.interop.peers import ROOT, environment, peer_worker
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from dynamo_fast.config import ResponseServerConfig
-from dynamo_fast.egress.addressed_router import AddressedPushRouter
 from dynamo_fast.egress.response_server import TcpStreamServer
+from dynamo_fast.egress.router import AddressedPushRouter
 from dynamo_fast.errors import RemoteError, SerializationError
 from dynamo_fast.wire.error import from_exception
 from dynamo_fast.wire.payload import NetworkStreamWrapper, PayloadCodec

@@ -19,9 +19,9 @@ from dynamo_fast.config import ResponseServerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.discovery.base import Added, DiscoveryEvent
 from dynamo_fast.discovery.file import FileDiscovery
-from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.response_stream import ResponseStream
+from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.errors import CannotConnect, Disconnected, RemoteError
 from dynamo_fast.wire.address import EndpointId, join_host_port
 from dynamo_fast.wire.instance import Instance

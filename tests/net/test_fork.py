@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dynamo_fast.egress.addressed_router import AddressedPushRouter, AddressedRequest
+from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.errors import Disconnected
 from tests.conftest import LOOPS
 from tests.egress.conftest import make_router
