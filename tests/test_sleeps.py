@@ -15,10 +15,9 @@ TURNED = "on a turned clock, where it takes no time"
 PROCESS = "runs in a process of its own, for a real peer"
 ALLOWED: dict[str, tuple[int, str]] = {
     "waiting.py": (2, "the pause between two looks at a condition: the only one"),
-    "test_sleeps.py": (1, "names what it looks for"),
     "testing/test_clock.py": (6, TURNED),
     "faults/proxy.py": (1, TURNED + ", and between two looks on a real one"),
-    "faults/world.py": (10, TURNED + "; with the other backend and on uvloop a step is 0.2 s"),
+    "faults/world.py": (8, TURNED + "; with the other backend and on uvloop a step is 0.2 s"),
     "faults/test_idle.py": (3, TURNED),
     "ingress/test_time.py": (1, TURNED),
     "ends.py": (1, PROCESS),

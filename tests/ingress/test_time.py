@@ -394,6 +394,27 @@ async def test_a_handler_that_does_not_look_is_cancelled_every_second(begin: Beg
         assert len(handler.cancelled_at) == 3
 
 
+async def test_a_router_that_has_finished_writing_cancels_nothing(begin: Begin) -> None:
+    gate = asyncio.Event()
+
+    async def slow(request: Any) -> AsyncIterator[Any]:
+        yield 1
+        await gate.wait()
+        yield 2
+
+    worker = await begin(slow)
+    async with Requester(address_of(worker)) as requester:
+        answer = await answered(requester)
+        answer.writer.write_eof()
+        await clock.advance(24 * HOUR)
+        gate.set()
+        *items, final = await answer.items()
+        assert [each["data"]["data"] for each in items] == [1, 2]
+        assert final == {"complete_final": True}
+        await clock.settle()
+        assert not in_flight(worker)
+
+
 async def test_a_handler_that_leaves_in_time_is_not_cancelled(begin: Begin) -> None:
     ended: list[str] = []
 
