@@ -1,8 +1,10 @@
 """`Deadlines`: one timer for many waits of the same length.
 
-Since every wait of one kind has the same length, the order in which they begin is the order in which they end: an
-insertion-ordered dict is the queue, its first key the next to expire, and one timer for that key is enough. Adding and
-discarding cost a dict operation, where a timer per wait would cost a handle each, nearly all of them cancelled.
+All waits of one kind have the same length, so they end in the order in which they began. A dict keeps that order: its first
+key is the next to expire, and one timer for that key is enough. To add or to discard a key costs one dict operation. A
+timer for each wait would cost a handle each, and nearly all of them would be cancelled.
+
+The clock is the event loop's: a test can turn it (`testing.clock`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,11 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 
 class Deadlines(Generic[_Key]):
-    """Calls `expire(key)` for each key that stays for `seconds`."""
+    """Calls `expire(key)` for each key that stays for `seconds`.
+
+    It owns the keys that wait and one timer. Its owner adds and discards keys, on the loop's thread, and ends it with
+    `close`. A key leaves the table before `expire` is called with it; `expire` may add it again.
+    """
 
     __slots__ = ("_deadlines", "_expire", "_loop", "_timer", "seconds")
 
@@ -35,11 +41,11 @@ class Deadlines(Generic[_Key]):
         return key in self._deadlines
 
     def __iter__(self) -> Iterator[_Key]:
-        """The keys that wait, oldest first; none may be added or discarded meanwhile."""
+        """The keys that wait, oldest first. Do not add or discard one during the iteration: see `keys`."""
         return iter(self._deadlines)
 
     def keys(self) -> list[_Key]:
-        """The keys that wait, oldest first."""
+        """A copy of the keys that wait, oldest first."""
         return list(self._deadlines)
 
     def oldest(self) -> _Key:
@@ -47,7 +53,7 @@ class Deadlines(Generic[_Key]):
         return next(iter(self._deadlines))
 
     def add(self, key: _Key) -> None:
-        """Start the wait of `key`, which must not be waiting already."""
+        """Start the wait of `key`. Discard it first if it waits already: it would keep its place in the order."""
         self._deadlines[key] = self._loop.time() + self.seconds
         if self._timer is None:
             self._timer = self._loop.call_later(self.seconds, self._wake)
@@ -57,7 +63,7 @@ class Deadlines(Generic[_Key]):
         self._deadlines.pop(key, None)
 
     def close(self) -> None:
-        """Forget every wait."""
+        """End every wait: nothing expires any more."""
         self._deadlines.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -65,7 +71,7 @@ class Deadlines(Generic[_Key]):
 
     def _wake(self) -> None:
         self._timer = None
-        # uvloop's clock has whole milliseconds: a timer may fire a fraction before the time that was computed for it.
+        # uvloop's clock has whole milliseconds: a timer may fire up to one millisecond before its time.
         now = self._loop.time() + 0.001
         try:
             while self._deadlines:
@@ -74,6 +80,6 @@ class Deadlines(Generic[_Key]):
                     break
                 del self._deadlines[key]
                 self._expire(key)
-        finally:  # the others are waited for, whatever `expire` raises
+        finally:  # the other keys keep their time even if `expire` raises
             if self._deadlines and self._timer is None:  # it may have added a key, and with it a timer
                 self._timer = self._loop.call_at(next(iter(self._deadlines.values())), self._wake)

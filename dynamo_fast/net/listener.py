@@ -152,7 +152,7 @@ class Listener:
     def _look_for_room(self) -> None:
         self._timer = None
         self._highest = _highest_descriptor()
-        if _next_descriptor() > self._highest:
+        if _next_descriptor(beside=1) > self._highest:  # the lowest one is for the duplicate, which has just left it
             self._wait_for_room()
             return
         self._back_off = 0.0
@@ -198,14 +198,18 @@ class _Duplicate(socket.socket):
         return accepted
 
 
-def _next_descriptor() -> int:
-    """The number that the next descriptor of this process gets, the lowest that is free."""
+def _next_descriptor(beside: int = 0) -> int:
+    """The number that the next descriptor of this process gets, the lowest that is free; `beside`: after so many others."""
+    opened: list[int] = []
     try:
-        number = os.dup(0)
+        while len(opened) <= beside:
+            opened.append(os.dup(0))
     except OSError as error:
         return 0 if error.errno == errno.EBADF else sys.maxsize
-    os.close(number)
-    return number
+    finally:
+        for each in opened:
+            os.close(each)
+    return opened[-1]
 
 
 def _highest_descriptor() -> int:

@@ -36,6 +36,7 @@ from dynamo_fast.wire.instance import DeviceType, Instance, TransportType
 from dynamo_fast.wire.payload import PayloadCodec
 from tests.egress.conftest import make_router
 from tests.egress.raw_worker import LIMIT, RawRequest, RawStream, RawWorker
+from tests.waiting import until
 
 ENDPOINT = EndpointId("demo", "backend", "generate")
 NOBODY = "^No workers available for endpoint demo/backend/generate$"
@@ -530,20 +531,12 @@ async def test_a_worker_that_falls_silent_is_avoided(
     assert router.free_ids() == []
 
 
-async def free_again(router: PushRouter) -> None:
-    async def wait() -> None:
-        while not router.free_ids():
-            await asyncio.sleep(0.01)
-
-    await asyncio.wait_for(wait(), LIMIT)
-
-
 async def test_inhibition_ends_after_its_time(discovery: MemoryDiscovery, routers: Routers) -> None:
     await discovery.register(record(1))
     router = await routers(inhibited_duration=0.05)
     router.failed(router.table.entries[0], CannotConnect("gone"))
     assert router.free_ids() == []
-    await free_again(router)
+    await until(router.free_ids)
 
 
 async def test_inhibition_of_0_seconds_is_none(discovery: MemoryDiscovery, routers: Routers) -> None:
@@ -602,7 +595,7 @@ async def test_a_busy_worker_is_asked_again_after_a_moment(discovery: MemoryDisc
     with pytest.raises(ResourceExhausted, match="All workers are busy") as caught:
         await router.generate(None)
     assert not caught.value.migratable
-    await free_again(router)
+    await until(router.free_ids)
 
 
 # Who comes and goes ---------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ from dynamo_fast.egress.tcp_client import TcpRequestClient
 from dynamo_fast.errors import CannotConnect, ConnectionTimeout, ResourceExhausted
 from dynamo_fast.observability.metrics import RequestPlaneMetrics
 from tests.egress.raw_worker import LIMIT, RawRequest, RawWorker, two_part
+from tests.waiting import until
 
 CONTROL = b'{"id":"1","connection_info":{"transport":"tcp_server","info":"{}"}}'
 PAYLOAD = two_part(CONTROL, b"{}")
@@ -27,16 +27,6 @@ def client(**settings: Any) -> TcpRequestClient:
 
 async def received(worker: RawWorker, count: int) -> list[RawRequest]:
     return [await worker.request() for _ in range(count)]
-
-
-async def settle(check: Callable[[], bool]) -> None:
-    """Let the loop turn until it is so."""
-
-    async def turn() -> None:
-        while not check():
-            await asyncio.sleep(0.001)
-
-    await asyncio.wait_for(turn(), LIMIT)
 
 
 async def test_another_connection_is_opened_only_when_all_are_full(worker: RawWorker) -> None:
@@ -134,7 +124,7 @@ async def test_an_idle_worker_is_let_go(worker: RawWorker, monkeypatch: pytest.M
     (request,) = await received(worker, 1)
     request.acknowledge()
     await asyncio.wait_for(ack, LIMIT)
-    await settle(lambda: not requests._pools)
+    await until(lambda: not requests._pools)
     again = requests.send_request(worker.address, PAYLOAD, {})
     (request,) = await received(worker, 1)
     request.acknowledge()

@@ -42,6 +42,7 @@ from dynamo_fast.errors import DynamoError
 from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.observability.metrics import RequestPlaneMetrics
 from dynamo_fast.wire.payload import PayloadCodec
+from tests.waiting import until
 
 __all__ = ["PLANES", "Choices", "Plane", "Playing", "Script", "opened"]
 
@@ -471,7 +472,7 @@ class Acks(Plane):
         self._address = f"127.0.0.1:{port}/1/a/b/c"
         self._serving = self.loop.create_task(self._serve())
         await self.talk(Script(b"", self.compose))  # so that the pool, which stays, is there
-        await asyncio.sleep(0.01)  # and its connection is not
+        await until(lambda: not any(pool.connections for pool in self._client._pools.values()))
 
     def roots(self) -> list[object]:
         return [self._client]

@@ -17,6 +17,7 @@ from dynamo_fast.runtime.decorators import dynamo_endpoint
 from tests.garbage import no_garbage
 from tests.ingress.conftest import Start, address_of
 from tests.ingress.requester import PATIENCE, Answer, Requester
+from tests.waiting import until
 
 LARGE = "x" * 200_000
 
@@ -86,7 +87,7 @@ async def test_the_error_of_a_task_of_the_handler_is_the_handlers(start: Start) 
     ended = asyncio.Event()
 
     async def fail() -> None:
-        await asyncio.sleep(0.1)
+        await until(lambda: worker.dialler._stalled)  # the handler is suspended at its yield
         raise ValueError("the true error")
 
     async def handler(request: Any) -> AsyncIterator[Any]:
@@ -99,7 +100,8 @@ async def test_the_error_of_a_task_of_the_handler_is_the_handlers(start: Start) 
             ended.set()
             raise error.exceptions[0] from None  # type: ignore[attr-defined]  # an ExceptionGroup
 
-    async with Requester(address_of(await start(handler))) as requester:
+    worker = await start(handler)
+    async with Requester(address_of(worker)) as requester:
         error, final = await unread_until(ended, requester)
     assert error["data"]["error"]["message"] == "ValueError: the true error"
     assert final == {"complete_final": True}

@@ -14,7 +14,7 @@ from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.wire.control import StreamType, TcpStreamConnectionInfo
 from tests.ingress.conftest import Start, address_of, echo, server_of
 from tests.ingress.requester import PATIENCE, Requester
-from tests.ingress.test_worker import until
+from tests.waiting import until
 
 
 async def test_two_who_close_at_once_both_see_it_closed(start: Start) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from dynamo_fast.ingress import watchdog
 from dynamo_fast.ingress.worker import Worker
 from tests.ingress.conftest import Start, address_of
 from tests.ingress.requester import PATIENCE, Requester
+from tests.waiting import until
 
 
 class Told(logging.Handler):
@@ -70,18 +70,11 @@ async def test_what_blocks_the_loop_and_is_no_handler_is_not_named(worker: Worke
     assert not told.records
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
-
-
 async def test_its_thread_ends_with_the_worker(start: Start, told: Told) -> None:
     worker = await start()
     assert "dynamo_fast watchdog" in {thread.name for thread in threading.enumerate()}
     await worker.close()
-    await asyncio.wait_for(
-        until(lambda: "dynamo_fast watchdog" not in {thread.name for thread in threading.enumerate()}), PATIENCE
-    )
+    await until(lambda: "dynamo_fast watchdog" not in {thread.name for thread in threading.enumerate()})
 
 
 def test_the_thread_ends_with_the_loop_that_it_watches() -> None:

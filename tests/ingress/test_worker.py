@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,7 @@ from dynamo_fast.ingress.worker import Worker
 from tests.ingress.conftest import Start, address_of, echo, server_of
 from tests.ingress.requester import PATIENCE, Requester
 from tests.ingress.test_push_handler import begun, data_of
-
-
-async def until(check: Callable[[], bool]) -> None:
-    async def turn() -> None:
-        while not check():
-            await asyncio.sleep(0.005)
-
-    await asyncio.wait_for(turn(), PATIENCE)
+from tests.waiting import until
 
 
 async def test_its_record_is_dynamos(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.wire.payload import PayloadCodec
 from tests.discovery.etcd_server import etcd
 from tests.interop.peers import VERSIONS, Peer, PeerClient, peer_worker
+from tests.waiting import until
 
 LIMIT = 60.0
 ENDPOINT = "peer.worker.generate"
@@ -106,12 +107,7 @@ async def fleet(store: Store) -> AsyncIterator[dict[str, int]]:
 
 async def see(router: PushRouter, count: int) -> None:
     """Wait until the router knows that many workers."""
-
-    async def look() -> None:
-        while len(router.instance_ids()) != count:
-            await asyncio.sleep(0.02)
-
-    await asyncio.wait_for(look(), LIMIT)
+    await until(lambda: len(router.instance_ids()) == count)
 
 
 async def call(router: PushRouter, request: Any) -> tuple[list[Any], DynamoError | None]:
@@ -194,13 +190,12 @@ class Load:
         """Wait until that many further calls were answered."""
         target = self.whole + count
 
-        async def look() -> None:
-            while self.whole < target:
-                for caller in self._callers:
-                    assert not caller.done(), caller
-                await asyncio.sleep(0.02)
+        def answered() -> bool:
+            for caller in self._callers:
+                assert not caller.done(), caller
+            return self.whole >= target
 
-        await asyncio.wait_for(look(), LIMIT)
+        await until(answered)
 
     async def end(self) -> None:
         self._going = False

@@ -27,6 +27,7 @@ from dynamo_fast.wire.address import EndpointId, join_host_port
 from dynamo_fast.wire.instance import Instance
 from dynamo_fast.wire.payload import PayloadCodec
 from tests.interop.peers import Peer, environment
+from tests.waiting import until
 
 LIMIT = 30.0
 CODECS = pytest.mark.parametrize("codec", list(PayloadCodec), ids=lambda codec: codec.value)
@@ -206,8 +207,7 @@ async def test_a_worker_killed_in_mid_stream(router: AddressedPushRouter, doomed
 async def test_a_worker_killed_before_its_prologue(router: AddressedPushRouter, doomed_worker: Peer) -> None:
     instance = await find(doomed_worker, "blocked")
     call = asyncio.ensure_future(router.generate(AddressedRequest.for_instance({}, instance)))
-    while not router.response_server.connections or router.response_server.pending:
-        await asyncio.sleep(0.01)
+    await until(lambda: router.response_server.connections and not router.response_server.pending)
     assert not call.done()
     doomed_worker.process.kill()
     await within_a_second(call)
@@ -222,8 +222,7 @@ async def test_a_worker_killed_before_it_dials_back(router: AddressedPushRouter,
             router.generate(AddressedRequest.for_instance({"mode": "count", "n": 1}, instance))
         )
         dialled, _ = await asyncio.get_running_loop().run_in_executor(None, elsewhere.accept)
-        while not router.response_server.call_home:  # until the acknowledgement has come, too
-            await asyncio.sleep(0.01)
+        await until(lambda: router.response_server.call_home)  # the acknowledgement has come, too
         doomed_worker.process.kill()
         await within_a_second(call)
         dialled.close()

@@ -16,6 +16,7 @@ from dynamo_fast.ingress.answer import Batch
 from dynamo_fast.ingress.worker import Worker
 from tests.ingress.test_descriptors import address_from, few_descriptors
 from tests.interop.peers import VERSIONS, PeerClient
+from tests.waiting import until
 
 LIMIT = 30.0
 ENDPOINT = "ours.worker.generate"
@@ -273,11 +274,9 @@ async def test_a_shutdown_past_its_deadline_is_told_as_what_may_be_tried_elsewhe
     try:
         await client.wait_for(ENDPOINT, 1)
         begun = asyncio.ensure_future(client.call(ENDPOINT, {"mode": "gated"}))
-        while not engine.waiting:
-            await asyncio.sleep(0.01)
+        await until(lambda: engine.waiting)
         waiting = asyncio.ensure_future(client.call(ENDPOINT, {"mode": "gated"}))
-        while not worker.admission.queued:
-            await asyncio.sleep(0.01)
+        await until(lambda: worker.admission.queued)
         await asyncio.wait_for(worker.close(), LIMIT)
         word = "BackendEngineShutdown" if version == "1.3.1" else "Unavailable"
         assert await begun == (["before"], ["ValueError", f"{word}: engine shutting down"])
@@ -292,8 +291,7 @@ async def test_a_shutdown_past_its_deadline_is_told_as_what_may_be_tried_elsewhe
 
 async def test_shutdown_under_load_loses_no_request(bench: Bench) -> None:
     calls = [asyncio.ensure_future(bench.call("gated")) for _ in range(20)]
-    while bench.engine.waiting < 20:
-        await asyncio.sleep(0.01)
+    await until(lambda: bench.engine.waiting == 20)
     await bench.call("count", n=1)  # a client gives up a call whose stream it does not have yet: it has them all now
     closing = asyncio.ensure_future(bench.worker.close())
     await bench.client.wait_for(ENDPOINT, 0)
@@ -324,8 +322,7 @@ async def test_a_worker_that_is_full_says_so(tmp_path: Path) -> None:
     client = await PeerClient.start("1.6.1", tmp_path)
     await client.wait_for(ENDPOINT, 1)
     calls = [asyncio.ensure_future(client.call(ENDPOINT, {"mode": "gated"})) for _ in range(6)]
-    while sum(call.done() for call in calls) < 3:
-        await asyncio.sleep(0.01)
+    await until(lambda: sum(call.done() for call in calls) >= 3)
     assert (worker.admission.running, worker.admission.queued) == (1, 2)
     engine.gate.set()
     answers = await asyncio.gather(*calls)

@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from dynamo_fast.net.listener import Listener
 from dynamo_fast.net.sockets import _KEEP_ALIVE
+from dynamo_fast.testing import clock
 from tests.conftest import LOOPS
+from tests.waiting import happens_after, until
 
 SERVER = """
 import asyncio, logging, resource, sys
@@ -63,6 +67,62 @@ def test_running_out_of_descriptors_is_waited_out(loop: str) -> None:
         assert server.stdout.read() == ""  # it was said once
 
 
+@contextlib.contextmanager
+def few_descriptors(free: int) -> Iterator[Callable[[], None]]:
+    """Only `free` more descriptors may be opened, until what is given is called, or to the end."""
+    resource = pytest.importorskip("resource", reason="Windows has no limit of open files")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.dup(0) for _ in range(256)]  # a reserve is kept in proportion to the limit
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 1 + free, before[1]))
+        yield lambda: resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for each in taken:
+            os.close(each)
+
+
+@pytest.mark.turned_clock
+@pytest.mark.parametrize(
+    ("room_after", "accepts_after"), [(0.0, 0.005), (0.1, 0.155), (1.2, 1.275), (60.0, 60.275)], ids=str
+)
+async def test_room_is_looked_for_ever_more_rarely_and_at_least_every_second(
+    room_after: float, accepts_after: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener = Listener("127.0.0.1", 0, 16, asyncio.Protocol)
+    await clock.settle()
+    connections = [socket.socket() for _ in range(4)]
+    with few_descriptors(2) as end:
+        for each in connections:
+            each.connect(("127.0.0.1", listener.port))
+        await clock.settle()
+        assert listener.paused
+        if room_after:
+            await clock.advance(room_after)
+        end()
+        await happens_after(accepts_after - room_after, lambda: not listener.paused)
+    assert len(caplog.messages) == 1
+    for each in connections:
+        each.close()
+    listener.close()
+    await clock.settle()
+
+
+@pytest.mark.turned_clock
+async def test_a_listener_that_pauses_says_so_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    listener = Listener("127.0.0.1", 0, 16, asyncio.Protocol)
+    await clock.settle()
+    said = []
+    for pause in (0.0, 59.0, 0.9, 0.2):
+        await clock.advance(pause)
+        listener.pause(OSError("no room"))
+        await clock.advance(0.01)
+        assert not listener.paused
+        said.append(len(caplog.messages))
+    assert said == [1, 1, 1, 2]
+    listener.close()
+
+
 async def test_a_burst_of_connections_fits_the_backlog() -> None:
     greeted = 0
 
@@ -78,8 +138,7 @@ async def test_a_burst_of_connections_fits_the_backlog() -> None:
         connection = socket.socket()
         connection.connect(("127.0.0.1", listener.port))
         connections.append(connection)
-    while greeted < 400:
-        await asyncio.sleep(0.001)
+    await until(lambda: greeted == 400)
     listener.close()
     listener.close()
     for connection in connections:

@@ -24,6 +24,7 @@ from dynamo_fast.runtime import (
 )
 from dynamo_fast.runtime.exceptions import at_await, at_iterate
 from tests.discovery.etcd_server import Etcd, etcd
+from tests.waiting import until
 
 LIMIT = 10
 
@@ -47,12 +48,7 @@ async def count(request: int) -> AsyncIterator[int]:
 
 async def connect(runtime: DistributedRuntime, path: str, instances: int = 1, **options: Any) -> Client:
     client = await runtime.endpoint(path).client(**options)
-
-    async def enough() -> None:
-        while len(client.instance_ids()) < instances:
-            await asyncio.sleep(0.01)
-
-    await asyncio.wait_for(enough(), LIMIT)
+    await until(lambda: len(client.instance_ids()) >= instances)
     return client
 
 
@@ -131,7 +127,7 @@ async def test_a_context_that_outlives_its_calls_keeps_none_of_them() -> None:
         assert len([item async for item in await client.round_robin(2, context=context)]) == 2
     stream = await client.round_robin(2, context=context)
     del stream
-    await asyncio.sleep(0.05)  # the future that brought it is let go of in the next turn
+    await until(lambda: not context.request._callbacks)  # the future that brought it is dropped in the next turn
     with pytest.raises(errors.Unavailable):
         await client.direct(1, 5, context=context)
     assert not context.request._callbacks
@@ -145,7 +141,7 @@ async def test_the_inactivity_limit_ends_the_answer_only(monkeypatch: pytest.Mon
 
     async def stall(request: Any) -> AsyncIterator[int]:
         yield 1
-        await asyncio.sleep(60)
+        await asyncio.get_running_loop().create_future()
 
     monkeypatch.setenv("DYNAMO_FAST_CANCEL_GRACE", "0.1")
     serving = runtime.endpoint("a.b.c").serve_endpoint(stall)
@@ -280,8 +276,7 @@ async def test_a_worker_and_a_caller_meet_in_etcd(server: Etcd, monkeypatch: pyt
             await asyncio.sleep(0.01)
         runtime.shutdown()
         await asyncio.wait_for(serving, LIMIT)
-        while client.instance_ids():
-            await asyncio.sleep(0.01)
+        await until(lambda: not client.instance_ids())
         caller.shutdown()
         await asyncio.wait_for(caller.ended(), LIMIT)
 
