@@ -1,4 +1,4 @@
-"""File systems whose stamps are too coarse to tell two changes apart."""
+"""Stamps that are too coarse to tell two changes apart, and clocks that differ from the file server's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from dynamo_fast.discovery import file as file_module
 from dynamo_fast.discovery import inotify
 from dynamo_fast.discovery.base import Added, Removed
-from tests.discovery.test_file import RECORD, Ear, folder, put, record
+from tests.discovery.test_file import RECORD, Ear, folder, put, record, set_back, until
 
 NAME, _ = record(0x1234)
 
@@ -74,4 +74,22 @@ async def test_a_record_that_is_replaced_within_one_stamp_is_heard(
     assert isinstance(heard, Added)
     assert heard.instance.tcp_address == "127.0.0.1:2/x"
     monkeypatch.setattr(os, "scandir", scandir)
+    await ear.discovery.close()
+
+
+@pytest.mark.parametrize("ahead", [7200, -7200])
+async def test_the_age_of_a_record_is_measured_on_the_clock_of_the_file_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    """Both records are silent; one is older than its time, the other is not."""
+    real, real_ns = time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: real() + ahead)
+    monkeypatch.setattr(time, "time_ns", lambda: real_ns() + ahead * 10**9)
+    monkeypatch.setattr(file_module, "BEAT", 0.05)
+    monkeypatch.setattr(file_module, "TTL", 3600.0)
+    healthy, dead = put(tmp_path, *record(1)), put(tmp_path, *record(2))
+    set_back(dead, 4000)
+    ear = await Ear.open(tmp_path)
+    await until(lambda: not dead.exists())
+    assert healthy.exists()
     await ear.discovery.close()
