@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 from dynamo_fast.discovery import file as file_module
 from dynamo_fast.discovery import inotify
 from dynamo_fast.discovery.base import Added, Removed
-from tests.discovery.test_file import RECORD, Ear, folder, put, record, set_back, until
+from tests.discovery.test_file import RECORD, Ear, folder, put, record, set_back, touching, until
 
 NAME, _ = record(0x1234)
 
@@ -91,5 +93,35 @@ async def test_the_age_of_a_record_is_measured_on_the_clock_of_the_file_server(
     set_back(dead, 4000)
     ear = await Ear.open(tmp_path)
     await until(lambda: not dead.exists())
+    assert healthy.exists()
+    await ear.discovery.close()
+
+
+async def test_a_process_that_was_paused_measures_silence_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a machine sleeps with all that is on it: the owners wake up a moment later."""
+    monkeypatch.setattr(file_module, "BEAT", 0.3)
+    monkeypatch.setattr(file_module, "TTL", 1.0)
+    healthy = put(tmp_path, *record(1))
+    ear = await Ear.open(tmp_path)
+    await ear.hear()
+    paused, resume = threading.Event(), threading.Event()
+
+    async def pause() -> None:
+        paused.set()
+        resume.wait(10)
+
+    os.utime(healthy)
+    await ear.discovery.list()  # sees that heartbeat, the last one before the pause
+    pausing = ear.discovery._thread.submit(pause())
+    await until(paused.is_set)
+    began = time.monotonic()
+    await until(lambda: time.monotonic() - began > 1.5)
+    resume.set()
+    await asyncio.wrap_future(pausing)
+    for _ in range(3):  # the search for expired records is long due
+        await ear.discovery.list()
+    assert healthy.exists()
+    async with touching(healthy):
+        await until(lambda: time.monotonic() - began > 3)
     assert healthy.exists()
     await ear.discovery.close()
