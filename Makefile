@@ -21,7 +21,7 @@ help:
 	@echo "make wheels  dist/: the sdist and its wheels, each tested on its own, for each Python found here"
 	@echo "make peers   .peers/: real Dynamo 1.3.1 and 1.6.1, each in an environment of its own"
 	@echo "make architecture  docs/figures/architecture.svg: the packages and who imports whom, from the code"
-	@echo "make mutants  put each kept fault into the code: the test that knows it must fail"
+	@echo "make mutants  put each kept fault into the code: its test must fail (WORD=text: only those whose name, place or test has it)"
 	@echo "make record-compat   tests/compat/expected: ask real Dynamo again"
 	@echo "make clean   remove what was built"
 
@@ -108,7 +108,7 @@ wheels: $(VENV)/.wheels
 
 mutants: $(VENV)/.test
 	$(call say,"the kept mutants")
-	@$(BIN)/python -m tests.mutants.run
+	@$(BIN)/python -m tests.mutants.run $(if $(WORD),"$(WORD)")
 
 architecture: $(VENV)/.test
 	@$(BIN)/python -m scripts.architecture

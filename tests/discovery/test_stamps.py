@@ -1,10 +1,12 @@
-"""File systems whose stamps are too coarse to tell two changes apart."""
+"""Stamps that are too coarse to tell two changes apart, and clocks that differ from the file server's."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 from dynamo_fast.discovery import file as file_module
 from dynamo_fast.discovery import inotify
 from dynamo_fast.discovery.base import Added, Removed
-from tests.discovery.test_file import RECORD, Ear, folder, put, record
+from tests.discovery.test_file import RECORD, Ear, folder, put, record, set_back, touching, until
 
 NAME, _ = record(0x1234)
 
@@ -74,4 +76,52 @@ async def test_a_record_that_is_replaced_within_one_stamp_is_heard(
     assert isinstance(heard, Added)
     assert heard.instance.tcp_address == "127.0.0.1:2/x"
     monkeypatch.setattr(os, "scandir", scandir)
+    await ear.discovery.close()
+
+
+@pytest.mark.parametrize("ahead", [7200, -7200])
+async def test_the_age_of_a_record_is_measured_on_the_clock_of_the_file_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    """Both records are silent; one is older than its time, the other is not."""
+    real, real_ns = time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: real() + ahead)
+    monkeypatch.setattr(time, "time_ns", lambda: real_ns() + ahead * 10**9)
+    monkeypatch.setattr(file_module, "BEAT", 0.05)
+    monkeypatch.setattr(file_module, "TTL", 3600.0)
+    healthy, dead = put(tmp_path, *record(1)), put(tmp_path, *record(2))
+    set_back(dead, 4000)
+    ear = await Ear.open(tmp_path)
+    await until(lambda: not dead.exists())
+    assert healthy.exists()
+    await ear.discovery.close()
+
+
+async def test_a_process_that_was_paused_measures_silence_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a machine sleeps with all that is on it: the owners wake up a moment later."""
+    monkeypatch.setattr(file_module, "BEAT", 0.3)
+    monkeypatch.setattr(file_module, "TTL", 1.0)
+    healthy = put(tmp_path, *record(1))
+    ear = await Ear.open(tmp_path)
+    await ear.hear()
+    paused, resume = threading.Event(), threading.Event()
+
+    async def pause() -> None:
+        paused.set()
+        resume.wait(10)
+
+    os.utime(healthy)
+    await ear.discovery.list()  # sees that heartbeat, the last one before the pause
+    pausing = ear.discovery._thread.submit(pause())
+    await until(paused.is_set)
+    began = time.monotonic()
+    await until(lambda: time.monotonic() - began > 1.5)
+    resume.set()
+    await asyncio.wrap_future(pausing)
+    for _ in range(3):  # the search for expired records is long due
+        await ear.discovery.list()
+    assert healthy.exists()
+    async with touching(healthy):
+        await until(lambda: time.monotonic() - began > 3)
+    assert healthy.exists()
     await ear.discovery.close()

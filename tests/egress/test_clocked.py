@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from dynamo_fast import AddressedPushRouter, AddressedRequest, Context, EndpointId, Instance, PushRouter
+from dynamo_fast import AddressedPushRouter, AddressedRequest, Context, EndpointId, Instance, ManyIn, PushRouter
 from dynamo_fast.config import ResponseServerConfig, TcpClientConfig
 from dynamo_fast.discovery.memory import MemoryDiscovery
 from dynamo_fast.errors import CannotConnect, ConnectionTimeout, Disconnected, ResourceExhausted
@@ -99,7 +99,25 @@ def test_a_worker_that_stops_on_its_way_is_given_up(how_far: str) -> None:
             await request.dial(prologue=None)
         began = now()
         with pytest.raises(ConnectionTimeout, match="within 120 s"):
-            await call
+            await asyncio.wait_for(call, HOUR)
+        assert 119 <= now() - began <= 121
+
+    on_a_turned_clock(main)
+
+
+def test_a_worker_that_never_dials_for_its_input_is_given_up() -> None:
+    async def source() -> AsyncIterator[int]:
+        yield 1
+
+    async def main(router: AddressedPushRouter, worker: RawWorker) -> None:
+        call = asyncio.ensure_future(router.generate(AddressedRequest(ManyIn(source()), worker.address)))
+        request = await worker.request()
+        request.acknowledge()
+        await request.dial()
+        answer = await call
+        began = now()
+        with pytest.raises(ConnectionTimeout, match="did not dial for its input within 120 s"):
+            await asyncio.wait_for(answer.__anext__(), HOUR)
         assert 119 <= now() - began <= 121
 
     on_a_turned_clock(main)

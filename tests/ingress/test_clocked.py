@@ -61,7 +61,7 @@ def test_a_handler_that_swallows_its_cancellation_is_cancelled_again() -> None:
 
     async def stubborn(request: Any, context: Context) -> AsyncIterator[Any]:
         yield 1
-        while len(cancelled) < 3:
+        for _ in range(3):
             try:
                 await asyncio.sleep(HOUR)
             except asyncio.CancelledError:
@@ -159,3 +159,20 @@ def test_a_finished_answer_whose_router_never_closes_is_closed() -> None:
         assert 9 <= now() - began <= 11
 
     on_a_turned_clock(main)
+
+
+def test_an_answer_that_its_handler_stopped_is_closed_though_its_router_never_does() -> None:
+    async def stops(request: Any, context: Context) -> AsyncIterator[Any]:
+        yield 1
+        context.stop_generating()
+
+    async def main(worker: Worker, requester: Requester) -> None:
+        answer = await begun(requester, None)
+        await answer.reader.read()  # the item, and the worker's end of file
+        assert list(worker.dialler.open_sockets())
+        await asyncio.sleep(9)
+        assert list(worker.dialler.open_sockets())
+        await asyncio.sleep(2)
+        assert not list(worker.dialler.open_sockets())
+
+    on_a_turned_clock(main, stops)

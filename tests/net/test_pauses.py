@@ -55,15 +55,17 @@ async def test_the_backlog_is_what_was_asked_for(paused: bool) -> None:
         listener.pause(OSError(errno.EMFILE, "too many open files"))
     _, writer = await asyncio.open_connection("127.0.0.1", listener.port)
     await asyncio.wait_for(accepted.wait(), 10)
+    backlogs = set()
     for number in listener.open_sockets():
         endpoint = socket.socket(fileno=number)
         # struct tcp_info of a listening socket: tcpi_sacked, at offset 28, is the longest backlog
         info = endpoint.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
         endpoint.detach()
-        assert int.from_bytes(info[28:32], sys.byteorder) == 1234
+        backlogs.add(int.from_bytes(info[28:32], sys.byteorder))
     writer.transport.abort()
     listener.close()
     await asyncio.sleep(0)
+    assert backlogs == {1234}
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2])
@@ -87,10 +89,10 @@ async def test_a_listener_that_is_paused_as_it_opens_leaves_nothing_open(turns: 
         await asyncio.open_connection("127.0.0.1", listener.port)
 
 
-def run(program: str, *arguments: str) -> str:
+def run(program: str) -> str:
     """What the program prints."""
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
+        [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         timeout=60,
@@ -127,50 +129,6 @@ else:
 @NO_FORK
 def test_a_forked_child_may_use_what_was_promised_in_its_parent() -> None:
     assert run(PROMISES) == "True True\n"
-
-
-CLOSED = """
-import asyncio, os, socket, stat, sys
-from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of
-if sys.argv[1] == "uvloop":
-    from uvloop import run
-else:
-    from asyncio import run
-
-class Holder:
-    def open_sockets(self):
-        return descriptors_of([self.transport])
-
-async def main():
-    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
-    holder = Holder()
-    holder.transport, _ = await asyncio.get_running_loop().create_connection(
-        asyncio.Protocol, *server.sockets[0].getsockname()
-    )
-    close_in_forked_children(holder)
-    number = holder.transport.get_extra_info("socket").fileno()
-    holder.transport.abort()
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    opened = []
-    while number not in opened and len(opened) < 100:
-        opened += os.pipe()
-    assert number in opened, (number, opened)
-    if os.fork():
-        os.wait()
-    else:
-        print(stat.S_ISFIFO(os.fstat(number).st_mode), flush=True)
-        os._exit(0)
-    server.close()
-
-run(main())
-"""
-
-
-@NO_FORK
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_a_forked_child_closes_nothing_that_has_the_number_of_a_closed_connection(loop: str) -> None:
-    assert run(CLOSED, loop) == "True\n"
 
 
 UNPROMISED = """
