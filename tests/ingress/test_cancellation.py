@@ -87,7 +87,7 @@ async def test_the_error_of_a_task_of_the_handler_is_the_handlers(start: Start) 
     ended = asyncio.Event()
 
     async def fail() -> None:
-        await until(lambda: worker.dialler._stalled)  # the handler is suspended at its yield
+        await until(lambda: worker.dialler.stalled)  # the handler is suspended at its yield
         raise ValueError("the true error")
 
     async def handler(request: Any) -> AsyncIterator[Any]:
