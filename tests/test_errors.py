@@ -59,9 +59,9 @@ CUTTING = {"split", "rsplit", "partition", "rpartition", "startswith", "endswith
 CUTTING |= {"find", "index", "replace", "splitlines", "search", "match", "fullmatch", "findall"}
 #: Function -> why it may. Texts of others, who give nothing but a text.
 ALLOWED = {
-    ("discovery/etcd.py", "_grant"): "etcd's code for it means any failed precondition; its text says which",
+    ("discovery/etcd_lease.py", "regain"): "etcd's code for it means any failed precondition; its text says which",
     ("wire/payload.py", "_load"): "msgspec tells where the first value ends in its text alone",
-    ("cli/frames.py", "_value"): "msgspec tells which byte it could not read in its text alone",
+    ("inspect/describe.py", "_value"): "msgspec tells which byte it could not read in its text alone",
 }
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +18,25 @@ import pytest
 from dynamo_fast.discovery import file as file_module
 from dynamo_fast.discovery import inotify
 from dynamo_fast.discovery.base import Added, Removed
-from tests.discovery.test_file import RECORD, Ear, folder, put, record, set_back, touching, until
+from tests.discovery.test_file import RECORD, Ear, folder, put, record, set_back
+from tests.discovery.waiting import until
 
 NAME, _ = record(0x1234)
+
+
+@contextlib.asynccontextmanager
+async def touching(*files: Path) -> AsyncIterator[None]:
+    """Other hosts' heartbeats, by the server's clock."""
+
+    async def touch() -> None:
+        while True:
+            for file in files:
+                os.utime(file)
+            await asyncio.sleep(0.02)
+
+    task = asyncio.ensure_future(touch())
+    yield
+    task.cancel()
 
 
 @pytest.fixture
@@ -112,7 +128,7 @@ async def test_a_process_that_was_paused_measures_silence_anew(tmp_path: Path, m
 
     os.utime(healthy)
     await ear.discovery.list()  # sees that heartbeat, the last one before the pause
-    pausing = ear.discovery._thread.submit(pause())
+    pausing = ear.discovery.store.thread.submit(pause())
     await until(paused.is_set)
     began = time.monotonic()
     await until(lambda: time.monotonic() - began > 1.5)
