@@ -23,7 +23,8 @@ from dynamo_fast.cli.loop import run as run_loop
 from dynamo_fast.cli.show import jsonable
 from dynamo_fast.config import PushRouterConfig, seconds
 from dynamo_fast.context import Context
-from dynamo_fast.egress.push_router import PushRouter, RoutedStream, RouterMode
+from dynamo_fast.egress.call import RoutedStream
+from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.egress.response_stream import ResponseStream
 from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.errors import DynamoError, InvalidRequest, Unavailable
