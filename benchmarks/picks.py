@@ -50,7 +50,7 @@ async def _picks_among(size: int, router: AddressedPushRouter, rounds: int) -> d
                 entry.begin()
 
         def picker(mode: RouterMode) -> Callable[[], None]:
-            choose = push_router._choosers[mode]  # what `generate` does first
+            choose = push_router.selection.choosers[mode]  # what `generate` does first
 
             def pick() -> None:
                 entry = choose()

@@ -1,4 +1,4 @@
-"""`InstanceTable`: the instances of one endpoint as discovery tells of them, and how many requests each has in flight."""
+"""`InstanceTable`: the instances of one endpoint that discovery lists, and how many requests each has in flight."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from collections.abc import Collection, Iterator
 from typing import Protocol
 
 from dynamo_fast.discovery.base import Added, Discovery, DiscoveryEvent, Watch
-from dynamo_fast.egress.response_server import TcpStreamServer
-from dynamo_fast.wire.address import EndpointId
+from dynamo_fast.wire.address import EndpointId, EndpointInstanceId
 from dynamo_fast.wire.instance import Instance
 
 __all__ = ["Entry", "InstanceTable", "LoadQueue"]
 
 
 class Entry:
-    """One instance from its appearance to its removal; one that comes back is another entry."""
+    """One instance, from its appearance in discovery to its removal. One that comes back gets a new entry.
+
+    Owned by the table. Calls count themselves in and out; a call may outlive the removal.
+    """
 
     __slots__ = ("in_flight", "instance", "queue")
 
@@ -25,7 +27,7 @@ class Entry:
         self.instance = instance
         self.queue = queue
         self.in_flight = 0
-        """Requests that were sent there, by anybody who shares the table, and whose answers have not ended."""
+        """Requests that all routers of this table have sent there, and whose answers have not ended."""
 
     def __lt__(self, other: Entry) -> bool:
         return self.instance.instance_id < other.instance.instance_id
@@ -40,9 +42,9 @@ class Entry:
 
 
 class LoadQueue:
-    """Entries in the order of their requests in flight; to begin, to end and to pick one cost the same for any number.
+    """Entries in the order of their requests in flight. The cost of each operation does not depend on their number.
 
-    Among equals the one comes first that has had that number for longest, so that they take turns.
+    Among equals, the entry that has had this number for longest comes first, so that they take turns.
     """
 
     __slots__ = ("_levels", "_lowest", "size", "total")
@@ -67,7 +69,7 @@ class LoadQueue:
         self.total -= entry.in_flight
 
     def shift(self, entry: Entry, by: int) -> None:
-        """`entry` has one request more, or one less. One that was removed keeps its own count alone."""
+        """`entry` has one request more or one less. A removed entry only keeps its own count."""
         present = entry in self._levels[entry.in_flight]
         if present:
             del self._levels[entry.in_flight][entry]
@@ -92,19 +94,30 @@ class LoadQueue:
 
 
 class TableListener(Protocol):
-    """Who wants to hear of changes."""
+    """What a table tells of its changes."""
 
     def table_changed(self, gone: Entry | None) -> None:
-        """The table is another now; `gone` has left it, if it is not None."""
+        """The table has changed; `gone`, if not None, has left it."""
+
+
+class WaitingCalls(Protocol):
+    """What a table asks of the response server, which knows the calls that wait for an instance to dial back."""
+
+    def cancel_instance_streams(self, instance: EndpointInstanceId) -> int:
+        """The instance was removed: fail the calls that wait for it."""
+
+    def clear_instance_tombstone(self, instance: EndpointInstanceId) -> None:
+        """The instance is there again."""
 
 
 class InstanceTable:
-    """What discovery knows of one endpoint, now. Made with `watch`; one event loop, any number of routers.
+    """The instances of one endpoint that discovery lists now. Made with `watch`.
 
-    When an instance is removed, the calls fail that wait for it to answer; when it comes back, it is clean.
+    Owns its watch, which `close` ends. One event loop; any number of push routers share it. When an instance is removed,
+    the calls that wait for it fail; when it comes back, nothing is remembered of it.
     """
 
-    def __init__(self, endpoint: EndpointId, response_server: TcpStreamServer) -> None:
+    def __init__(self, endpoint: EndpointId, response_server: WaitingCalls) -> None:
         self.endpoint = endpoint
         self.entries: list[Entry] = []
         """In ascending order of their ids."""
@@ -118,20 +131,20 @@ class InstanceTable:
         self._watch: Watch | None = None
 
     @classmethod
-    async def watch(cls, endpoint: EndpointId, discovery: Discovery, response_server: TcpStreamServer) -> InstanceTable:
-        """A table that follows `discovery`, and has what is there already. Raises what the backend raises."""
+    async def watch(cls, endpoint: EndpointId, discovery: Discovery, response_server: WaitingCalls) -> InstanceTable:
+        """A table that follows `discovery` and holds what is listed already. Raises what the backend raises."""
         table = cls(endpoint, response_server)
         table._watch = await discovery.watch(endpoint, table.apply)
         return table
 
     def close(self) -> None:
-        """Follow no longer; what the table has it keeps."""
+        """Stop following discovery. The entries stay."""
         if self._watch is not None:
             self._watch.close()
             self._watch = None
 
     def clear(self) -> None:
-        """Let every instance go, as if discovery had removed them all."""
+        """Remove every instance, as if discovery had removed it."""
         for entry in list(self.entries):
             self._remove(entry)
 
@@ -143,16 +156,16 @@ class InstanceTable:
         return self._by_id.get(instance_id)
 
     async def filled(self) -> None:
-        """Wait until there is an instance; how long that may take is the caller's to bound."""
+        """Wait until there is an instance. Without limit: put a timeout around it."""
         while not self.entries:
             await self._filled.wait()
 
     def listen(self, listener: TableListener) -> None:
-        """Tell `listener` of changes, for as long as somebody else holds it."""
+        """Tell `listener` of changes. The reference is weak."""
         self._listeners.add(listener)
 
     def apply(self, event: DiscoveryEvent) -> None:
-        """Follow one event of discovery."""
+        """Apply one event of discovery."""
         known = self._by_id.get(event.instance.instance_id)
         if isinstance(event, Added):
             self._response_server.clear_instance_tombstone(event.instance.endpoint_instance_id)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynamo_fast.context import Context as RequestContext
-from dynamo_fast.egress.push_router import Call, PushRouter, RoutedStream, RouterMode
+from dynamo_fast.egress.call import Call, RoutedStream
+from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.errors import DynamoError, InvalidRequest, SerializationError
 from dynamo_fast.observability import tracing
 from dynamo_fast.runtime.context import Context

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from dynamo_fast.config import PushRouterConfig, TcpClientConfig
 from dynamo_fast.context import Context
 from dynamo_fast.discovery.memory import MemoryDiscovery
+from dynamo_fast.egress.call import RoutedStream
 from dynamo_fast.egress.instance_table import Entry, LoadQueue
-from dynamo_fast.egress.push_router import PushRouter, RoutedStream, RouterMode
+from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.egress.router import AddressedPushRouter
 from dynamo_fast.errors import (
     CannotConnect,
@@ -186,7 +187,7 @@ async def test_the_least_loaded_is_picked_whatever_its_device_and_unless_it_is_a
     router = await routers()
     unload = load(router, _2=1, _3=2)
     assert picks(router, RouterMode.LeastLoaded, 2) == [1, 1]
-    router.failed(router.table.entries[0], CannotConnect("gone"))
+    router.selection.failed(router.table.entries[0], CannotConnect("gone"))
     assert picks(router, RouterMode.LeastLoaded, 2) == [2, 2]
     unload()
 
@@ -216,7 +217,7 @@ async def test_a_cpu_is_picked_while_it_has_less_than_its_share(discovery: Memor
     assert picked() == 1  # 0 < 3 * 1 / (2 * 2)
     unload_more = load(router, _1=1, _2=1)
     assert picked() == 3  # 1 < 4 / 4 does not
-    router.failed(router.table.entries[2], CannotConnect("gone"))
+    router.selection.failed(router.table.entries[2], CannotConnect("gone"))
     assert picked() == 1  # 1 < 3 * 1 / (2 * 1): only those count that can be picked
     await discovery.unregister(record(3))
     assert picked() == 1  # and those that are still there
@@ -353,7 +354,7 @@ async def test_direct_goes_to_the_worker_that_it_names(
         await discovery.register(record(1, other.address))
         await discovery.register(record(2, worker.address))
         router = await routers()
-        router.failed(router.table.entries[1], CannotConnect("it was gone for a moment"))
+        router.selection.failed(router.table.entries[1], CannotConnect("it was gone for a moment"))
         assert router.free_ids() == [1]
         call = asyncio.ensure_future(router.direct("here", 2))
         sent = await worker.request()
@@ -496,11 +497,11 @@ async def test_a_busy_worker_that_leaves_is_no_reason_to_try_later(
     router = await routers()
     busy = ResourceExhausted("Server overloaded: worker at capacity")
     entry = router.table.entries[0]
-    router.failed(entry, busy)
+    router.selection.failed(entry, busy)
     await discovery.unregister(record(1))
     with pytest.raises(Unavailable, match=NOBODY):
         await router.generate(None)
-    router.failed(entry, busy)
+    router.selection.failed(entry, busy)
     with pytest.raises(Unavailable, match=NOBODY):
         await router.generate(None)
 
@@ -534,7 +535,7 @@ async def test_a_worker_that_falls_silent_is_avoided(
 async def test_inhibition_ends_after_its_time(discovery: MemoryDiscovery, routers: Routers) -> None:
     await discovery.register(record(1))
     router = await routers(inhibited_duration=0.05)
-    router.failed(router.table.entries[0], CannotConnect("gone"))
+    router.selection.failed(router.table.entries[0], CannotConnect("gone"))
     assert router.free_ids() == []
     await until(router.free_ids)
 
@@ -542,17 +543,17 @@ async def test_inhibition_ends_after_its_time(discovery: MemoryDiscovery, router
 async def test_inhibition_of_0_seconds_is_none(discovery: MemoryDiscovery, routers: Routers) -> None:
     await discovery.register(record(1))
     router = await routers(inhibited_duration=0.0)
-    router.failed(router.table.entries[0], CannotConnect("gone"))
+    router.selection.failed(router.table.entries[0], CannotConnect("gone"))
     assert router.free_ids() == [1]
 
 
 async def test_a_worker_that_comes_back_is_not_avoided(discovery: MemoryDiscovery, routers: Routers) -> None:
     await discovery.register(record(1))
     router = await routers(inhibited_duration=1000.0)
-    router.failed(router.table.entries[0], CannotConnect("gone"))
+    router.selection.failed(router.table.entries[0], CannotConnect("gone"))
     await discovery.register(record(1, "127.0.0.1:2/x"))
     assert router.free_ids() == [1]
-    router.failed(router.table.entries[0], CannotConnect("gone"))
+    router.selection.failed(router.table.entries[0], CannotConnect("gone"))
     await discovery.unregister(record(1))
     await discovery.register(record(1))
     assert router.free_ids() == [1]
@@ -574,7 +575,7 @@ async def test_what_the_worker_before_it_did_says_nothing_about_a_worker(
 async def test_a_busy_worker_is_asked_again_when_one_of_our_answers_there_ends(
     discovery: MemoryDiscovery, routers: Routers, worker: RawWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynamo_fast.egress.push_router._OVERLOADED_SECONDS", 1000.0)
+    monkeypatch.setattr("dynamo_fast.egress.selection._OVERLOADED_SECONDS", 1000.0)
     await discovery.register(record(1, worker.address))
     router = await routers()
     stream, answer = await begin(router, worker)
@@ -591,7 +592,7 @@ async def test_a_busy_worker_is_asked_again_when_one_of_our_answers_there_ends(
 async def test_a_busy_worker_is_asked_again_after_a_moment(discovery: MemoryDiscovery, routers: Routers) -> None:
     await discovery.register(record(1))
     router = await routers()
-    router.failed(router.table.entries[0], ResourceExhausted("Server overloaded: worker at capacity"))
+    router.selection.failed(router.table.entries[0], ResourceExhausted("Server overloaded: worker at capacity"))
     with pytest.raises(ResourceExhausted, match="All workers are busy") as caught:
         await router.generate(None)
     assert not caught.value.migratable
