@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 
 from dynamo_fast.context import Context
-from dynamo_fast.egress.push_router import RoutedStream
+from dynamo_fast.egress.call import RoutedStream
 from dynamo_fast.egress.response_stream import ResponseStream
 from dynamo_fast.errors import DynamoError
 from dynamo_fast.wire.text import printable

@@ -455,17 +455,17 @@ async def test_a_worker_that_failed_is_avoided_for_its_time(
     pushing: PushRouter, error: DynamoError, seconds: float
 ) -> None:
     first, second = pushing.table.entries
-    pushing.failed(first, error)
+    pushing.selection.failed(first, error)
     assert pushing.free_ids() == [2]
     await clock.advance(seconds / 2)
-    pushing.failed(second, error)
+    pushing.selection.failed(second, error)
     assert pushing.free_ids() == []
     await happens_after(seconds / 2, pushing.free_ids)
     assert pushing.free_ids() == [1]
     await clock.advance(seconds / 2)
     assert pushing.free_ids() == [1, 2]
-    assert not pushing._inhibited
-    assert not pushing._overloaded
+    assert not pushing.selection._inhibited
+    assert not pushing.selection._overloaded
 
 
 @pytest.mark.parametrize(("error", "seconds"), [(FAILED, 5), (BUSY, 0.1)], ids=["inhibited", "overloaded"])
@@ -473,9 +473,9 @@ async def test_a_worker_that_fails_again_is_avoided_for_the_time_again(
     pushing: PushRouter, error: DynamoError, seconds: float
 ) -> None:
     entry = pushing.table.entries[0]
-    pushing.failed(entry, error)
+    pushing.selection.failed(entry, error)
     await clock.advance(seconds * 0.8)
-    pushing.failed(entry, error)
+    pushing.selection.failed(entry, error)
     await happens_after(seconds, lambda: pushing.free_ids() == [1, 2])
 
 
