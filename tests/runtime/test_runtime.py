@@ -87,6 +87,7 @@ async def test_workers_that_share_a_folder_take_turns_and_leave() -> None:
     assert seen == [order[instance_id] for instance_id in sorted(order)] * 2  # ascending, as in 1.6.1
     workers[0].shutdown()
     await asyncio.wait_for(serving[0], LIMIT)
+    await until(lambda: len(client.instance_ids()) == 2)  # the news comes by a thread
     seen = [await (await client.round_robin(None, annotated=False)).__anext__() for _ in range(6)]
     assert Counter(seen) == {1: 3, 2: 3}
     for runtime in (*workers, caller):
