@@ -241,21 +241,21 @@ class TcpClientConfig(_FromEnvironment):
     connect_limit: int = setting("DYN_TCP_GLOBAL_CONNECT_LIMIT", 64, POSITIVE)
     """Connects under way at once, to all workers together."""
     host_idle_ttl: float = setting("DYN_TCP_HOST_IDLE_TTL_SECS", 300.0, seconds())
-    """The connections to a worker are closed after this time without a request."""
+    """The idle time after which the connections to a worker are closed."""
     user_timeout: float = setting("DYNAMO_FAST_TCP_USER_TIMEOUT", 30.0, seconds())
-    """A request connection is lost when the other end's kernel takes nothing for this long (Linux)."""
+    """A request connection fails when the other end's kernel acknowledges no data for this long (Linux)."""
 
 
 @dataclass(frozen=True)
 class PushRouterConfig(_FromEnvironment):
-    """How workers are picked, and avoided (runtime.md 3.1 and 3.3)."""
+    """How workers are selected and inhibited (runtime.md 3.1 and 3.3)."""
 
     inhibited_duration: float = setting("DYN_RUNTIME_INHIBITED_DURATION_SECS", 5.0, seconds(zero=True))
-    """For how long a worker that failed gets no request; 0: it is not avoided at all."""
+    """How long a worker that failed gets no request; 0: it is not inhibited."""
     inactivity_timeout: float | None = setting("DYN_HTTP_BACKEND_STREAM_TIMEOUT_SECS", None, seconds())
     """How long to wait for the next item of an answer; unset: as `ResponseServerConfig.inactivity_timeout`."""
     cuda_to_cpu_ratio: float = setting("DYN_ENCODER_CUDA_TO_CPU_RATIO", 8.0, positive_number)
-    """Device-aware routing: how many requests an accelerator takes for one on a CPU."""
+    """Device-aware routing: requests on an accelerator for each request on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -271,21 +271,21 @@ class ResponseServerConfig(_FromEnvironment):
     max_message_size: int = setting("DYNAMO_FAST_MAX_RESPONSE_SIZE", 256 * MIB, POSITIVE)
     """One frame of an answer (Dynamo has no limit here)."""
     max_buffered_frames: int = setting("DYNAMO_FAST_RESPONSE_BUFFER_FRAMES", 1024, POSITIVE)
-    """Frames that wait for a slow consumer before its connection is no longer read. One read may overshoot it."""
+    """Frames that wait for a slow consumer before reading of its connection pauses. One read may exceed it."""
     max_buffered_bytes: int = setting("DYNAMO_FAST_RESPONSE_BUFFER_BYTES", MIB // 4, POSITIVE)
-    """The same in bytes; always room for one frame. More than this falls out of the processor's cache before it is read."""
+    """The same in bytes; one frame always fits. A larger buffer would not stay in the processor's cache."""
     handshake_timeout: float = setting("DYNAMO_FAST_HANDSHAKE_TIMEOUT", 10.0, seconds())
     """From a worker's connection to its handshake (10 s in Dynamo 1.6)."""
     call_home_timeout: float = setting("DYNAMO_FAST_CALL_HOME_TIMEOUT", 120.0, seconds())
     """From the acknowledgement to the worker's connection, and again from there to its prologue; for a bidirectional
     request once more from there to the connection for its input."""
     call_home_grace: float = setting("DYNAMO_FAST_CALL_HOME_GRACE", 1.0, seconds())
-    """How much longer to wait for the worker's connection once the connection that carried the request is lost."""
+    """How long to wait for the worker's connection after the connection that carried the request is lost."""
     inactivity_timeout: float | None = setting("DYN_HTTP_BACKEND_STREAM_TIMEOUT_SECS", None, seconds())
-    """How long to wait for the next item of an answer; unset: for ever."""
+    """How long to wait for the next item of an answer; unset: without a limit."""
     max_streams: int | None = setting("DYNAMO_FAST_MAX_STREAMS", None, POSITIVE)
-    """Streams that wait for their worker or are open; one more request is refused. Unset: what the limit of open files
-    allows (see `net.descriptors`)."""
+    """Streams that are open or wait for their worker; a further request is refused. Unset: derived from the limit of open
+    files (see `net.descriptors`)."""
     max_pending_connections: int | None = setting("DYNAMO_FAST_MAX_PENDING_CONNECTIONS", None, POSITIVE)
     """Connections that have not said which request they answer, beyond the calls that wait for one; at a further one the
     oldest silent one is reset. Unset: an eighth of the streams, 16 to 1,024."""
@@ -307,11 +307,11 @@ class TcpServerConfig(_FromEnvironment):
     worker_pool_size: int = setting("DYN_TCP_WORKER_POOL_SIZE", 10_000, POSITIVE)
     """Requests that run at once."""
     work_queue_size: int = setting("DYN_TCP_WORK_QUEUE_SIZE", 40_000, POSITIVE)
-    """Requests that wait for one of those to end; a further one is refused."""
+    """Requests that wait for a running one to end; a further one is refused."""
     engine_request_limit: int | None = setting("DYN_ENGINE_REQUEST_LIMIT", None, POSITIVE)
-    """If set, it takes the place of `worker_pool_size`, and `request_queue_limit` that of `work_queue_size`."""
+    """If set, it replaces `worker_pool_size`, and `request_queue_limit` replaces `work_queue_size`."""
     request_queue_limit: int = setting("DYN_DYNAMO_REQUEST_QUEUE_LIMIT", 16, POSITIVE)
-    """Counts the request that is about to run, so that one less can wait (at least one)."""
+    """It includes the request that runs next: one request fewer can wait (but at least one)."""
     max_connections: int = setting("DYNAMO_FAST_MAX_REQUEST_CONNECTIONS", 10_000, POSITIVE)
     """Connections of routers; beyond it, the one that has been silent for longest is closed. At most half of the open
     files that the process may have."""
@@ -327,7 +327,7 @@ class TcpServerConfig(_FromEnvironment):
     frame_timeout: float = setting("DYNAMO_FAST_FRAME_TIMEOUT", 60.0, seconds())
     """From the first byte of a request frame to its last."""
     idle_timeout: float = setting("DYNAMO_FAST_IDLE_TIMEOUT", 900.0, seconds())
-    """A connection without a request for this long is closed. Dynamo's routers let go of theirs before (300 to 450 s)."""
+    """A connection without a request for this long is closed. Dynamo's routers close theirs earlier (300 to 450 s)."""
     user_timeout: float = setting("DYNAMO_FAST_TCP_USER_TIMEOUT", 30.0, seconds())
     """As `TcpClientConfig.user_timeout`, for acknowledgements."""
 
@@ -360,7 +360,7 @@ class WorkerConfig(_FromEnvironment):
     cancel_grace: float = setting("DYNAMO_FAST_CANCEL_GRACE", 1.0, seconds())
     """How long a handler may take to notice that its context was stopped before it is cancelled."""
     leave_delay: float = setting("DYNAMO_FAST_LEAVE_DELAY", 0.2, seconds(zero=True))
-    """How long requests are still taken after a worker left discovery: routers hear of it a moment later."""
+    """How long a worker accepts requests after it left discovery: routers get the news with a delay."""
     response_networks: str = setting("DYNAMO_FAST_RESPONSE_NETWORKS", "", networks)
     """Networks (CIDR, separated by commas) in which the addresses must lie that a requester wants to be dialled at; a
     request with another one is refused. Empty: any address."""
@@ -369,7 +369,7 @@ class WorkerConfig(_FromEnvironment):
 
     @property
     def allowed_networks(self) -> tuple[IpNetwork, ...]:
-        """What `response_networks` says."""
+        """The parsed `response_networks`."""
         return parse_networks(self.response_networks)
 
 
@@ -395,13 +395,13 @@ class InstanceConfig(_FromEnvironment):
 
 @dataclass(frozen=True)
 class HealthCheckConfig(_FromEnvironment):
-    """Whether and how silent endpoints are asked if they still answer (runtime.md 7.2)."""
+    """Health checks of silent endpoints (runtime.md 7.2)."""
 
     enabled: bool = setting("DYN_HEALTH_CHECK_ENABLED", False, truth)
     canary_wait_time: float = setting("DYN_CANARY_WAIT_TIME", 10.0, seconds())
-    """Without an item for this long, an endpoint is asked."""
+    """An endpoint that has sent no item for this long is checked."""
     request_timeout: float = setting("DYN_HEALTH_CHECK_REQUEST_TIMEOUT", 3.0, seconds())
-    """Until the first item of its answer."""
+    """From the check to the first item of its answer."""
 
 
 # Discovery ------------------------------------------------------------------------------------------------------------
@@ -417,7 +417,7 @@ class FileConfig(_FromEnvironment):
 
 @dataclass(frozen=True)
 class EtcdConfig(_FromEnvironment):
-    """How etcd is reached, and how long it remembers a process that says nothing (runtime.md 1.4)."""
+    """How etcd is reached, and how long it keeps the records of a silent process (runtime.md 1.4)."""
 
     endpoints: str = setting("ETCD_ENDPOINTS", "http://localhost:2379")
     """URLs, separated by commas; the next one is tried when one fails."""
@@ -444,15 +444,15 @@ class StatusConfig(_FromEnvironment):
     host: str = setting("DYN_SYSTEM_HOST", "0.0.0.0")  # noqa: S104  # Dynamo's default, once it is switched on
     """As `ResponseServerConfig.host`, or the name of a host."""
     starting_status: str = setting("DYN_SYSTEM_STARTING_HEALTH_STATUS", "notready", choice("ready", "notready"))
-    """The health of the process until it says otherwise itself."""
+    """The health of the process until the program sets it."""
     endpoints: str = setting("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", "", names)
-    """A JSON list of names: if there are any, the process is well if these are ready."""
+    """A JSON list of names. If it is not empty, the process is healthy when these endpoints are ready."""
     health_path: str = setting("DYN_SYSTEM_HEALTH_PATH", "/health")
     live_path: str = setting("DYN_SYSTEM_LIVE_PATH", "/live")
 
     @property
     def endpoint_names(self) -> list[str]:
-        """What `endpoints` says."""
+        """The parsed `endpoints`."""
         return list(json.loads(self.endpoints or "[]"))
 
 

@@ -10,23 +10,23 @@
     |   +-- RequestTooLarge              a request over a limit, refused before it was sent
     |
     +-- ProtocolError (ValueError)       the peer's bytes break the protocol
-    |   +-- CodecError                   the bytes are not the frame that they should be
+    |   +-- CodecError                   the bytes are not a valid frame
     |   |   +-- MessageTooLarge          a length prefix over the limit (either direction)
     |   |   +-- IncompleteMessage        the bytes end before the message does
-    |   |   +-- TrailingBytes            the bytes go on after the message
-    |   |   +-- ChecksumMismatch         the checksum is not the one of the bytes
+    |   |   +-- TrailingBytes            there are bytes after the message
+    |   |   +-- ChecksumMismatch         the checksum does not match the bytes
     |   +-- ControlError                 a control message that is not what the protocol allows here
     |   +-- PayloadError                 a body or item that the payload codec cannot decode
     |
     +-- TransportError (ConnectionError) the network, or a process at its other end, failed
     |   +-- CannotConnect                no connection, or it broke before the acknowledgement
-    |   +-- Disconnected                 the worker went away
+    |   +-- Disconnected                 the connection to the worker was lost
     |   +-- ConnectionTimeout (TimeoutError)   a step of the transport did not happen in time
-    |   +-- ResponseTimeout (TimeoutError)     the worker was silent for too long
+    |   +-- ResponseTimeout (TimeoutError)     the worker sent no item within the limit
     |
     +-- RequestRefused                   the worker's server answered "no"; the handler never ran
-    |   +-- Unavailable                  nobody serves this endpoint there (or anywhere)
-    |   +-- ResourceExhausted            everybody who serves it is busy
+    |   +-- Unavailable                  no worker serves this endpoint
+    |   +-- ResourceExhausted            all workers that serve it are busy
     |
     +-- RemoteError                      the worker's handler, or the worker's server, sent an error
     +-- Cancelled                        the caller's context was killed first
@@ -100,7 +100,7 @@ class DynamoError(Exception):
         return bool(found & reasons.MIGRATABLE) and not found & reasons.NEVER_MIGRATABLE
 
     def chain(self) -> list[DynamoError]:
-        """This error, then its causes, outermost first. Ends at a cycle, should one have been built by hand."""
+        """This error, then its causes, outermost first. Ends where the chain comes back to itself."""
         chain: list[DynamoError] = []
         error: DynamoError | None = self
         while error is not None and error not in chain:
@@ -168,7 +168,7 @@ class ProtocolError(DynamoError, ValueError):
 
 
 class CodecError(ProtocolError):
-    """The bytes are not the frame that they should be."""
+    """The bytes are not a valid frame."""
 
 
 class MessageTooLarge(CodecError):
@@ -185,11 +185,11 @@ class IncompleteMessage(CodecError):
 
 
 class TrailingBytes(CodecError):
-    """The bytes go on after the message."""
+    """There are bytes after the message."""
 
 
 class ChecksumMismatch(CodecError):
-    """The checksum in the prefix is not the one of the bytes."""
+    """The checksum in the prefix does not match the bytes."""
 
 
 class ControlError(ProtocolError):
@@ -213,7 +213,7 @@ class CannotConnect(TransportError):
 
 
 class Disconnected(TransportError):
-    """The worker went away after it had acknowledged the request."""
+    """The connection to the worker was lost after the worker had acknowledged the request."""
 
     error_type, error_class, reason = reasons.DISCONNECTED
 
@@ -225,7 +225,7 @@ class ConnectionTimeout(TransportError, TimeoutError):
 
 
 class ResponseTimeout(TransportError, TimeoutError):
-    """The worker was silent for too long."""
+    """The worker sent no item within the limit."""
 
     error_type, error_class, reason = reasons.RESPONSE_TIMEOUT
 
@@ -282,7 +282,7 @@ class Cancelled(DynamoError):
 
 
 def _rebuild(cls: type[DynamoError], args: tuple[object, ...], state: dict[str, object]) -> DynamoError:
-    """Unpickle an error whose constructor wants keywords (pickle only knows `args`)."""
+    """Unpickle an error whose constructor takes keywords; pickle passes `args` alone."""
     error = cls.__new__(cls, *args)
     error.args = args
     error.__dict__.update(state)

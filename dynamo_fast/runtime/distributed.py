@@ -50,7 +50,7 @@ class DistributedRuntime:
         return from_environment(None)
 
     def endpoint(self, path: str) -> Endpoint:
-        """The endpoint `namespace.component.endpoint`. Raises InvalidAddress (a ValueError) for another path."""
+        """The endpoint `namespace.component.endpoint`. Raises InvalidAddress, a ValueError, for any other form."""
         if not isinstance(path, str):
             raise argument_error("path", path, "PyString")
         return Endpoint(self._hub, EndpointId.parse(path))
