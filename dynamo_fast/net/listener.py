@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -70,6 +71,8 @@ class Listener:
         self._warn_after = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._server: asyncio.AbstractServer | None = None
+        self.unclaimed: deque[socket.socket] = deque()
+        """Connections that asyncio has accepted, and that have no protocol yet, in their order."""
         self.paused = False
         """Whether nothing is accepted, for lack of descriptors."""
         self._socket = listening_socket(ip, port, backlog, user_timeout)
@@ -84,6 +87,8 @@ class Listener:
             self._timer = None
         self._close_server()
         self._socket.close()
+        while self.unclaimed:  # asyncio fails to give these a transport now, and does not close them
+            self.unclaimed.popleft().close()
 
     def open_sockets(self) -> Iterator[int]:
         """The numbers of its open sockets."""
@@ -123,6 +128,8 @@ class Listener:
         self._socket.listen(self._backlog)  # uvloop has told the kernel its own number
 
     def _accepted(self) -> asyncio.BaseProtocol:
+        if self.unclaimed:
+            self.unclaimed.popleft()
         self._before_look -= 1
         if not self._before_look:
             self._look()
@@ -179,12 +186,14 @@ class _Duplicate(socket.socket):
         if self._listener.paused:
             raise BlockingIOError
         try:
-            return super().accept()
+            accepted = super().accept()
         except OSError as error:
             if error.errno not in _OUT_OF_RESOURCES:
                 raise
             self._listener.pause(error)
             raise BlockingIOError from error
+        self._listener.unclaimed.append(accepted[0])
+        return accepted
 
 
 def _next_descriptor() -> int:
