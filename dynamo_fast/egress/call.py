@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
+from dynamo_fast.config import PushRouterConfig
 from dynamo_fast.context import Context
 from dynamo_fast.egress.instance_table import Entry
 from dynamo_fast.egress.request_sender import ManyIn
@@ -15,7 +16,7 @@ from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest, Enc
 from dynamo_fast.errors import DynamoError
 from dynamo_fast.wire.payload import Annotated
 
-__all__ = ["Call", "RoutedStream", "Workers"]
+__all__ = ["Call", "CallOwner", "RoutedStream", "Workers"]
 
 
 class Workers(Protocol):
@@ -31,6 +32,22 @@ class Workers(Protocol):
         """The request to `entry` is over."""
 
 
+class CallOwner(Protocol):
+    """What a call asks of the push router that made it."""
+
+    @property
+    def router(self) -> AddressedPushRouter:
+        """Sends the request to the worker that was picked."""
+
+    @property
+    def selection(self) -> Workers:
+        """Where the worker comes from."""
+
+    @property
+    def config(self) -> PushRouterConfig:
+        """Has the inactivity timeout of its requests."""
+
+
 class Call:
     """One request on its way to its first item: the worker that was picked, and those that were tried before.
 
@@ -42,30 +59,23 @@ class Call:
         "_attempt",
         "_error",
         "_headers",
-        "_inactivity_timeout",
+        "_owner",
         "_request",
         "_retries",
-        "_router",
         "_tried",
-        "_workers",
         "context",
         "entry",
     )
 
     def __init__(
         self,
-        router: AddressedPushRouter,
-        workers: Workers,
+        owner: CallOwner,
         request: Any,
         context: Context,
-        *,
         headers: Mapping[str, str],
         retries: int,
-        inactivity_timeout: float | None,
     ) -> None:
-        self._router = router
-        self._workers = workers
-        self._inactivity_timeout = inactivity_timeout
+        self._owner = owner
         self.context = context
         self.entry: Entry | None = None
         """The worker that has the request; None before that, and when the request is over."""
@@ -93,7 +103,7 @@ class Call:
             instance.endpoint_instance_id,
             codec,
             self._headers,
-            self._inactivity_timeout,
+            self._owner.config.inactivity_timeout,
             instance.transport.kind,
         )
         if stream_of_requests:
@@ -110,7 +120,7 @@ class Call:
                 raise self._error
             assert self._attempt is not None
             try:
-                return await self._router.generate(self._attempt, self.context)
+                return await self._owner.router.generate(self._attempt, self.context)
             except DynamoError as error:
                 if not self.failed(error):
                     raise
@@ -124,12 +134,12 @@ class Call:
         if entry is None:
             return False
         self.release()
-        self._workers.failed(entry, error)
+        self._owner.selection.failed(entry, error)
         if not self._retries or not error.migratable or self.context.is_stopped():
             return False
         self._retries -= 1
         self._tried.add(entry)
-        self.prepare(lambda: self._workers.another(self._tried))
+        self.prepare(lambda: self._owner.selection.another(self._tried))
         return self._error is None
 
     def begun(self) -> None:
@@ -141,7 +151,7 @@ class Call:
         """As `release`, on any thread."""
         if self.entry is None:
             return
-        loop = self._router.response_server.loop
+        loop = self._owner.router.response_server.loop
         if asyncio._get_running_loop() is loop:
             self.release()
         elif not loop.is_closed():
@@ -151,17 +161,17 @@ class Call:
         """The worker does not have this request any more. On the router's event loop only."""
         entry, self.entry = self.entry, None
         if entry is not None:
-            self._workers.ended(entry)
+            self._owner.selection.ended(entry)
 
     def __del__(self) -> None:
         # An answer was dropped, or a call was never sent. The garbage collector may run on any thread; the table belongs
         # to the event loop's thread.
         if self.entry is not None:
-            loop = self._router.response_server.loop
+            loop = self._owner.router.response_server.loop
             if asyncio._get_running_loop() is loop:
                 self.release()
             elif not loop.is_closed():
-                loop.call_soon_threadsafe(self._workers.ended, self.entry)
+                loop.call_soon_threadsafe(self._owner.selection.ended, self.entry)
 
 
 class RoutedStream:

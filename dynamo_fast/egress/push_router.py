@@ -158,15 +158,7 @@ class PushRouter:
         Raises SerializationError; if no worker can be picked, `send` raises.
         """
         selection = self.selection
-        call = Call(
-            self.router,
-            selection,
-            request,
-            Context() if context is None else context,
-            headers=headers or {},
-            retries=retries,
-            inactivity_timeout=self.config.inactivity_timeout,
-        )
+        call = Call(self, request, Context() if context is None else context, headers or {}, retries)
         call.prepare((lambda: selection.named(to)) if isinstance(to, int) else selection.choosers[to])
         return call
 

@@ -33,7 +33,11 @@ class ManyIn:
 
 
 class RequestSender(asyncio.Protocol):
-    """One input: waits for the worker's connection, then writes until the input or the request has ended."""
+    """One input: waits for the worker's connection, then writes until the input or the request has ended.
+
+    Owns that connection and the task that reads the caller's items. The registry makes it; `close`, the end of the items,
+    the context or the loss of the connection ends it.
+    """
 
     def __init__(
         self,
@@ -61,7 +65,7 @@ class RequestSender(asyncio.Protocol):
         return TcpStreamConnectionInfo(address, self.subject, self._context.id(), StreamType.REQUEST)
 
     def dialled(self, transport: asyncio.Transport) -> None:
-        """The worker has dialled: `transport` is this input's from now on."""
+        """The worker has dialled: `transport` belongs to this input from now on."""
         self.is_dialled = True
         self._transport = transport
         close_in_forked_children(self)

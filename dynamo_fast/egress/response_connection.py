@@ -82,10 +82,10 @@ class ConnectionOwner(Protocol):
 
 
 class ResponseConnection(DataFrameProtocol):
-    """A worker's connection: bytes to frames, frames to events, events to what the table says.
+    """A worker's connection: messages become events, and events become the actions of the table.
 
-    The event loop makes one for each connection that is accepted. Its handshake names the receiver that it serves; it
-    ends when the machine is closed and the transport is lost.
+    Owns its transport, and its receiver once the handshake has named it. The listener makes one for each connection that
+    is accepted; the event loop and the receiver call it. It ends when the transport is lost.
     """
 
     __slots__ = ("_machine", "_paused", "_receiver", "_server")
@@ -175,7 +175,7 @@ class ResponseConnection(DataFrameProtocol):
         try:
             handshake = CallHomeHandshake.decode(message.header)
         except ControlError:
-            self.step(Event.VIOLATION)  # whoever dialled is not told why: it is reset, and the caller waits on
+            self.step(Event.VIOLATION)  # the connection is reset without a reason; the caller goes on waiting
             return
         if handshake.stream_type is _REQUEST and (sender := self._server.take_input(handshake.subject)):
             self._become_input(sender)
@@ -184,7 +184,7 @@ class ResponseConnection(DataFrameProtocol):
         self.step(Event.VIOLATION if self._receiver is None else _DIALLED)
 
     def _become_input(self, sender: RequestSender) -> None:
-        """It is no response stream: another protocol has this connection from now on."""
+        """The connection carries the input of a request: hand it over to `sender`."""
         self._server.strangers.discard(self)
         self._server.connections.discard(self)
         sender.dialled(self._transport)
@@ -262,7 +262,7 @@ class ResponseConnection(DataFrameProtocol):
             self._receiver.end(error)
 
     def is_silent(self) -> bool:
-        """Whether nothing that the other end has sent waits to be read."""
+        """Whether no bytes wait to be read."""
         if not hasattr(select, "poll"):  # Windows
             return True
         poll = select.poll()
@@ -275,8 +275,8 @@ class ResponseConnection(DataFrameProtocol):
         self._reset(None)
 
     def _reset(self, _: BaseException | None) -> None:
-        # A worker takes an end of file for "the requester has finished writing", and goes on; a reset stops it.
-        with contextlib.suppress(OSError):  # the connection may be gone already, which is as good
+        # To a worker, an end of file means that the requester has finished writing; only a reset stops it.
+        with contextlib.suppress(OSError):  # the connection may be gone already
             self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
         self._transport.abort()
 
@@ -288,7 +288,7 @@ class ResponseConnection(DataFrameProtocol):
             self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Every frame was taken: read on."""
+        """All frames were taken: read again."""
         if self._paused and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
@@ -313,8 +313,8 @@ EXECUTORS: dict[Action, Callable[[ResponseConnection, Any], None]] = {
 def _prologue_error(text: str, typed_error: RemoteError | None) -> DynamoError:
     """The error of a handler that could not be started (transport.md 5.3).
 
-    One that is the caller's fault is raised as the worker wrote it; any other says that this worker cannot serve, with
-    the worker's error, if it sent one, as its cause.
+    An error that is the caller's fault is raised as the worker sent it. Any other becomes CannotConnect, with the worker's
+    error, if it sent one, as its cause.
     """
     if typed_error is not None and typed_error.error_class == "InvalidRequest":
         return typed_error

@@ -1,10 +1,10 @@
 """`ResponseReceiver`: one request's answer at the router, from its registration to its end.
 
-It is where three parties meet that do not wait for each other: the request connection (the acknowledgement), the
-response connection that the worker dials back with (which may come before the acknowledgement), and the caller.
-One future, `established`, tells the caller how the first two turned out; then one deque carries the frames.
+Three parties meet here, and none waits for another: the request connection (the acknowledgement), the response connection
+that the worker dials (which may come before the acknowledgement), and the caller. One future, `established`, tells the
+caller the result of the first two; then one deque carries the frames.
 
-No task belongs to a request. The connections, the context and the timers call the methods below.
+A request has no task of its own. The connections, the context and the timers call the methods below.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class StreamOwner(Protocol):
 class ResponseReceiver:
     """One registered response stream: its subject, its waiting caller, and the frames that have come.
 
-    Owned by the registry until its worker has dialled, then by its connection, and by the caller's stream all the time;
-    `end` parts it from all of them.
+    The registry holds it until its worker has dialled, then its connection; the caller's stream holds it all the time.
+    `end` ends it and releases it from the others.
     """
 
     __slots__ = (
@@ -102,9 +102,9 @@ class ResponseReceiver:
         self.established: asyncio.Future[None] = owner.loop.create_future()
         """Done when the request is acknowledged and the worker's handler started; or the error that came instead."""
         self.frames: deque[bytes | memoryview] = deque()
-        """Wrapped items that nobody has taken yet."""
+        """Wrapped items that the caller has not taken yet."""
         self.unread = 0
-        """Bytes that came since the frames were last all taken: at least what they hold."""
+        """Bytes that were read since the deque was last empty: an upper bound of what the frames hold."""
         self.ended = False
         """Whether no more frames will come."""
         self.error: BaseException | None = None
@@ -130,7 +130,7 @@ class ResponseReceiver:
     # The request connection -------------------------------------------------------------------------------------
 
     def follow(self, ack: asyncio.Future[Ack], timing: RequestTiming) -> None:
-        """Take the acknowledgement of the request from `ack`, whenever it comes; `timing` is told how it goes."""
+        """Wait for the acknowledgement of the request, and report it and the first item to `timing`."""
         self.on_first_frame = timing.first_item
         self._timing = timing
         ack.add_done_callback(self._on_ack)
@@ -138,7 +138,7 @@ class ResponseReceiver:
     def _on_ack(self, ack: asyncio.Future[Ack]) -> None:
         self._timing.acknowledged()
         if self.established.done():
-            ack.cancelled() or ack.exception()  # nobody waits any more: the error was seen
+            ack.cancelled() or ack.exception()  # the call has ended: mark the error as retrieved
         elif ack.cancelled():
             self.fail(Disconnected("The request was dropped before it was acknowledged"))
         elif (error := ack.exception()) is not None:
@@ -155,7 +155,7 @@ class ResponseReceiver:
             self._establish_if_complete()
 
     def _request_connection_lost(self) -> None:
-        # The worker may have dialled already, and its connection be on its way to us: hence the grace.
+        # The worker may have dialled before, and its connection may be about to be accepted: hence the grace.
         if not self.established.done() and self._connection is None:
             self._owner.orphans.add(self)
 
@@ -167,7 +167,7 @@ class ResponseReceiver:
     # The response connection -------------------------------------------------------------------------------------
 
     def dialled(self, connection: StreamConnection) -> None:
-        """The worker has dialled back: `connection` is this stream's from now on."""
+        """The worker has dialled: `connection` belongs to this stream from now on."""
         self._connection = connection
         if self._acknowledged:
             self._forget_request_connection()
@@ -178,7 +178,7 @@ class ResponseReceiver:
             self._context_changed()
 
     def ready(self) -> None:
-        """The prologue has come, and it was good."""
+        """The prologue has come, and the handler was started."""
         self._ready = True
         self._owner.call_home.discard(self)
         if self.sender is not None and not self.sender.is_dialled:
@@ -190,7 +190,7 @@ class ResponseReceiver:
             self.established.set_result(None)
 
     def wake(self) -> None:
-        """Frames have come, or the end has."""
+        """Wake the caller: frames have come, or the stream has ended."""
         if self._waiters:
             for waiter in self._waiters:
                 if not waiter.done():
@@ -212,10 +212,10 @@ class ResponseReceiver:
                 self._owner.call_home.discard(self)
                 self._owner.forget_input(self.sender)
             self.wake()
-            self._connection = None  # they hold each other: without this only the garbage collector would part them
+            self._connection = None  # break the reference cycle
 
     def fail(self, error: BaseException) -> None:
-        """The call fails with `error`, unless it has its stream already; the worker is told, if there is one."""
+        """Fail the call with `error`, unless it has its stream already. A worker that has dialled is told to stop."""
         if not self.established.done():
             self.established.set_exception(error)
         self.drop()
@@ -223,7 +223,7 @@ class ResponseReceiver:
     # The caller --------------------------------------------------------------------------------------------------
 
     def readable(self) -> asyncio.Future[None]:
-        """Done when there are frames, or the end. Called when all frames were taken: lets the socket be read again."""
+        """Done when there are frames, or at the end. Called when all frames were taken: resumes reading the socket."""
         if self._inactivity is not None and (self.unread or self._silent_since is None):
             self._silent_since = self._owner.loop.time()
         self.unread = 0
@@ -234,9 +234,9 @@ class ResponseReceiver:
         return waiter
 
     def limit_inactivity(self, seconds: float) -> None:
-        """From now on, end the answer with ResponseTimeout when its next frame is waited for and does not come in time.
+        """From now on, end the answer with ResponseTimeout if the caller waits longer than that for the next frame.
 
-        One timer for the whole stream, which looks at the clock when it fires: nothing is done for an item.
+        One timer serves the whole stream and looks at the clock when it fires, so that an item costs nothing.
         """
         if self.ended:
             return
@@ -249,7 +249,7 @@ class ResponseReceiver:
     def _look_for_silence(self) -> None:
         assert self._inactivity is not None
         now = self._owner.loop.time()
-        # Frames that the caller has not taken, or no wait: the next wait begins at the earliest now.
+        # If there are frames that the caller has not taken, or it does not wait, its next wait begins now or later.
         waits = self._silent_since is not None and not self.unread
         due = (self._silent_since if waits else now) + self._inactivity  # type: ignore[operator]  # `waits` says so
         if due > now + 0.001:  # uvloop's clock has whole milliseconds
@@ -258,7 +258,7 @@ class ResponseReceiver:
             self._connection.step(Event.TIMEOUT, ResponseTimeout("backend response inactivity timeout"))
 
     def drop(self) -> None:
-        """Nobody wants the answer any more: the worker is told to quit."""
+        """The consumer is gone: tell the worker to stop."""
         self.frames.clear()
         if self.ended:
             return
@@ -268,7 +268,7 @@ class ResponseReceiver:
         self.end()
 
     def input_failed(self, error: BaseException) -> None:
-        """The caller's own input raised `error`: it is the caller's to hear, and the worker is told to quit."""
+        """The caller's own input raised `error`: raise it at the caller, and tell the worker to stop."""
         self.input_error = error
         if not self.established.done():
             self.established.set_exception(error)
@@ -304,8 +304,8 @@ class ResponseReceiver:
 def refusal(text: str) -> RequestRefused:
     """The error that a non-empty acknowledgement is.
 
-    Dynamo's own routers take a text that they do not know for success, and wait for ever (transport.md 2.4); here every
-    text is a refusal.
+    Dynamo's own routers treat an unknown text as success, and wait without limit (transport.md 2.4); here every text is a
+    refusal.
     """
     if text.startswith("Server overloaded:"):
         return ResourceExhausted(text)

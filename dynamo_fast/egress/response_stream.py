@@ -22,8 +22,8 @@ class ResponseStream:
         async for item in stream:
             print(item.data())
 
-    The answer has ended well only if the worker said so; everything else is raised, once, and then the iterator is
-    exhausted (transport.md 5.2):
+    The answer is complete only if the worker said so. Any other end is raised once, and then the iterator is exhausted
+    (transport.md 5.2):
 
     * RemoteError: the worker's handler failed (the items before it were good);
     * Disconnected: the stream ended before the answer did, because the worker died or broke the protocol
@@ -76,7 +76,7 @@ class ResponseStream:
                 except UNREADABLE:
                     wrapper = self._decode_item(frame)
                 item = wrapper.data
-                # Nearly every frame is a plain item; the rest is looked at with more care.
+                # Nearly every frame is a plain item; `_unusual` handles the rest.
                 if item is None or item._event == "error" or wrapper.complete_final or self._final_seen:
                     item = self._unusual(wrapper)
                 if item is not None:
@@ -88,7 +88,7 @@ class ResponseStream:
         raise StopAsyncIteration
 
     def _decode_item(self, frame: bytes | memoryview) -> NetworkStreamWrapper:
-        """Another look, which forgives what Dynamo forgives, and says what is wrong otherwise. Raises PayloadError."""
+        """Decode with the rules of Dynamo, which accept more. Raises PayloadError, which says what is wrong."""
         try:
             return self._payload_codec.decode_item(frame)
         except PayloadError:
@@ -101,9 +101,8 @@ class ResponseStream:
             self._fail(ProtocolError("Response received after generation ended - this should never happen"))
         self._final_seen = wrapper.complete_final
         if self._final_seen and not self._receiver.ended:
-            self._receiver.limit_inactivity(
-                _SENTINEL_SECONDS
-            )  # the answer is complete, whether the sentinel comes or not
+            # The answer is complete, with or without the sentinel: wait for it a moment only.
+            self._receiver.limit_inactivity(_SENTINEL_SECONDS)
         item = wrapper.data
         if item is not None:
             error = item.error()

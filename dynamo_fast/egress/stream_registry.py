@@ -1,6 +1,6 @@
 """`StreamRegistry`: the response streams of a router, from their registration to their end (transport.md 4.1, 5.5).
 
-A request registers a subject, a random text that the worker names when it dials. The first handshake with a subject takes
+A request registers a subject: a random text that the worker sends when it dials. The first handshake with a subject takes
 the stream, so a subject is used once. Connections whose handshake has not come are *strangers*: they have a limit of their
 own, well below that of the streams.
 """
@@ -123,13 +123,13 @@ class StreamRegistry:
         return self._waiting.pop(subject, None)
 
     def forget(self, receiver: ResponseReceiver) -> None:
-        """Let go of a stream that has ended before its worker began to answer."""
+        """Remove a stream that has ended before its worker began to answer."""
         self._waiting.pop(receiver.subject, None)
         self.call_home.discard(receiver)
         self.orphans.discard(receiver)
 
     def forget_input(self, sender: RequestSender) -> None:
-        """Let go of the input of a stream that has ended."""
+        """Remove and end the input of a stream that has ended."""
         self._inputs.pop(sender.subject, None)
         sender.close()
 
@@ -148,14 +148,14 @@ class StreamRegistry:
     # Strangers --------------------------------------------------------------------------------------------
 
     def limit_strangers(self) -> None:
-        """Reset the connection that has been silent for longest, if there are too many whose handshake has not come.
+        """If there are too many strangers, reset the one that has been silent for longest.
 
-        As many as there are calls that wait for their worker may be workers of ours: only those beyond count.
+        One stranger for each call that waits for its worker may be such a worker: only those beyond that number count.
         """
         if len(self.strangers) <= self.max_strangers + len(self._waiting):
             return
         oldest = list(islice(self.strangers, _STRANGERS_TO_LOOK_AT))
-        # After a pause of the loop the handshakes of many may be here, and not be read yet.
+        # After a pause of the event loop, many handshakes may have arrived that are not read yet.
         silent = next((each for each in oldest if each.is_silent()), oldest[0])
         silent.step(Event.TIMEOUT)
         now = self.loop.time()
@@ -196,7 +196,7 @@ class StreamRegistry:
         return len(receivers)
 
     def clear_instance_tombstone(self, instance: EndpointInstanceId) -> None:
-        """The worker is back."""
+        """The worker is in discovery again."""
         self._tombstones.pop(instance, None)
 
     def _is_tombstoned(self, instance: EndpointInstanceId) -> bool:

@@ -2,8 +2,8 @@
 
     12:00:00.123 < 127.0.0.1:45921 TwoPartMessage(header=b'"sentinel"', data=b'')
 
-Decided once, when this is imported: a program that does not ask for it pays for one look at a constant in each read.
-`dynamo-fast tap` shows both directions of programs that cannot be started again.
+Decided once, at import: without it, each read costs one look at a constant. `dynamo-fast tap` shows both directions, also
+of programs that are running already.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class DataFrameProtocol(FrameProtocol[TwoPartMessage]):
     _decoder: TwoPartDecoder
 
     def __init__(self, decoder: TwoPartDecoder) -> None:
-        super().__init__(decoder)
+        self._decoder = decoder  # as the base: one call less for each response connection
         self._sink: deque[bytes | memoryview] | None = None
 
     def data_received(self, data: bytes) -> None:

@@ -8,7 +8,6 @@ import errno
 import os
 import socket
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -71,8 +70,6 @@ class Listener:
         self._warn_after = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._server: asyncio.AbstractServer | None = None
-        self._unserved: deque[socket.socket] = deque()
-        """Connections that the event loop has accepted and not asked a protocol for; uvloop has none."""
         self.paused = False
         """Whether nothing is accepted, for lack of descriptors."""
         self._socket = listening_socket(ip, port, backlog, user_timeout)
@@ -88,8 +85,6 @@ class Listener:
         # A connection that was accepted in this turn gets its transport in the next, as long as its server is open.
         self._loop.call_soon(self._close_server)
         self._socket.close()
-        while self._unserved:  # asyncio drops them, and leaves them open
-            self._unserved.popleft().close()
 
     def open_sockets(self) -> Iterator[int]:
         """The numbers of its open sockets."""
@@ -129,8 +124,6 @@ class Listener:
         self._socket.listen(self._backlog)  # uvloop has told the kernel its own number
 
     def _accepted(self) -> asyncio.BaseProtocol:
-        if self._unserved:
-            self._unserved.popleft()
         self._before_look -= 1
         if not self._before_look:
             self._look()
@@ -188,14 +181,12 @@ class _Duplicate(socket.socket):
         if self._listener.paused or self._listener.is_closed():
             raise BlockingIOError
         try:
-            accepted = super().accept()
+            return super().accept()
         except OSError as error:
             if error.errno not in _OUT_OF_RESOURCES:
                 raise
             self._listener.pause(error)
             raise BlockingIOError from error
-        self._listener._unserved.append(accepted[0])
-        return accepted
 
 
 def _next_descriptor(beside: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""What both ends do with TCP sockets: options, and that a forked child does not hold them."""
+"""TCP sockets of both ends: keep-alive options, and closing them in forked children."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ __all__ = ["SocketHolder", "close_in_forked_children", "descriptors_of", "keep_a
 
 
 class SocketHolder(Protocol):
-    """What owns sockets for as long as it lives: a server, a client."""
+    """An owner of sockets: a server or a client."""
 
     def open_sockets(self) -> Iterable[int]:
-        """The descriptor numbers of its open sockets; a negative one is passed over."""
+        """The descriptor numbers of its open sockets; negative numbers are ignored."""
 
 
 _holders: weakref.WeakSet[SocketHolder] = weakref.WeakSet()
 
 
 def close_in_forked_children(holder: SocketHolder) -> None:
-    """Close the sockets of `holder` in every child that this process forks, for as long as it lives.
+    """Close the sockets of `holder` in every child that this process forks, while `holder` exists.
 
-    A child that lives on would keep them open when this process dies: its peers would not hear of it, and its ports
-    would stay taken. The holder is asked at the fork, so that a socket costs nothing.
+    A child would keep them open after this process has died: its peers would not notice, and its ports would stay in use.
+    The holder is asked at the fork, so that nothing is done for each socket.
     """
     _holders.add(holder)
 
 
 def descriptors_of(transports: Iterable[asyncio.BaseTransport | None]) -> Iterable[int]:
-    """The descriptor numbers of those transports that are open."""
+    """The descriptor numbers of the transports that are open."""
     for transport in transports:
         if transport is not None and not transport.is_closing():  # uvloop does not forget the number of a closed one
             yield transport.get_extra_info("socket").fileno()
@@ -44,7 +44,7 @@ def _close_sockets_of_the_parent() -> None:
     for holder in list(_holders):
         for number in list(holder.open_sockets()):
             if number >= 0:
-                # Not closed: the child's copy of a transport may close its number later, which would be another file's.
+                # Replaced, not closed: a transport's copy in the child may close this number when another file has it.
                 os.dup2(null, number, inheritable=False)
     os.close(null)
 
@@ -63,14 +63,14 @@ _KEEP_ALIVE = [
 
 
 def keep_alive(endpoint: socket.socket, user_timeout: float | None = None) -> None:
-    """Have the kernel notice within a minute that the machine at the other end is gone. Does nothing if it is known to be.
+    """Let the kernel notice within a minute that the machine at the other end is gone. No effect on a lost connection.
 
-    With `user_timeout` a connection is lost when what was written has not been acknowledged for so many seconds, or when
-    the other end has had no room for it for as long (TCP_USER_TIMEOUT: Linux only). Connections that are accepted inherit
-    all of this from the listening socket.
+    With `user_timeout`, in seconds, a connection is lost when written bytes were not acknowledged for that long, or when
+    the other end had no room for them for that long (TCP_USER_TIMEOUT, Linux only). Accepted connections inherit these
+    options from the listening socket.
     """
-    # An event loop's stand-in for a socket would make a real one for each of these calls, and so cost as much as they.
-    # (Of which family is of no matter here, and takes a while to ask.)
+    # The event loop's wrapper would make a real socket for each of these calls, which doubles their cost. (The family
+    # does not matter here, and asking for it takes time.)
     real = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=endpoint.fileno())
     try:
         with contextlib.suppress(OSError):  # some systems do not take it for a connection that was just reset

@@ -172,3 +172,31 @@ async def test_a_listener_that_is_closed_at_once_opens_nothing() -> None:
     await listener._opening
     with socket.socket() as again:
         again.bind(("127.0.0.1", listener.port))
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_connection_that_is_accepted_while_the_listener_closes_is_closed(turns: int) -> None:
+    """asyncio needs a turn of the loop between accepting a connection and giving it a protocol."""
+
+    class Closing(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            if closed:
+                transport.close()
+            else:
+                made.append(transport)
+
+    closed = False
+    made: list[asyncio.BaseTransport] = []
+    listener = Listener("127.0.0.1", 0, 10, Closing)
+    await listener._opening
+    with socket.create_connection(("127.0.0.1", listener.port)) as dialled:
+        dialled.setblocking(False)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        closed = True
+        listener.close()
+        for transport in made:
+            transport.close()
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(dialled, 1), 30) == b""
+    assert not listener.unclaimed

@@ -1,0 +1,303 @@
+"""The connections to one worker process: the pool of `TcpRequestClient` (transport.md 2.4).
+
+A connection carries many requests at once; the worker acknowledges them in order, so a queue of futures is all the
+matching that is needed. Another connection to the same worker is opened only when each of the present ones has
+`channel_buffer` requests unacknowledged, or is *retired*: an acknowledgement on it did not come in time. No new request
+is written to a retired connection, and it is closed when nothing waits on it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from dynamo_fast.codec import TcpResponseDecoder, TcpResponseMessage
+from dynamo_fast.config import TcpClientConfig
+from dynamo_fast.egress.request_client import Ack
+from dynamo_fast.errors import CannotConnect, CodecError, ConnectionTimeout, ResourceExhausted
+from dynamo_fast.net.connector import Connector
+from dynamo_fast.net.frame_protocol import FrameProtocol
+from dynamo_fast.observability.metrics import RequestPlaneMetrics
+from dynamo_fast.wire.address import join_host_port
+
+__all__ = ["PendingRequest", "PoolOwner", "PooledConnection", "WorkerPool"]
+
+
+class PoolOwner(Protocol):
+    """What a pool and its connections ask of the client."""
+
+    loop: asyncio.AbstractEventLoop
+    config: TcpClientConfig
+    metrics: RequestPlaneMetrics
+    connector: Connector
+    connects: asyncio.Semaphore
+    """Held by each dial: limits how many there are at once."""
+
+    def settled(self, request: PendingRequest) -> None:
+        """The request is acknowledged or has failed."""
+
+
+class PendingRequest:
+    """A request between the call and its acknowledgement.
+
+    Owned by its pool until it is written, then by its connection. It ends when `future` is done.
+    """
+
+    __slots__ = ("_client", "_peer", "connection", "frame", "future")
+
+    def __init__(self, client: PoolOwner, peer: str, frame: bytes) -> None:
+        self._client = client
+        self._peer = peer
+        self.connection: PooledConnection | None = None
+        """The connection that it was written to."""
+        self.frame = frame
+        self.future: asyncio.Future[Ack] = client.loop.create_future()
+
+    def acknowledge(self, ack: Ack) -> None:
+        """Its acknowledgement has come."""
+        self._client.settled(self)
+        if not self.future.done():
+            self._client.metrics.tcp_bytes_received += len(ack.text)
+            self.future.set_result(ack)
+
+    def fail(self, cause: BaseException | None) -> None:
+        """Its connection could not be made, or is lost."""
+        self._client.settled(self)
+        if not self.future.done():
+            self._client.metrics.tcp_errors += 1
+            error = CannotConnect(f"TCP connection to {self._peer} failed")
+            error.__cause__ = cause
+            self.future.set_exception(error)
+
+    def refuse(self, waiting: int) -> None:
+        """Too many requests wait for a connection."""
+        self._client.settled(self)
+        self.future.set_exception(
+            ResourceExhausted(f"{waiting} requests wait for a connection to {self._peer} already: try again later")
+        )
+
+    def time_out(self) -> None:
+        """Its acknowledgement did not come in time."""
+        if not self.future.done():
+            self._client.metrics.tcp_errors += 1
+            self.future.set_exception(ConnectionTimeout(f"TCP request to {self._peer} timed out"))
+        if self.connection is not None:
+            self.connection.retire()
+
+
+class WorkerPool:
+    """The connections to one worker process, and the requests that wait for room on one of them.
+
+    Owns both. The client submits requests and closes it; the connections tell it when they have room or are lost.
+    """
+
+    __slots__ = (
+        "_client",
+        "_connect_task",
+        "_host",
+        "_last_used",
+        "_next",
+        "_port",
+        "_waiting",
+        "connections",
+        "peer",
+    )
+
+    def __init__(self, client: PoolOwner, host: str, port: int) -> None:
+        self._client = client
+        self._host = host
+        self._port = port
+        self.peer = join_host_port(host, port)
+        self.connections: list[PooledConnection] = []
+        self._next = 0
+        self._waiting: deque[PendingRequest] = deque()
+        self._connect_task: asyncio.Task[None] | None = None
+        self._last_used = 0.0
+
+    def submit(self, request: PendingRequest) -> None:
+        """Send `request` now if a connection has room, else queue it."""
+        self._last_used = self._client.loop.time()
+        connection = None if self._waiting else self._with_room()
+        if connection is not None:
+            connection.send(request)
+            return
+        if len(self._waiting) >= self._client.config.max_waiting:
+            request.refuse(len(self._waiting))
+            return
+        self._waiting.append(request)
+        self._grow()
+
+    def dispatch(self) -> None:
+        """There may be room: send queued requests."""
+        while self._waiting:
+            if self._waiting[0].future.done():  # the caller gave it up
+                self._waiting.popleft()
+                continue
+            connection = self._with_room()
+            if connection is None:
+                self._grow()
+                return
+            connection.send(self._waiting.popleft())
+
+    def is_idle(self, unused_since: float) -> bool:
+        """Whether no request was sent since then, and none is under way."""
+        busy = self._waiting or self._connect_task or any(not each.is_idle() for each in self.connections)
+        return self._last_used < unused_since and not busy
+
+    def remove(self, connection: PooledConnection) -> None:
+        """The connection is lost."""
+        if connection in self.connections:
+            self.connections.remove(connection)
+        self.dispatch()
+
+    def close(self) -> None:
+        """Close the connections; requests that wait fail with CannotConnect."""
+        if self._connect_task is not None:
+            self._connect_task.cancel()
+        self._fail_waiting(None)
+        for connection in list(self.connections):
+            connection.close()
+
+    def _with_room(self) -> PooledConnection | None:
+        """The next connection, in turn, that can take a request."""
+        count = len(self.connections)
+        for offset in range(count):
+            index = (self._next + offset) % count
+            connection = self.connections[index]
+            if connection.has_room():
+                self._next = index + 1
+                return connection
+        return None
+
+    def _grow(self) -> None:
+        """Open one more connection if each of the present ones is full or retired."""
+        full = all(connection.is_full() or connection.retired for connection in self.connections)
+        if self._connect_task is None and full and len(self.connections) < self._client.config.pool_size:
+            self._connect_task = self._client.loop.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        client = self._client
+        try:
+            async with client.connects:
+                transport, connection = await client.connector.dial(
+                    self._host, self._port, lambda: PooledConnection(client, self)
+                )
+                if transport.is_closing():  # lost before this task had its turn: it has left the pool already
+                    raise ConnectionResetError("the worker closed the connection at once")
+        except OSError as error:  # ConnectionTimeout, too
+            self._connect_task = None
+            if not self.connections:
+                self._fail_waiting(error)
+            return
+        self._connect_task = None
+        self.connections.append(connection)
+        self.dispatch()
+
+    def _fail_waiting(self, cause: BaseException | None) -> None:
+        while self._waiting:
+            self._waiting.popleft().fail(cause)
+
+
+class PooledConnection(FrameProtocol[TcpResponseMessage]):
+    """One connection to a worker: request frames out, acknowledgements in.
+
+    Owns the requests that it has written and that are not acknowledged. Its pool sends on it; `close`, or the loss of the
+    connection, ends it.
+    """
+
+    __slots__ = ("_client", "_on_lost", "_paused", "_pool", "_unacknowledged", "retired")
+
+    _transport: asyncio.Transport
+
+    def __init__(self, client: PoolOwner, pool: WorkerPool) -> None:
+        super().__init__(TcpResponseDecoder(client.config.max_message_size))
+        self._client = client
+        self._pool = pool
+        self._unacknowledged: deque[PendingRequest] = deque()
+        self._paused = False
+        self._on_lost: set[Callable[[], None]] = set()
+        self.retired = False
+        """Whether an acknowledgement did not come in time: the worker, or the network on the way, may not respond."""
+
+    def has_room(self) -> bool:
+        """Whether a request may be sent now."""
+        return not self._paused and not self.retired and not self.is_full() and not self._transport.is_closing()
+
+    def is_full(self) -> bool:
+        """Whether `channel_buffer` requests are unacknowledged."""
+        return len(self._unacknowledged) >= self._client.config.channel_buffer
+
+    def is_idle(self) -> bool:
+        """Whether no acknowledgement and no call home is expected."""
+        return not self._unacknowledged and not self._on_lost
+
+    def retire(self) -> None:
+        """Send no new request on it, and close it as soon as nothing waits on it."""
+        self.retired = True
+        self._close_if_unused()
+        self._pool.dispatch()
+
+    def on_lost(self, callback: Callable[[], None]) -> None:
+        """See RequestConnection."""
+        if self._transport.is_closing():
+            callback()
+        else:
+            self._on_lost.add(callback)
+
+    def off_lost(self, callback: Callable[[], None]) -> None:
+        """See RequestConnection."""
+        self._on_lost.discard(callback)
+        if self.retired:
+            self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
+        if not self._on_lost and all(request.future.done() for request in self._unacknowledged):
+            self.close()
+
+    def send(self, request: PendingRequest) -> None:
+        """Write a request."""
+        self._unacknowledged.append(request)
+        request.connection = self
+        self._transport.write(request.frame)
+        self._client.metrics.tcp_bytes_sent += len(request.frame)
+        request.frame = b""  # the transport has it: do not hold a large one until the acknowledgement
+
+    def close(self) -> None:
+        """Close now; requests that were not acknowledged fail with CannotConnect."""
+        self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        while self._unacknowledged:
+            self._unacknowledged.popleft().fail(error)
+        callbacks, self._on_lost = self._on_lost, set()
+        for callback in callbacks:
+            callback()
+        self._pool.remove(self)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._pool.dispatch()
+
+    def message_received(self, message: TcpResponseMessage) -> None:
+        if self._unacknowledged:
+            self._unacknowledged.popleft().acknowledge(Ack(bytes(message.data), self))
+        else:
+            self._transport.abort()  # it acknowledges no request: the other end is no Dynamo worker
+
+    def stream_failed(self, error: CodecError) -> None:
+        self._transport.abort()
+
+    def read_finished(self, size: int) -> None:
+        if self._decoder.pending and not self._unacknowledged:
+            self._transport.abort()  # the rest would be taken for the acknowledgement of the next request
+        elif self.retired:
+            self._close_if_unused()
+        self._pool.dispatch()
