@@ -199,4 +199,3 @@ async def test_a_connection_that_is_accepted_while_the_listener_closes_is_closed
             transport.close()
         with contextlib.suppress(ConnectionResetError):
             assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(dialled, 1), 30) == b""
-    assert not listener.unclaimed
