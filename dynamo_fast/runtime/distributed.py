@@ -9,6 +9,7 @@ from typing import Any
 from dynamo_fast.config import RuntimeConfig, refuse_tls
 from dynamo_fast.discovery.connect import check_kind, connect
 from dynamo_fast.errors import InvalidConfig
+from dynamo_fast.ingress.worker import REQUEST_SERVERS
 from dynamo_fast.runtime.endpoint import Endpoint
 from dynamo_fast.runtime.exceptions import NotOffered, argument_error
 from dynamo_fast.runtime.hub import Hub
@@ -42,7 +43,7 @@ class DistributedRuntime:
         refuse_tls()
         _check_planes(request_plane, event_plane, response_plane)
         self._event_loop = event_loop
-        self._hub = Hub(event_loop, connect(discovery_backend))
+        self._hub = Hub(event_loop, connect(discovery_backend), request_plane)
 
     @staticmethod
     def detached() -> DistributedRuntime:
@@ -98,7 +99,7 @@ def from_environment(event_loop: Any) -> DistributedRuntime:
 def _check_planes(request_plane: str, event_plane: str | None, response_plane: str | None) -> None:
     if request_plane == "nats":
         raise NotOffered("the request plane 'nats' is not offered: use 'tcp', which all releases of Dynamo speak")
-    if request_plane != "tcp":
+    if request_plane not in REQUEST_SERVERS:
         raise InvalidConfig(f"Invalid request plane mode: '{request_plane}'. Valid options are: 'nats', 'tcp'")
     if event_plane not in (None, "nats", "zmq"):
         raise InvalidConfig(f"Invalid event_plane value '{event_plane}'. Valid values: 'nats', 'zmq'")

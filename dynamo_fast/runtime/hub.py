@@ -30,14 +30,16 @@ class Hub:
     when `shutdown` has closed what it owns; `ended` is done then.
     """
 
-    def __init__(self, event_loop: Any, discovery: Discovery) -> None:
+    def __init__(self, event_loop: Any, discovery: Discovery, transport: str = "tcp") -> None:
         """`event_loop`: the loop on which to close if `shutdown` is called where no loop runs; None if there is none.
+        `transport`: how requests come to the endpoints that are served, a key of `REQUEST_SERVERS`.
 
         Raises InvalidConfig for a setting of the status server.
         """
         self.discovery = discovery
         self.status = SystemStatus(discovery.connection_id)
         self._event_loop = event_loop if isinstance(event_loop, asyncio.AbstractEventLoop) else None
+        self._transport = transport
         self._worker: asyncio.Task[Worker] | None = None
         self._router: asyncio.Task[AddressedPushRouter] | None = None
         self._tables: dict[EndpointId, asyncio.Task[InstanceTable]] = {}
@@ -53,7 +55,9 @@ class Hub:
         """The worker that serves all endpoints. Raises Disconnected after `shutdown`, and what `Worker.start` raises."""
         self._check_open()
         if self._worker is None:
-            self._worker = asyncio.ensure_future(Worker.start(self.discovery, status=self.status))
+            self._worker = asyncio.ensure_future(
+                Worker.start(self.discovery, status=self.status, transport=self._transport)
+            )
         return await asyncio.shield(self._worker)
 
     async def register(self, endpoint: EndpointId) -> tuple[()]:
