@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
 import os
 import random
 import threading
@@ -133,7 +134,8 @@ class BackgroundThread:
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._stopped = False
         self._process = os.getpid()
-        self._lock = threading.Lock()
+        # A signal handler may submit work while this thread submits: it must not wait for itself.
+        self._lock: contextlib.AbstractContextManager[object] = threading.RLock()
         _threads.add(self)
 
     @property
@@ -198,7 +200,7 @@ class BackgroundThread:
 
     def abandon(self) -> None:
         """Called in a forked child: the thread is not here, and the event loop's descriptors are the parent's."""
-        self._lock = threading.Lock()  # another thread of the parent may have held the old one
+        self._lock = threading.RLock()  # another thread of the parent may have held the old one
         self._stopped = True
         if self._loop is not None:
             self._loop.abandon()
@@ -211,8 +213,8 @@ class BackgroundThread:
         if self._loop is None:
             loop = ThreadLoop()
             self._thread = threading.Thread(target=self._main, args=(loop,), name=self._name, daemon=True)
+            self._loop = loop  # first: a signal handler may come here again while the thread starts
             self._thread.start()
-            self._loop = loop
         return self._loop
 
     def _main(self, loop: ThreadLoop) -> None:

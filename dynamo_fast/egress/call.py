@@ -198,7 +198,7 @@ class RoutedStream:
                 if not self._call.failed(error):
                     raise
                 self._stream = await self._call.send()
-            except StopAsyncIteration:
+            except Exception:  # the end, or what the caller's own input raised
                 self._call.release()
                 raise
             else:

@@ -107,6 +107,10 @@ class RequestSender(asyncio.Protocol):
                     return
                 self._transport.write(encode_two_part(b"", self._codec.encode(item)))
                 await self._room.wait()
+        except asyncio.CancelledError:
+            if self._task is not None:  # not by `_stop_writing`: the source itself was cancelled
+                self._on_error(RuntimeError("the input of the call was cancelled"))
+            raise
         except Exception as error:
             self._on_error(error)
         else:

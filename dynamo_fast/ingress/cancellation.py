@@ -32,7 +32,7 @@ class Cancellation:
     `shut_down`.
     """
 
-    __slots__ = ("_grace", "_loop", "_timer", "handler_called", "task", "was_cut_short")
+    __slots__ = ("_grace", "_has_ended", "_loop", "_timer", "handler_called", "task", "was_cut_short")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, grace: float) -> None:
         """`grace`: how long a handler may take to notice that its context was stopped, in seconds."""
@@ -42,18 +42,22 @@ class Cancellation:
         """Whether the answer ended before the handler did."""
         self._loop = loop
         self._grace = grace
+        self._has_ended = False
         self.task: asyncio.Task[Any] | None = None
         """The task that answers the request, from the time that it runs until `ended`: set by the request."""
         self._timer: asyncio.TimerHandle | None = None
 
     def ended(self) -> None:
         """The request has its answer: cancel nothing any more."""
+        self._has_ended = True
         if self._timer is not None:
             self._timer.cancel()
         self.task = None  # break the reference cycle
 
     def cut_short(self) -> None:
         """The answer goes nowhere. The context of the handler says so; cancel the handler if it does not end by itself."""
+        if self._has_ended:  # a connection that was never dialled hears of its context later
+            return
         self.was_cut_short = True
         self._timer = self._loop.call_later(self._grace, self._cancel)
 

@@ -268,8 +268,9 @@ class ResponseConnection(FrameProtocol[TwoPartMessage]):
             keep_alive(self._transport.get_extra_info("socket"), self._dialler.stalled.seconds)
 
     def not_closed(self) -> None:
-        """The router did not close a finished stream in time."""
+        """The router did not close a finished stream in time, or did not read its end."""
         self._step(Event.TIMEOUT, "")
+        self._abort()  # also if the router has finished writing: then only the bytes that it does not read are left
 
     def not_read(self) -> None:
         """The router read nothing for too long."""

@@ -22,13 +22,14 @@ A worker that also calls others closes in this order, so that the requests that 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
 from dynamo_fast.config import HealthCheckConfig, InstanceConfig, TcpServerConfig, WorkerConfig
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.discovery.file import FileDiscovery
-from dynamo_fast.errors import DynamoError, InvalidConfig
+from dynamo_fast.errors import Disconnected, DynamoError, InvalidConfig
 from dynamo_fast.ingress.admission import Admission
 from dynamo_fast.ingress.buffered_bytes import BufferedBytes
 from dynamo_fast.ingress.canary import Canary
@@ -78,7 +79,6 @@ class Worker:
         self.server = _request_server(transport)(limits, self.buffered)
         self.metrics = WorkerMetrics(discovery.connection_id, self.admission)
         self.dialler = Dialler(self.config)
-        self.watchdog = Watchdog()
         self.endpoints: dict[EndpointId, ServedEndpoint] = {}
         self.replaced: set[ServedEndpoint] = set()
         """Endpoints that were served again with another handler, until their last requests have their answers."""
@@ -87,6 +87,8 @@ class Worker:
         self.status = status or SystemStatus(discovery.connection_id)
         """Health and metrics over HTTP (`DYN_SYSTEM_PORT`). Unless it was given, the process is well once it serves."""
         self.status.serving = self
+        self._closed = False
+        self.watchdog = Watchdog()  # last, as it has a thread
 
     @classmethod
     async def start(
@@ -129,8 +131,8 @@ class Worker:
         `health_check_payload`, and if the environment enables health checks (DYN_HEALTH_CHECK_ENABLED), a silent endpoint
         is checked (see `Canary`).
 
-        Raises InvalidAddress for the name, InvalidRequest for a label, and what the discovery backend raises. After an
-        error an earlier handler goes on serving.
+        Raises InvalidAddress for the name, InvalidRequest for a label, Disconnected if the worker is closed meanwhile, and
+        what the discovery backend raises. After an error an earlier handler goes on serving.
         """
         endpoint = EndpointId.parse(endpoint) if isinstance(endpoint, str) else endpoint
         is_new = endpoint not in self.endpoints
@@ -143,6 +145,10 @@ class Worker:
             if is_new:
                 served.uninstall()
             raise
+        if self._closed:  # meanwhile
+            with contextlib.suppress(DynamoError, OSError):  # the discovery may be closed already, and the record gone
+                await served.unregister()
+            raise Disconnected(f"{endpoint} is not served: the worker was closed")
         if not is_new:
             earlier = self.endpoints.get(endpoint)
             served.install()
@@ -173,6 +179,7 @@ class Worker:
 
         The discovery is closed last: until the last answer has ended, handlers may use routers that watch it.
         """
+        self._closed = True
         await asyncio.gather(*(served.close() for served in [*self.endpoints.values(), *self.replaced]))
         await self.dialler.all_closed()
         self.watchdog.close()

@@ -55,7 +55,8 @@ class Connector:
         except asyncio.CancelledError:
             if task in self._dialling:  # the deadline did not cancel it
                 raise
-            _uncancel(task)
+            if _uncancel(task):
+                raise
             raise ConnectionTimeout(
                 f"{join_host_port(host, port)} took no connection within {self._dialling.seconds:g} s"
             ) from None
@@ -83,7 +84,6 @@ def _cancel(task: asyncio.Task[object]) -> None:
     task.cancel()
 
 
-def _uncancel(task: asyncio.Task[object]) -> None:
-    """The cancellation was the deadline's, and is dealt with: a TaskGroup around the dial must not see it."""
-    if hasattr(task, "uncancel"):  # Python 3.11 and later
-        task.uncancel()
+def _uncancel(task: asyncio.Task[object]) -> bool:
+    """The cancellation was the deadline's: a TaskGroup around the dial must not see it. True if another one came, too."""
+    return hasattr(task, "uncancel") and task.uncancel() > 0  # Python 3.11 and later

@@ -138,6 +138,8 @@ class Listener:
                 self.pause(OSError(errno.EMFILE, f"all descriptors up to {self._highest} are in use (see ulimit -n)"))
 
     def _wait_for_room(self) -> None:
+        if self.is_closed():
+            return
         self._close_server()
         self._back_off = min(max(2 * self._back_off, _FIRST_BACK_OFF), _LONGEST_BACK_OFF)
         self._timer = self._loop.call_later(self._back_off, self._look_for_room)

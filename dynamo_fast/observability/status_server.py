@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dynamo_fast.config import StatusConfig
@@ -13,6 +13,7 @@ from dynamo_fast.errors import InvalidConfig, PayloadError
 from dynamo_fast.logs import get_logger
 from dynamo_fast.net.addresses import resolve
 from dynamo_fast.net.listener import listening_socket
+from dynamo_fast.net.sockets import close_in_forked_children
 from dynamo_fast.wire.address import join_host_port
 from dynamo_fast.wire.payload import PayloadCodec
 
@@ -59,6 +60,11 @@ class StatusServer:
         """Where others reach it, `IP:PORT`."""
         self._runner: web.AppRunner | None = None
         self._starting: asyncio.Task[None] | None = None
+        close_in_forked_children(self)
+
+    def open_sockets(self) -> Iterable[int]:
+        """See SocketHolder."""
+        return [self._socket.fileno()]
 
     def start(self) -> None:
         """Answer from now on."""

@@ -162,6 +162,9 @@ class AsyncResponseStream:
         except DynamoError as error:
             self._end()
             raise at_iterate(error)  # noqa: B904  # which keeps its cause
+        except Exception:  # of the caller's own input
+            self._end()
+            raise
 
     def _end(self) -> None:
         unlink, self._unlink = self._unlink, None

@@ -39,6 +39,7 @@ class Hub:
         self.discovery = discovery
         self.status = SystemStatus(discovery.connection_id)
         self._event_loop = event_loop if isinstance(event_loop, asyncio.AbstractEventLoop) else None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._transport = transport
         self._worker: asyncio.Task[Worker] | None = None
         self._router: asyncio.Task[AddressedPushRouter] | None = None
@@ -54,7 +55,8 @@ class Hub:
     async def worker(self) -> Worker:
         """The worker that serves all endpoints. Raises Disconnected after `shutdown`, and what `Worker.start` raises."""
         self._check_open()
-        if self._worker is None:
+        self._belong_here()
+        if self._worker is None or not _is_usable(self._worker):
             self._worker = asyncio.ensure_future(
                 Worker.start(self.discovery, status=self.status, transport=self._transport)
             )
@@ -90,15 +92,22 @@ class Hub:
         """
         if self._drained or self._worker is None:
             self._check_open()
+        self._belong_here()
         router = await self._addressed_router()
-        if endpoint not in self._tables:
+        watching = self._tables.get(endpoint)
+        if watching is None or not _is_usable(watching):
             watch = InstanceTable.watch(endpoint, self.discovery, router.response_server)
-            self._tables[endpoint] = asyncio.ensure_future(watch)
-        table = await asyncio.shield(self._tables[endpoint])
+            watching = self._tables[endpoint] = asyncio.ensure_future(watch)
+        try:
+            table = await asyncio.shield(watching)
+        except asyncio.CancelledError:
+            if watching.cancelled():  # by `_close`
+                self._check_open()
+            raise
         return PushRouter(table, router)
 
     async def _addressed_router(self) -> AddressedPushRouter:
-        if self._router is None:
+        if self._router is None or not _is_usable(self._router):
             self._router = asyncio.ensure_future(AddressedPushRouter.create())
         return await asyncio.shield(self._router)
 
@@ -106,6 +115,7 @@ class Hub:
 
     def ended(self) -> asyncio.Future[None]:
         """A future of the running loop that is done when everything is closed."""
+        self._belong_here()
         if self._end is None:
             self._end = asyncio.get_running_loop().create_future()
         return self._end
@@ -114,15 +124,18 @@ class Hub:
         """See `DistributedRuntime.shutdown`."""
         self._shut_down = True
         self.discovery.withdraw()
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            if self._event_loop is not None and not self._event_loop.is_closed():
-                self._event_loop.call_soon_threadsafe(self._begin_to_close)
-        else:
+        here, home = _running_loop(), self._loop or self._event_loop
+        if here is not None and home in (None, here):
             self._begin_to_close()
             # A handler of `signal.signal` interrupts the loop while it waits for I/O. This wakes the loop up.
-            loop.call_soon_threadsafe(_nothing)
+            here.call_soon_threadsafe(_nothing)
+        elif home is not None and not home.is_closed():
+            home.call_soon_threadsafe(self._begin_to_close)
+
+    def _belong_here(self) -> None:
+        """The loop that uses the hub first is the one on which it closes."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
 
     def _check_open(self) -> None:
         if self._shut_down:
@@ -173,6 +186,18 @@ async def _result(task: asyncio.Task[_T] | None) -> _T | None:
     if not task.done():
         await asyncio.wait([task])
     return None if task.cancelled() or task.exception() is not None else task.result()
+
+
+def _is_usable(task: asyncio.Task[Any] | None) -> bool:
+    """Whether `task` runs or has succeeded. One that failed is made again: the next caller may have more luck."""
+    return task is not None and not (task.done() and (task.cancelled() or task.exception() is not None))
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _nothing() -> None:

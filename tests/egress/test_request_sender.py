@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from dynamo_fast import AddressedPushRouter, AddressedRequest, Context, ManyIn
+from dynamo_fast import AddressedPushRouter, AddressedRequest, Context, ManyIn, PushRouter, Worker
+from dynamo_fast.config import TcpServerConfig
+from dynamo_fast.discovery.memory import MemoryDiscovery
 from dynamo_fast.egress.response_stream import ResponseStream
 from tests.egress.raw_worker import LIMIT, RawRequest, RawStream, RawWorker
 
@@ -143,3 +145,44 @@ async def test_a_worker_that_hangs_up_ends_the_source(router: AddressedPushRoute
     stream.reset()
     await asyncio.wait_for(left.wait(), LIMIT)
     await finish(request, call)
+
+
+async def test_a_source_that_is_cancelled_by_itself_ends_its_call(router: AddressedPushRouter) -> None:
+    async def items() -> AsyncIterator[int]:
+        yield 1
+        waiting = asyncio.ensure_future(asyncio.Event().wait())
+        waiting.cancel()
+        await waiting
+
+    async def echo(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield request
+
+    served = await Worker.start(MemoryDiscovery(), server_config=TcpServerConfig(host="127.0.0.1"))
+    endpoint = await served.serve(echo, "a.b.c", bidirectional=True)
+    request = AddressedRequest.for_instance(ManyIn(items()), endpoint.instance)
+    with pytest.raises(RuntimeError, match="the input of the call was cancelled"):
+        async for _ in await asyncio.wait_for(router.generate(request), LIMIT):
+            pass
+    await asyncio.wait_for(served.close(), LIMIT)
+
+
+async def test_a_call_whose_input_failed_is_no_load_of_its_worker(router: AddressedPushRouter) -> None:
+    async def items() -> AsyncIterator[int]:
+        yield 1
+        raise ValueError("mine")
+
+    async def echo(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield request
+
+    discovery = MemoryDiscovery()
+    served = await Worker.start(discovery, server_config=TcpServerConfig(host="127.0.0.1"))
+    await served.serve(echo, "a.b.c", bidirectional=True)
+    workers = await PushRouter.create("a.b.c", discovery, router)
+    with pytest.raises(ValueError, match="mine"):
+        async for _ in await asyncio.wait_for(workers.generate(ManyIn(items())), LIMIT):
+            pass
+    assert [entry.in_flight for entry in workers.table] == [0]
+    workers.close()
+    await asyncio.wait_for(served.close(), LIMIT)

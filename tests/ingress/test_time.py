@@ -301,6 +301,24 @@ async def test_a_router_that_closes_lifts_the_limit(begin: Begin) -> None:
         assert not [path for path in waiting(worker) if path.startswith("worker.dialler")]
 
 
+async def test_a_router_that_neither_reads_the_end_nor_writes_has_10_seconds(begin: Begin) -> None:
+    """It has finished writing, so the worker closes after its last byte, which is never taken."""
+
+    async def large(request: Any) -> AsyncIterator[Any]:
+        yield "x" * 30_000_000
+
+    worker = await begin(large, shutdown_timeout=1)
+    async with Requester(address_of(worker)) as requester:
+        answer = await requester.call(None)
+        answer.reader._transport.pause_reading()  # type: ignore[attr-defined]  # the stream has no method for it
+        closing = asyncio.ensure_future(worker.close())
+        await clock.advance(4)
+        answer.writer.write_eof()
+        await clock.advance(11)
+        assert closing.done()
+        assert not worker.dialler.started
+
+
 # A router may read nothing for DYNAMO_FAST_STALL_TIMEOUT, 300 s
 
 

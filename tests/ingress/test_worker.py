@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from dynamo_fast.errors import InvalidAddress, InvalidRequest
+from dynamo_fast.config import TcpServerConfig
+from dynamo_fast.discovery.memory import MemoryDiscovery
+from dynamo_fast.errors import Disconnected, InvalidAddress, InvalidRequest
 from dynamo_fast.ingress.worker import Worker
 from tests.ingress.conftest import Start, address_of, echo, server_of
 from tests.ingress.requester import PATIENCE, Requester
@@ -163,3 +165,30 @@ async def test_without_health_checks_an_endpoint_is_ready_once_it_is_registered(
     assert served.canary is None
     await served.unregister()
     assert not served.ready
+
+
+class Slow(MemoryDiscovery):
+    """A registration waits for `gate`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+
+    async def register(self, instance: Any) -> None:
+        await self.gate.wait()
+        await super().register(instance)
+
+
+async def test_a_worker_that_is_closed_while_it_registers_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DYN_HEALTH_CHECK_ENABLED", "true")
+    discovery = Slow()
+    worker = await Worker.start(discovery, server_config=TcpServerConfig(host="127.0.0.1"))
+    serving = asyncio.ensure_future(worker.serve(echo, "a.b.c", health_check_payload={}))
+    await until(lambda: worker.endpoints)
+    await worker.close()
+    discovery.gate.set()
+    with pytest.raises(Disconnected, match="the worker was closed"):
+        await serving
+    assert await discovery.list() == []
+    assert not worker.status.healthy
+    assert asyncio.all_tasks() == {asyncio.current_task()}  # no health check goes on

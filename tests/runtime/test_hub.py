@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from dynamo_fast.discovery.memory import MemoryDiscovery
-from dynamo_fast.errors import Disconnected, InvalidRequest
+from dynamo_fast.errors import CannotConnect, Disconnected, InvalidRequest
 from dynamo_fast.runtime.hub import Hub
 from dynamo_fast.wire.address import EndpointId
 
@@ -97,3 +97,51 @@ async def test_a_handler_gets_a_router_until_the_last_request_has_its_answer(hub
     await asyncio.wait_for(hub.ended(), LIMIT)
     with pytest.raises(Disconnected):
         await hub.push_router(SECOND)
+
+
+class Failing(MemoryDiscovery):
+    """Its first watch fails; with `gate` set, a watch waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate: asyncio.Event | None = None
+        self.failures = 1
+
+    async def watch(self, endpoint: EndpointId, listener: Any) -> Any:
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.failures:
+            self.failures -= 1
+            raise CannotConnect("away for a moment")
+        return await super().watch(endpoint, listener)
+
+
+async def test_what_failed_once_is_tried_again() -> None:
+    hub = Hub(asyncio.get_running_loop(), Failing())
+    with pytest.raises(CannotConnect):
+        await hub.push_router(FIRST)
+    assert (await hub.push_router(FIRST)).instances() == []
+    await end(hub)
+
+
+async def test_a_client_that_is_not_there_yet_is_told_of_the_shutdown() -> None:
+    discovery = Failing()
+    discovery.gate = asyncio.Event()
+    hub = Hub(asyncio.get_running_loop(), discovery)
+    waiting = [asyncio.ensure_future(hub.push_router(FIRST)) for _ in range(2)]
+    while FIRST not in hub._tables:
+        await asyncio.sleep(0)
+    await end(hub)
+    for error in await asyncio.gather(*waiting, return_exceptions=True):
+        assert isinstance(error, Disconnected)
+
+
+async def test_a_shutdown_on_the_loop_of_another_thread_closes_on_the_hubs_own() -> None:
+    hub = Hub(None, MemoryDiscovery())
+    await hub.worker()
+
+    async def shut_down() -> None:
+        hub.shutdown()
+
+    await asyncio.to_thread(asyncio.run, shut_down())
+    await asyncio.wait_for(hub.ended(), LIMIT)
