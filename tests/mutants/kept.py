@@ -1433,7 +1433,7 @@ MUTANTS = [
         NET,
         "        self._back_off = min(max(2 * self._back_off, _FIRST_BACK_OFF), _LONGEST_BACK_OFF)\n",
         "        self._back_off = 0.0\n",
-        "tests/net/test_listener.py::test_running_out_of_descriptors_is_waited_out",
+        "tests/net/test_listener.py::test_room_is_looked_for_ever_more_rarely_and_at_least_every_second",
     ),
     Mutant(
         "a listener that accepts to the last descriptor",
@@ -1518,14 +1518,6 @@ MUTANTS = [
         "    os.register_at_fork(after_in_child=PROCESS.forget)\n",
         "    pass\n",
         "tests/net/test_pauses.py::test_a_forked_child_may_use_what_was_promised_in_its_parent",
-    ),
-    Mutant(
-        "a connection that asyncio has accepted stays when its listener closes",
-        NET,
-        "            self._unserved.popleft().close()\n",
-        "            self._unserved.popleft()\n",
-        "tests/ingress/test_limits.py::test_a_connection_that_comes_while_the_server_closes_is_closed",
-        hangs=True,
     ),
     Mutant(
         "a listener of a short backlog",
