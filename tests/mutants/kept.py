@@ -1434,6 +1434,7 @@ MUTANTS = [
         "        self._back_off = min(max(2 * self._back_off, _FIRST_BACK_OFF), _LONGEST_BACK_OFF)\n",
         "        self._back_off = 0.0\n",
         "tests/net/test_listener.py::test_room_is_looked_for_ever_more_rarely_and_at_least_every_second",
+        hangs=True,
     ),
     Mutant(
         "a listener that accepts to the last descriptor",
