@@ -218,7 +218,7 @@ async def test_a_retired_connection_stays_open_while_a_dial_back_is_waited_for(w
     await requests.close()
 
 
-async def test_a_connection_that_is_lost_at_once_is_not_kept() -> None:
+async def test_a_connection_that_is_lost_at_once_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     dials = 0
 
     def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -229,6 +229,16 @@ async def test_a_connection_that_is_lost_at_once_is_not_kept() -> None:
     server = await asyncio.start_server(reset, "127.0.0.1", 0)
     address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}/x"
     requests = client()
+    dial = requests.connector.dial
+
+    async def dial_and_lose(*args: Any) -> Any:
+        transport, connection = await dial(*args)
+        while not transport.is_closing():
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)  # the pool has heard of it
+        return transport, connection
+
+    monkeypatch.setattr(requests.connector, "dial", dial_and_lose)
     for number in range(20):
         with pytest.raises(CannotConnect):
             await asyncio.wait_for(requests.send_request(address, PAYLOAD, {}), LIMIT)
