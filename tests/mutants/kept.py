@@ -154,8 +154,8 @@ MUTANTS = [
     Mutant(
         "an answer without its sentinel never ends",
         EGRESS,
-        "            self._receiver.limit_inactivity(\n                _SENTINEL_SECONDS\n            )",
-        "            (\n                _SENTINEL_SECONDS\n            )",
+        "self._receiver.limit_inactivity(_SENTINEL_SECONDS)",
+        "pass",
         "tests/egress/test_silence.py::test_an_answer_is_over_after_its_final_item_without_a_sentinel",
         hangs=True,
     ),
@@ -370,7 +370,7 @@ MUTANTS = [
     Mutant(
         "a client that sends what was given up",
         EGRESS,
-        "            if self._waiting[0].future.done():  # it was given up meanwhile\n",
+        "            if self._waiting[0].future.done():  # the caller gave it up\n",
         "            if False:\n",
         "tests/egress/test_pool.py::test_a_request_that_was_given_up_while_it_waited_is_not_sent",
     ),
@@ -408,8 +408,8 @@ MUTANTS = [
     Mutant(
         "a request that was acknowledged times out",
         EGRESS,
-        "    def acknowledge(self, ack: Ack) -> None:\n        self._client.settled(self)\n",
-        "    def acknowledge(self, ack: Ack) -> None:\n",
+        'Its acknowledgement has come."""\n        self._client.settled(self)\n',
+        'Its acknowledgement has come."""\n',
         "tests/egress/test_clocked.py::test_a_request_connection_that_was_acknowledged_on_is_used_again",
     ),
     Mutant(
@@ -437,7 +437,7 @@ MUTANTS = [
     Mutant(
         "inhibition is not prolonged by another failure",
         EGRESS,
-        "        marks.discard(entry)  # the time starts again\n        marks.add(entry)\n",
+        "        marks.discard(entry)  # its time starts again\n        marks.add(entry)\n",
         "        if entry not in marks:\n            marks.add(entry)\n",
         "tests/egress/test_clocked.py::test_a_worker_that_fails_again_is_avoided_for_as_long_again",
     ),
@@ -458,7 +458,7 @@ MUTANTS = [
     Mutant(
         "a call that is dropped on another thread stays in flight",
         EGRESS,
-        "                loop.call_soon_threadsafe(self.router.ended, self.entry)\n\n\nclass RoutedStream",
+        "                loop.call_soon_threadsafe(self._owner.selection.ended, self.entry)\n\n\nclass RoutedStream",
         "                pass\n\n\nclass RoutedStream",
         "tests/egress/test_other_threads.py::test_a_call_that_is_dropped_on_another_thread_is_not_in_flight",
     ),
