@@ -134,19 +134,36 @@ class End(asyncio.Protocol):
         """What comes from here goes there."""
         self.peer_ended = False
         """Whether the router or the worker has ended its side of this connection."""
+        self.early = b""
+        """What came before the other connection was there."""
+        self.ended_early = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         if self is self.link.dialler:
-            self.transport.pause_reading()  # until the other connection is there
+            self.transport.pause_reading()  # until the other connection is there; some asyncio do not heed it yet
 
     def data_received(self, data: bytes) -> None:
-        self.outgoing.feed(data)
+        if self.link.is_connected:
+            self.outgoing.feed(data)
+        else:
+            self.early += data
 
     def eof_received(self) -> bool:
         self.peer_ended = True
-        self.outgoing.source_ended()
+        if self.link.is_connected:
+            self.outgoing.source_ended()
+        else:
+            self.ended_early = True
         return True  # the other direction may go on
+
+    def connected(self) -> None:
+        """The other connection is there: hand over what came before."""
+        early, self.early = self.early, b""
+        if early:
+            self.outgoing.feed(early)
+        if self.ended_early:
+            self.outgoing.source_ended()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
@@ -249,6 +266,8 @@ class Link:
         self.plane = plane
         self.loop = proxy.loop
         self.stalled = False
+        self.is_connected = False
+        """Whether both connections are there."""
         self.dialler, self.listener = End(self), End(self)
         forth = Pipe(self, proxy.listens, self.listener)
         back = Pipe(self, proxy.dials, self.dialler)
@@ -374,5 +393,9 @@ class Proxy:
             link.reset()
         if link.dialler.transport is None:
             link.reset()  # it was lost meanwhile
-        else:
+            return
+        link.is_connected = True
+        link.dialler.connected()
+        link.listener.connected()
+        if link.dialler.transport is not None:
             link.dialler.transport.resume_reading()
