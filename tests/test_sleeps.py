@@ -36,6 +36,17 @@ ALLOWED: dict[str, tuple[int, str]] = {
     "discovery/script.py": (1, PROCESS),
     "discovery/test_cluster.py": (1, "waits for a lease of a real etcd to end"),
     "discovery/test_etcd.py": (2, "waits for a real etcd"),
+    "discovery/test_stamps.py": (1, "other hosts' heartbeats, while a real thread is paused"),
+    "discovery/waiting.py": (1, "the pause between two looks at a condition"),
+    "egress/test_clocked.py": (20, TURNED),
+    "egress/test_tcp_client.py": (1, "gives the loop time to tell the pool of a lost connection"),
+    "ingress/test_answers.py": (1, "passes the real millisecond after which corked items are written"),
+    "ingress/test_clock.py": (5, TURNED),
+    "ingress/test_clocked.py": (9, TURNED),
+    "ingress/test_clocked_input.py": (1, TURNED),
+    "mutants/kept.py": (3, "no test: texts of mutants"),
+    "net/test_pauses.py": (3, TURNED),
+    "runtime/test_runtime.py": (1, "a handler's pace"),
     "discovery/test_file.py": (4, "polling of files, in a thread"),
 }
 
