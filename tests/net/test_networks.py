@@ -67,7 +67,7 @@ def dual_stack(machine: Machine) -> None:
 
 
 def ipv4_without_ipv6(machine: Machine) -> None:
-    machine.set_up("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
+    machine.set_up("for each in all default; do echo 1 > /proc/sys/net/ipv6/conf/$each/disable_ipv6; done")
     machine.add_interface("net0", "10.9.0.1/24")
 
 
@@ -117,7 +117,7 @@ def first_has_no_carrier(machine: Machine) -> None:
 
 def v6_only_sockets(machine: Machine) -> None:
     ipv4(machine)
-    machine.set_up("sysctl -qw net.ipv6.bindv6only=1")
+    machine.set_up("echo 1 > /proc/sys/net/ipv6/bindv6only")
 
 
 @pytest.mark.parametrize(
