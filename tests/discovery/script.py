@@ -1,6 +1,6 @@
 """A worker script, as a process of its own: `python script.py LIBRARY BACKEND HOW`.
 
-LIBRARY is `ours`, `native` or `dynamo` (the real one, by its own interpreter); HOW says how the script ends.
+LIBRARY is `ours` (the drop-in) or `native`; HOW says how the script ends.
 """
 
 from __future__ import annotations
@@ -23,11 +23,9 @@ def say(text: str) -> None:
 
 
 async def drop_in() -> Any:
-    if LIBRARY == "dynamo":
-        from dynamo.runtime import DistributedRuntime
-    else:
-        from dynamo_fast.runtime import DistributedRuntime
-    runtime: Any = DistributedRuntime(asyncio.get_running_loop(), BACKEND, "tcp")
+    from dynamo_fast.runtime import DistributedRuntime
+
+    runtime = DistributedRuntime(asyncio.get_running_loop(), BACKEND, "tcp")
     endpoint = runtime.endpoint("a.b.c")
     serving = asyncio.ensure_future(endpoint.serve_endpoint(handler))
     client = await endpoint.client()

@@ -22,7 +22,7 @@ from dynamo_fast.wire.address import EndpointId
 from tests.discovery.etcd_server import Etcd, etcd
 from tests.discovery.test_etcd import config
 from tests.discovery.test_file import folder
-from tests.interop.peers import environment, interpreter
+from tests.interop.peers import environment
 
 SCRIPT = Path(__file__).with_name("script.py")
 LIMIT = 30
@@ -66,20 +66,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
 
 
 @pytest.fixture(params=["file", "etcd"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, server: Etcd) -> Store:
-    return Store(request.param, tmp_path, server)
+def store(request: pytest.FixtureRequest, tmp_path: Path, server: Etcd) -> Iterator[Store]:
+    yield Store(request.param, tmp_path, server)
+    if request.param == "etcd":  # what a test that failed has left must not fail the next one
+        asyncio.run(_empty(server))
+
+
+async def _empty(server: Etcd) -> None:
+    client = EtcdClient(config(server))
+    await client.call("kv/deleterange", prefix_range("v1/instances/"), dict)
+    await client.close()
 
 
 @pytest.mark.parametrize("how", ["last", "cancelled", "after"])
-@pytest.mark.parametrize("library", ["ours", "dynamo"])
-def test_a_script_that_shuts_its_runtime_down_leaves_no_record(store: Store, library: str, how: str) -> None:
-    python = interpreter("1.6.1") if library == "dynamo" else Path(sys.executable)
+def test_a_script_that_shuts_its_runtime_down_leaves_no_record(store: Store, how: str) -> None:
+    """So it is with the real one, on a quiet machine; on a busy one it sometimes leaves its record in etcd."""
     for _ in range(3):
-        script = run(store, [str(python), str(SCRIPT), library, store.kind, how])
+        script = run(store, [sys.executable, str(SCRIPT), "ours", store.kind, how])
         assert script.stdout.splitlines() == ["serving"], script.stderr
         assert store.records() == 0
-        if library == "ours":
-            assert script.returncode == 0, script.stderr
+        assert script.returncode == 0, script.stderr
 
 
 @pytest.mark.parametrize("library", ["native", "ours"])
