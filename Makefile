@@ -28,11 +28,13 @@ help:
 demo: $(VENV)/.demo
 	@$(BIN)/python -m dynamo_fast demo
 
+# Two processes, each with whole files: most tests wait for a clock or for a peer. 0: one after the other, in this process.
+WORKERS ?= 2
 test: lint
 	@$(MAKE) --no-print-directory peers || echo "==> no real Dynamo: the tests against it will be skipped"
 	$(call say,"tests: $$($(BIN)/python -c 'from dynamo_fast import codec; print("codec backend", codec.BACKEND)')")
 	@rm -f .coverage .coverage.*
-	@$(BIN)/python -m coverage run -m pytest
+	@$(BIN)/python -m coverage run -m pytest -n $(WORKERS) --dist loadfile
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report --skip-covered
 
