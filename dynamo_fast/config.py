@@ -7,7 +7,7 @@ are the same, unless a setting says otherwise. Sizes are in bytes, times in seco
     the codec        CodecConfig
     the router       TcpClientConfig, PushRouterConfig, ResponseServerConfig
     the worker       TcpServerConfig, WorkerConfig, InstanceConfig, HealthCheckConfig
-    discovery        FileConfig, EtcdConfig
+    discovery        FileConfig, EtcdConfig, KubernetesConfig
     observability    StatusConfig, TracingConfig, LogConfig
     the runtime      RuntimeConfig
     the commands     ServeConfig, CommandConfig
@@ -31,6 +31,7 @@ __all__ = [
     "FileConfig",
     "HealthCheckConfig",
     "InstanceConfig",
+    "KubernetesConfig",
     "LogConfig",
     "PushRouterConfig",
     "ResponseServerConfig",
@@ -430,6 +431,24 @@ class EtcdConfig(_FromEnvironment):
     """PEM text, as are the two below: not paths."""
     client_cert: str = setting("ETCD_AUTH_CLIENT_CERT", "")
     client_key: str = setting("ETCD_AUTH_CLIENT_KEY", "", secret=True)
+
+
+@dataclass(frozen=True)
+class KubernetesConfig(_FromEnvironment):
+    """Which pod this process is, and where the Kubernetes API is (runtime.md 1.6, kubernetes.md 1)."""
+
+    pod_name: str = setting("POD_NAME", "")
+    """The downward-API file `pod_name`, where there is one, comes before it; so it is for the uid."""
+    pod_uid: str = setting("POD_UID", "")
+    namespace: str = setting("POD_NAMESPACE", "default")
+    mode: str = setting("DYN_KUBE_DISCOVERY_MODE", "pod", choice("pod", "container"))
+    """`pod`: one worker process in a pod. `container`: one in each container."""
+    container_name: str = setting("CONTAINER_NAME", "")
+    """In container mode only, and needed there."""
+    kubeconfig: str = setting("KUBECONFIG", "")
+    """The path of a file; `~/.kube/config` if that exists, else the service account of the pod."""
+    service_host: str = setting("KUBERNETES_SERVICE_HOST", "")
+    service_port: int = setting("KUBERNETES_SERVICE_PORT", 443, integer(1, 65535))
 
 
 # Observability --------------------------------------------------------------------------------------------------------

@@ -67,6 +67,8 @@ def test_the_configuration_needs_nothing_that_is_heavy() -> None:
 
 def test_variables_are_dynamos_ours_or_in_common_use() -> None:
     others = {"CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "NO_COLOR", "OTEL_EXPORT_ENABLED"}
+    others |= {"POD_NAME", "POD_UID", "POD_NAMESPACE", "CONTAINER_NAME"}
+    others |= {"KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"}
     variables = {each.metadata["variable"] for config in ALL for each in fields(config)}
     assert {name for name in variables if not name.startswith(("DYN_", "DYNAMO_FAST_", "ETCD_"))} == others
 
@@ -84,7 +86,9 @@ def test_each_setting_is_read_from_its_own_variable(config: Any) -> None:
     assert len(set(variables)) == len(variables)
     for each in fields(config):
         value = next(
-            text for text in ("40000000", "7", "1", "python", "ready", "[]", "10.0.0.0/8") if parses(each, text)
+            text
+            for text in ("40000000", "7", "1", "python", "ready", "container", "[]", "10.0.0.0/8")
+            if parses(each, text)
         )
         changed = config.from_env({each.metadata["variable"]: value})
         expected = each.metadata["parse"](value)

@@ -1,4 +1,4 @@
-"""The examples of docs/workers.md, docs/testing.md and docs/migrating.md are run as they stand there."""
+"""The examples of the guides (workers, testing, migrating, kubernetes) are run as they stand in docs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from dynamo_fast import AddressedPushRouter, AddressedRequest, FileDiscovery, ManyIn, Worker
+from dynamo_fast.runtime import DistributedRuntime
+from tests.discovery.kube_api import NAMESPACE, KubeApi, uid
 
 DOCS = Path(__file__).parents[1] / "docs"
 LIMIT = 20.0
@@ -131,3 +133,22 @@ def test_the_examples_of_testing(tmp_path: Path) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=3 * LIMIT, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout
+
+
+async def test_kubernetes_a_worker_and_the_drop_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def handler(request: Any) -> AsyncIterator[Any]:
+        yield request
+
+    async with KubeApi() as api:
+        api.slice("slice", {"pod-a": True})
+        for name, value in {"POD_NAME": "pod-a", "POD_UID": uid("pod-a"), "POD_NAMESPACE": NAMESPACE}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path / "config")))
+        left = await run(example("kubernetes.md", "serve(handler"), handler=handler)
+        monkeypatch.setenv("POD_NAME", "pod-b")
+        runtime = DistributedRuntime(asyncio.get_running_loop(), "kubernetes", "tcp")
+        client = await runtime.endpoint("demo.backend.generate").client()
+        assert await client.wait_for_instances() == [left["worker"].discovery.connection_id]
+        assert [item.data() async for item in await client.round_robin({"n": 1})] == [{"n": 1}]
+        runtime.shutdown()
+        await left["worker"].close()

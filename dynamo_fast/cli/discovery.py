@@ -26,10 +26,10 @@ def add_discovery(parser: argparse._ActionsContainer) -> None:
     """Add the option `--discovery`."""
     parser.add_argument(
         "--discovery",
-        choices=["file", "etcd"],
+        choices=["file", "etcd", "kubernetes"],
         default=CommandConfig.from_env().discovery_backend,
-        help="where workers are found: files in DYN_FILE_KV, or etcd at ETCD_ENDPOINTS (default: "
-        "DYN_DISCOVERY_BACKEND, else file)",
+        help="where workers are found: files in DYN_FILE_KV, etcd at ETCD_ENDPOINTS, or custom resources of Kubernetes "
+        "(default: DYN_DISCOVERY_BACKEND, else file)",
     )
 
 

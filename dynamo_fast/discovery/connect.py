@@ -16,7 +16,7 @@ __all__ = ["check_kind", "connect"]
 
 
 def connect(kind: str) -> Discovery:
-    """The backend `file`, `mem` or `etcd`, set up as the environment says.
+    """The backend `file`, `mem`, `etcd` or `kubernetes`, set up as the environment says.
 
     For `etcd` this waits until etcd has granted a lease, whose id is the connection id: it blocks, as Dynamo's own
     constructor does. Raises InvalidConfig for another kind, or one whose library is not installed; CannotConnect if
@@ -27,9 +27,7 @@ def connect(kind: str) -> Discovery:
 
 
 def check_kind(kind: str) -> None:
-    """Raises InvalidConfig for a name that is not one of a backend, or is one of a backend that is not offered."""
-    if kind == "kubernetes":
-        raise InvalidConfig("the discovery backend 'kubernetes' is not offered: use 'etcd' or 'file'")
+    """Raises InvalidConfig for a name that is not one of a backend."""
     if kind not in _FACTORIES:
         raise InvalidConfig(f"Unknown key-value store type '{kind}'")
 
@@ -40,4 +38,15 @@ def _etcd() -> Discovery:
     return EtcdDiscovery.connect()
 
 
-_FACTORIES: dict[str, Callable[[], Discovery]] = {"file": FileDiscovery, "mem": MemoryDiscovery, "etcd": _etcd}
+def _kubernetes() -> Discovery:
+    from dynamo_fast.discovery.kubernetes import KubernetesDiscovery  # the same
+
+    return KubernetesDiscovery()
+
+
+_FACTORIES: dict[str, Callable[[], Discovery]] = {
+    "file": FileDiscovery,
+    "mem": MemoryDiscovery,
+    "etcd": _etcd,
+    "kubernetes": _kubernetes,
+}

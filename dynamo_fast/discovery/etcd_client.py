@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from dynamo_fast.config import EtcdConfig
-from dynamo_fast.discovery.etcd_connection import aiohttp, enable_keep_alive, session, tls_context
 from dynamo_fast.discovery.etcd_messages import Done, Token
+from dynamo_fast.discovery.etcd_tls import tls_context
+from dynamo_fast.discovery.http_session import aiohttp, enable_keep_alive, session
 from dynamo_fast.errors import CannotConnect, InvalidConfig
 
 __all__ = ["EtcdClient", "Refused", "Silent", "encode", "prefix_range"]

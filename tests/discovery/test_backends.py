@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from dynamo_fast.config import KubernetesConfig
 from dynamo_fast.discovery.base import Added, Discovery, DiscoveryEvent, Removed
 from dynamo_fast.discovery.file import FileDiscovery
+from dynamo_fast.discovery.kubernetes import KubernetesStore
 from dynamo_fast.discovery.memory import MemoryDiscovery
 from dynamo_fast.errors import InvalidRequest
 from dynamo_fast.wire.address import EndpointId
+from tests.discovery.kube_api import NAMESPACE, KubeApi, uid
 from tests.discovery.records import ENDPOINT, OTHER, instance
 
 Make = Callable[[], Discovery]
 
 
-@pytest.fixture(params=["file", "mem"])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+@pytest.fixture(params=["file", "mem", "kubernetes"])
+async def make(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Make]:
     """Makes views of one and the same table: for memory there is only one."""
     if request.param == "file":
-        return lambda: FileDiscovery(tmp_path)
-    only = MemoryDiscovery()
-    return lambda: only
+        yield lambda: FileDiscovery(tmp_path)
+    elif request.param == "mem":
+        only = MemoryDiscovery()
+        yield lambda: only
+    else:
+        async with KubeApi() as api:
+            yield lambda: Discovery(KubernetesStore(_pod(api, tmp_path), podinfo=tmp_path))
+
+
+def _pod(api: KubeApi, folder: Path) -> KubernetesConfig:
+    """One more pod, which is ready."""
+    name = f"pod-{len(list(folder.iterdir()))}"
+    api.slice(f"slice-of-{name}", {name: True})
+    file = api.kubeconfig(folder / name)
+    return KubernetesConfig(pod_name=name, pod_uid=uid(name), namespace=NAMESPACE, kubeconfig=str(file))
 
 
 async def test_a_record_that_was_registered_is_listed_until_it_is_unregistered(make: Make) -> None:

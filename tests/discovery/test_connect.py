@@ -13,9 +13,7 @@ from dynamo_fast.errors import InvalidConfig
 def test_a_backend_has_a_name() -> None:
     assert isinstance(connect("mem"), MemoryDiscovery)
     assert isinstance(connect("file"), FileDiscovery)
-    for kind in ("file", "mem", "etcd"):
+    for kind in ("file", "mem", "etcd", "kubernetes"):
         check_kind(kind)
     with pytest.raises(InvalidConfig, match="Unknown key-value store type 'zookeeper'"):
         connect("zookeeper")
-    with pytest.raises(InvalidConfig, match="'kubernetes' is not offered"):
-        connect("kubernetes")
