@@ -28,9 +28,9 @@ logger = get_logger(__name__)
 _MAX_U32 = (1 << 32) - 1
 _MAX_FILE = 256 * 1024 * 1024
 """Bytes of the largest file that a card names. Tokenizers have up to about 35 MB; weights are not named."""
-_MAX_EXTRA_FILES = 64
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt", ".npz", ".tflite")
-_NOT_SERVED = (".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".pdf", ".lock")
+_MAX_EXTRA_FILES = 1000
+_NOT_EXTRA = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".tflite", "README.md")
+"""Ends of the names that Dynamo leaves out: weights, mostly. Its choice counts, as the files are part of a card's sum."""
 
 
 class ModelFolder:
@@ -60,15 +60,17 @@ class ModelFolder:
         self.gen_config = card_file(found) if found.is_file() else None
 
     def extra_files(self, named: set[str]) -> list[CardFile]:
-        """The other files beside the weights, for a frontend that reads them over HTTP; `named` are not taken again."""
+        """The other files beside the weights, for a frontend that reads them over HTTP; `named` are not taken again.
+
+        Files that are too large, and all after the first thousand, are left out: a frontend fetches each of them.
+        """
         found = [
             each
             for each in sorted(self.path.iterdir())
             if each.is_file()
             and each.name not in named
             and not each.name.startswith(".")
-            and not each.name.endswith((*_WEIGHTS, *_NOT_SERVED))
-            and not each.name.endswith(".index.json")
+            and not each.name.endswith(_NOT_EXTRA)
             and each.stat().st_size <= _MAX_FILE
         ]
         return [card_file(each) for each in found[:_MAX_EXTRA_FILES]]
