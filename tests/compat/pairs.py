@@ -22,7 +22,7 @@ WITH_WORKER = [
     *("avoidance", "unary"),
 ]
 """Scenarios in which caller and worker can be of different makes."""
-ALONE = ["nobody", "names", "constructor", "serving", "decorators", "records"]
+ALONE = ["nobody", "names", "constructor", "serving", "decorators", "records", "binding"]
 """Scenarios of one process."""
 
 
