@@ -223,9 +223,10 @@ async def main() -> None:
         await Worker(api).run()
         return
     import binding_scenarios  # type: ignore[import-not-found]  # as values
+    import module_scenarios  # type: ignore[import-not-found]  # as values
     import scenarios  # type: ignore[import-not-found]  # as values
 
-    known = {**vars(scenarios), **vars(binding_scenarios)}
+    known = {**vars(scenarios), **vars(binding_scenarios), **vars(module_scenarios)}
     facts = {name: await known[name](api) for name in names}
     print(json.dumps(facts, default=repr, ensure_ascii=False, sort_keys=True), flush=True)
     if module == "dynamo.runtime":
