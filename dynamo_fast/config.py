@@ -8,7 +8,7 @@ are the same, unless a setting says otherwise. Sizes are in bytes, times in seco
     the router       TcpClientConfig, PushRouterConfig, ResponseServerConfig
     the worker       TcpServerConfig, WorkerConfig, InstanceConfig, HealthCheckConfig
     discovery        FileConfig, EtcdConfig, KubernetesConfig
-    observability    StatusConfig, TracingConfig, LogConfig
+    observability    StatusConfig, TracingConfig, LogConfig, EngineLogConfig
     the runtime      RuntimeConfig
     the commands     ServeConfig, CommandConfig
 """
@@ -27,6 +27,7 @@ from dynamo_fast.errors import InvalidConfig
 __all__ = [
     "CodecConfig",
     "CommandConfig",
+    "EngineLogConfig",
     "EtcdConfig",
     "FileConfig",
     "HealthCheckConfig",
@@ -43,7 +44,9 @@ __all__ = [
     "TracingConfig",
     "WorkerConfig",
     "refuse_tls",
+    "set_for_subprocesses",
     "setting",
+    "text_of_variable",
 ]
 
 _Config = TypeVar("_Config", bound="_FromEnvironment")
@@ -169,6 +172,16 @@ def refuse_tls(environ: Mapping[str, str] = os.environ) -> None:
             f"{name}={value!r} asks for TLS, which dynamo_fast does not offer yet: unset it to send requests and answers "
             "in plain text, or keep the traffic inside a network that encrypts it"
         )
+
+
+def text_of_variable(name: str, default: str = "", environ: Mapping[str, str] = os.environ) -> str:
+    """The text of any variable, for those functions of Dynamo's API whose caller names the variable."""
+    return environ.get(name, default)
+
+
+def set_for_subprocesses(name: str, value: str) -> None:
+    """Set a variable of this process, for the libraries that it has and for the processes that it starts."""
+    os.environ[name] = value
 
 
 def setting(
@@ -360,6 +373,8 @@ class WorkerConfig(_FromEnvironment):
     """How long a router may read nothing of an answer that is ready before its request is killed."""
     cancel_grace: float = setting("DYNAMO_FAST_CANCEL_GRACE", 1.0, seconds())
     """How long a handler may take to notice that its context was stopped before it is cancelled."""
+    push_buffer: int = setting("DYNAMO_FAST_MAX_PUSHED_BYTES", 64 * MIB, POSITIVE)
+    """What may wait of one answer that a handler pushes (`response_sender`) while its router reads slowly."""
     leave_delay: float = setting("DYNAMO_FAST_LEAVE_DELAY", 0.2, seconds(zero=True))
     """How long a worker accepts requests after it left discovery: routers get the news with a delay."""
     response_networks: str = setting("DYNAMO_FAST_RESPONSE_NETWORKS", "", networks)
@@ -504,6 +519,23 @@ class LogConfig(_FromEnvironment):
     def frames(self) -> bool:
         """Whether to log each incoming frame."""
         return bool({"trace", "dynamo_fast=trace"} & {each.strip() for each in self.targets.split(",")})
+
+
+@dataclass(frozen=True)
+class EngineLogConfig(_FromEnvironment):
+    """How `dynamo_fast.runtime.logging` sets up the logs of a program and of its engine."""
+
+    targets: str = setting("DYN_LOG", "info", empty_is_a_value=True)
+    """As `LogConfig.targets`: the lowest of its levels is the level of the root logger."""
+    config_path: str = setting("DYN_LOGGING_CONFIG_PATH", "/opt/dynamo/etc/logging.toml", empty_is_a_value=True)
+    """Dynamo's file of log filters. It is not read; where there is one, records of all levels are written."""
+    json_lines: bool = setting("DYN_LOGGING_JSONL", False, truth)
+    console_format: str = setting("DYN_LOGGING_CONSOLE_FORMAT", "")
+    """`jsonl`: as `json_lines`; every other value is the readable form."""
+    plain: bool = setting("DYN_SDK_DISABLE_ANSI_LOGGING", False, truth)
+    """Write no colours."""
+    vllm_level: str = setting("VLLM_LOGGING_LEVEL", "INFO")
+    """The level of vLLM's loggers; `DYN_LOG` does not change it."""
 
 
 # The runtime ----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ why, is in docs/compatibility.md.
 
 from dynamo_fast.egress.push_router import RouterMode
 from dynamo_fast.ingress.request_stream import RequestStream as PyAsyncRequestStream
+from dynamo_fast.ingress.response_sender import ResponseSender
 from dynamo_fast.runtime.client import AsyncResponseStream, Client, Instance
 from dynamo_fast.runtime.context import Context, ContextMetadata, SpanProxy
 from dynamo_fast.runtime.decorators import dynamo_endpoint, dynamo_worker
@@ -22,10 +23,13 @@ from dynamo_fast.runtime.exceptions import (
     EngineShutdown,
     InvalidArgument,
     NotOffered,
+    RouterQueueLimitExceeded,
+    SelectionServiceError,
     StreamIncomplete,
     Unknown,
     WorkerUnavailable,
 )
+from dynamo_fast.runtime.metrics import FirstTokenSource, RuntimeMetrics
 from dynamo_fast.runtime.unary import UnaryClient, serve_unary_endpoint
 from dynamo_fast.wire.instance import TransportType
 from dynamo_fast.wire.payload import Annotated
@@ -44,11 +48,16 @@ __all__ = [
     "DynamoException",
     "Endpoint",
     "EngineShutdown",
+    "FirstTokenSource",
     "Instance",
     "InvalidArgument",
     "NotOffered",
     "PyAsyncRequestStream",
+    "ResponseSender",
     "RouterMode",
+    "RouterQueueLimitExceeded",
+    "RuntimeMetrics",
+    "SelectionServiceError",
     "SpanProxy",
     "StreamIncomplete",
     "TransportType",

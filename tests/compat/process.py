@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+import push_handlers  # type: ignore[import-not-found]  # a neighbour, not a package: see above
 import values  # type: ignore[import-not-found]  # a neighbour, not a package: see above
 
 GENERATE = "compat.worker.generate"
@@ -34,9 +35,12 @@ class Api:
         self.module = importlib.import_module(module)
 
     def __getattr__(self, name: str) -> Any:
-        if hasattr(self.module, name):
-            return getattr(self.module, name)
-        return getattr(importlib.import_module("dynamo._core"), name)
+        package = self.module.__name__.partition(".")[0]
+        others = ["dynamo._core"] if package == "dynamo" else ["dynamo_fast.llm"]
+        for module in (self.module, *map(importlib.import_module, others)):
+            if hasattr(module, name):
+                return getattr(module, name)
+        raise AttributeError(name)
 
     def runtime(self) -> Any:
         return self.DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
@@ -160,6 +164,8 @@ class Worker:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, runtime.shutdown)
         endpoints = {GENERATE: self.generate}
         endpoints |= {f"compat.handlers.{name}": each for name, each in self.handlers().items()}
+        pushing = push_handlers.Handlers(self.api).endpoints()
+        endpoints |= {f"compat.push.{name}": each for name, each in pushing.items()}
         serving = [runtime.endpoint(path).serve_endpoint(each) for path, each in endpoints.items()]
         client = await runtime.endpoint("compat.handlers.number").client()
         await client.wait_for_instances()
@@ -217,14 +223,20 @@ def envelope(item: Any) -> list[Any]:
 
 
 async def main() -> None:
-    what, module, *names = sys.argv[1:]
+    what, module, *wanted = sys.argv[1:]
     api = Api(module)
     if what == "serve":
         await Worker(api).run()
         return
+    import binding_scenarios  # type: ignore[import-not-found]  # as values
+    import llm_scenarios  # type: ignore[import-not-found]  # as values
+    import module_scenarios  # type: ignore[import-not-found]  # as values
+    import names  # type: ignore[import-not-found]  # as values
     import scenarios  # type: ignore[import-not-found]  # as values
 
-    facts = {name: await getattr(scenarios, name)(api) for name in names}
+    files = (scenarios, binding_scenarios, module_scenarios, llm_scenarios, names)
+    known = {name: value for file in files for name, value in vars(file).items()}
+    facts = {name: await known[name](api) for name in wanted}
     print(json.dumps(facts, default=repr, ensure_ascii=False, sort_keys=True), flush=True)
     if module == "dynamo.runtime":
         os._exit(0)  # the peers' threads may hold up an orderly end
