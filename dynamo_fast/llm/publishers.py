@@ -82,7 +82,7 @@ class KvEventPublisher:
             self._hub = hub
             hub.run(_announced(hub, self._source))
         except BaseException:
-            self._source.close_sockets()
+            self._source.stop()
             raise
 
     def publish_stored(  # noqa: PLR0917  # as Dynamo has it
@@ -122,7 +122,7 @@ class KvEventPublisher:
 
     def shutdown(self) -> None:
         """Leave discovery, and publish nothing any more. May be called twice, from any thread."""
-        self._source.close_sockets()
+        self._source.stop()
         try:
             self._hub.run(self._source.close())
         except RuntimeError:  # the loop has ended, and the records with it
