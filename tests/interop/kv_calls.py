@@ -61,7 +61,7 @@ def calls(publisher: Any, metrics: Any, newer: bool) -> list[tuple[Any, ...]]:
 
 async def main(package: str) -> None:
     runtime = importlib.import_module(f"{package}.runtime")
-    llm = importlib.import_module("dynamo.llm" if package == "dynamo" else "dynamo_fast.llm.publishers")
+    llm = importlib.import_module(f"{package}.llm")
     loop = asyncio.get_running_loop()
     distributed = runtime.DistributedRuntime(loop, "file", "tcp")
     endpoint = distributed.endpoint("ns.comp.generate")

@@ -17,8 +17,7 @@ import zmq
 
 from dynamo_fast.discovery.buckets import EVENT_CHANNELS, EVENT_SOURCES
 from dynamo_fast.errors import InvalidConfig
-from dynamo_fast.llm.kv_blocks import compute_block_hash_for_seq
-from dynamo_fast.llm.publishers import KvEventPublisher, WorkerMetricsPublisher
+from dynamo_fast.llm import KvEventPublisher, WorkerMetricsPublisher, compute_block_hash_for_seq
 from dynamo_fast.runtime import DistributedRuntime, Endpoint
 from tests.llm.subscriber import Subscriber, channels, records
 from tests.waiting import until
@@ -158,7 +157,7 @@ async def test_an_engine_is_relayed(runtime: DistributedRuntime, endpoint: Endpo
 
 async def test_wrong_arguments(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TypeError, match="'object' object cannot be converted to 'Endpoint'"):
-        KvEventPublisher(object(), kv_block_size=4)
+        KvEventPublisher(object(), kv_block_size=4)  # type: ignore[arg-type]
     with pytest.raises(Exception, match="kv_block_size cannot be 0"):
         KvEventPublisher(endpoint)
     with pytest.raises(InvalidConfig, match="zmq_endpoint"):
