@@ -1,4 +1,4 @@
-"""The examples of docs/workers.md, docs/testing.md and docs/migrating.md are run as they stand there."""
+"""The examples of workers.md, kv-routing.md, testing.md and migrating.md in docs/ are run as they stand there."""
 
 from __future__ import annotations
 
@@ -104,6 +104,19 @@ async def test_the_bidirectional_endpoint() -> None:
         yield 2
 
     assert await answer(worker, ManyIn(requests())) == [{"answer_to": 1}, {"answer_to": 2}]
+    await worker.close()
+
+
+async def test_the_kv_events_and_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def echo(request: Any) -> AsyncIterator[Any]:
+        yield request
+
+    monkeypatch.setenv("DYN_EVENT_PLANE_HOST", "127.0.0.1")
+    worker = await Worker.start(FileDiscovery())
+    served = await worker.serve(echo, "demo.backend.generate")
+    (source,) = examples("kv-routing.md")
+    names = await run(source, served=served)
+    assert worker.companions == [names["events"], names["load"]]
     await worker.close()
 
 
