@@ -108,16 +108,20 @@ class KvWorker:
     served: ServedEndpoint
     prompts: list[list[int]] = field(default_factory=list)
     """The tokens of each request that it got."""
+    ranks: list[int | None] = field(default_factory=list)
+    """The data-parallel rank that the frontend chose for each."""
 
     @classmethod
-    async def start(cls, frontend: KvFrontend, model: str) -> KvWorker:
+    async def start(cls, frontend: KvFrontend, model: str, data_parallel_size: int = 1) -> KvWorker:
         """A worker that is registered, with its model card."""
         discovery = FileDiscovery(frontend.folder / "store")
         worker = await Worker.start(discovery)
         prompts: list[list[int]] = []
+        ranks: list[int | None] = []
 
         async def generate(request: Any) -> AsyncIterator[Any]:
             prompts.append(request["token_ids"])
+            ranks.append((request.get("routing") or {}).get("dp_rank"))
             yield {"token_ids": [7], "finish_reason": "stop"}
 
         card = ModelCard.from_folder(
@@ -125,14 +129,15 @@ class KvWorker:
             name=model,
             model_type=ModelType.Completions,
             kv_cache_block_size=BLOCK_SIZE,
-            runtime_config=runtime_config(),
+            runtime_config=runtime_config(data_parallel_size),
         )
         served = await worker.serve(generate, f"test.{model}.generate", model=card)
-        return cls(worker, served, prompts)
+        return cls(worker, served, prompts, ranks)
 
 
-def runtime_config() -> ModelRuntimeConfig:
+def runtime_config(data_parallel_size: int) -> ModelRuntimeConfig:
     config = ModelRuntimeConfig()
+    config.data_parallel_size = data_parallel_size
     config.total_kv_blocks = TOTAL_BLOCKS
     return config
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+import uvloop
 
 from dynamo_fast.llm.kv_events import KvEventSource
 from dynamo_fast.llm.load import LoadSource
@@ -18,6 +21,16 @@ from tests.waiting import LIMIT, until
 pytestmark = pytest.mark.frontend
 
 _words = itertools.count(1)
+
+
+def once(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test on uvloop alone. Each model takes four inotify instances of a frontend, which keeps them."""
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        uvloop.run(test(**fixtures))
+
+    return run
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -40,9 +53,9 @@ def model() -> str:
 
 
 @asynccontextmanager
-async def two_workers(frontend: KvFrontend, model: str) -> AsyncIterator[tuple[KvWorker, KvWorker]]:
+async def two_workers(frontend: KvFrontend, model: str, ranks: int = 1) -> AsyncIterator[tuple[KvWorker, KvWorker]]:
     """Two, both of which the frontend knows."""
-    a, b = await KvWorker.start(frontend, model), await KvWorker.start(frontend, model)
+    a, b = await KvWorker.start(frontend, model, ranks), await KvWorker.start(frontend, model, ranks)
     try:
         await until(lambda: frontend.lists(model))
         async for prompt in endless(frontend, model):
@@ -90,6 +103,7 @@ async def until_bound(frontend: KvFrontend, model: str, worker: KvWorker, prompt
     await asyncio.wait_for(tried(), LIMIT)
 
 
+@once
 async def test_prompts_go_to_the_worker_that_announced_their_prefix(frontend: KvFrontend, model: str) -> None:
     async with two_workers(frontend, model) as (a, b):
         of_a, of_b = await KvEventSource.open(a.served, BLOCK_SIZE), await KvEventSource.open(b.served, BLOCK_SIZE)
@@ -99,6 +113,7 @@ async def test_prompts_go_to_the_worker_that_announced_their_prefix(frontend: Kv
             await until_bound(frontend, model, worker, prompt)
 
 
+@once
 async def test_what_was_stored_before_the_frontend_knew_is_recovered(frontend: KvFrontend, model: str) -> None:
     async with two_workers(frontend, model) as (_, b):
         prompt = new_prompt(10)
@@ -110,6 +125,7 @@ async def test_what_was_stored_before_the_frontend_knew_is_recovered(frontend: K
 
 
 @pytest.mark.parametrize("how", ["removed", "cleared"])
+@once
 async def test_prompts_whose_blocks_are_gone_are_not_bound(frontend: KvFrontend, model: str, how: str) -> None:
     async with two_workers(frontend, model) as (_, b):
         source = await KvEventSource.open(b.served, BLOCK_SIZE)
@@ -130,6 +146,17 @@ async def _until_another(frontend: KvFrontend, model: str, worker: KvWorker, pro
         others += not await goes_to(frontend, model, worker, [*prompt, *new_prompt(1)])
 
 
+@once
+async def test_prompts_go_to_the_rank_that_announced_their_prefix(frontend: KvFrontend, model: str) -> None:
+    async with two_workers(frontend, model, ranks=2) as (a, b):
+        sources = [await KvEventSource.open(each.served, BLOCK_SIZE, rank) for each in (a, b) for rank in (0, 1)]
+        prompt = new_prompt(10)
+        sources[3].stored(prompt, range(1, 11))
+        await until_bound(frontend, model, b, prompt)
+        assert b.ranks[-20:] == [1] * 20
+
+
+@once
 async def test_a_busy_worker_gets_nothing_and_529_if_all_are(frontend: KvFrontend, model: str) -> None:
     """Engines publish their load again and again. In kv mode a frontend's own estimate takes its place in between."""
     busy, idle = TOTAL_BLOCKS * 6 // 10, TOTAL_BLOCKS // 10

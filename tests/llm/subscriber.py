@@ -35,6 +35,7 @@ class Subscriber:
         self._socket.subscribe(b"")
 
     def connect(self, address: str) -> None:
+        self._socket.setsockopt(zmq.IPV6, "[" in address)
         self._socket.connect(address)
 
     async def receive(self) -> Message:

@@ -17,6 +17,7 @@ from dynamo_fast.llm.event_plane import ChannelScope, EventChannel, EventPlane, 
 from dynamo_fast.wire.address import EndpointId
 from tests.llm import captured
 from tests.llm.subscriber import Subscriber
+from tests.waiting import until_in_thread
 
 ENDPOINT = EndpointId("nskv", "comp", "generate")
 
@@ -67,8 +68,7 @@ async def test_a_subscriber_gets_messages(subscriber: Subscriber) -> None:
         channel = plane.channel("kv-events", 0xABC)
         assert channel.address.startswith("tcp://127.0.0.1:")
         subscriber.connect(channel.address)
-        while not channel._has_news():
-            pass
+        until_in_thread(channel._has_news)
         channel.send(msgspec.msgpack.encode(["first"]))  # which also reads the subscription, and welcomes it
         channel.send(msgspec.msgpack.encode(["second"]))
         first, again, second = [await subscriber.receive() for _ in range(3)]
@@ -88,8 +88,7 @@ async def test_the_last_message_is_sent_again_to_a_late_subscriber(subscriber: S
         channel.send(msgspec.msgpack.encode("missed"))
         channel.send(msgspec.msgpack.encode("last"))
         subscriber.connect(channel.address)
-        while not channel._has_news():
-            pass
+        until_in_thread(channel._has_news)
         channel.welcome()
         assert (await subscriber.receive()).payload == "last"
     finally:
@@ -105,8 +104,7 @@ def test_a_subscriber_that_reads_nothing_holds_up_nobody() -> None:
         silent.setsockopt(zmq.RCVHWM, 1)
         silent.subscribe(b"")
         silent.connect(channel.address)
-        while not channel._has_news():
-            pass
+        until_in_thread(channel._has_news)
         for _ in range(2000):
             channel.send(bytes(10_000))
     finally:
@@ -122,6 +120,22 @@ def test_ipv6_is_bound_and_advertised_in_brackets() -> None:
         assert channel.address.startswith("tcp://[::1]:")
     except OSError as error:
         pytest.skip(f"no IPv6 here: {error}")
+    finally:
+        plane.close()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])
+async def test_every_address_may_be_bound(host: str, subscriber: Subscriber) -> None:
+    plane = EventPlane(EventPlaneConfig(host=host))
+    try:
+        channel = plane.channel("kv-events", 1)
+        assert "0.0.0.0" not in channel.address
+        assert "[::]" not in channel.address
+        channel.send(msgspec.msgpack.encode("last"))
+        subscriber.connect(channel.address)
+        until_in_thread(channel._has_news)
+        channel.welcome()
+        assert (await subscriber.receive()).payload == "last"
     finally:
         plane.close()
 
