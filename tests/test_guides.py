@@ -1,4 +1,4 @@
-"""The examples of the guides (workers, testing, migrating, kubernetes) are run as they stand in docs."""
+"""The examples of the guides are run as they stand in docs."""
 
 from __future__ import annotations
 
@@ -117,6 +117,19 @@ async def test_the_bidirectional_endpoint() -> None:
         yield 2
 
     assert await answer(worker, ManyIn(requests())) == [{"answer_to": 1}, {"answer_to": 2}]
+    await worker.close()
+
+
+async def test_the_kv_events_and_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def echo(request: Any) -> AsyncIterator[Any]:
+        yield request
+
+    monkeypatch.setenv("DYN_EVENT_PLANE_HOST", "127.0.0.1")
+    worker = await Worker.start(FileDiscovery())
+    served = await worker.serve(echo, "demo.backend.generate")
+    (source,) = examples("kv-routing.md")
+    names = await run(source, served=served)
+    assert worker.companions == [names["events"], names["load"]]
     await worker.close()
 
 
