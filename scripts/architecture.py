@@ -20,7 +20,7 @@ PICTURE = ROOT / "docs" / "figures" / "architecture.svg"
 FLOORS = [
     ["cli", "testing"],
     ["standin"],
-    ["runtime"],
+    ["runtime", "llm"],
     ["egress", "ingress"],
     ["discovery", "observability", "inspect", "conformance"],
     ["context", "net"],
