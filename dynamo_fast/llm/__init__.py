@@ -1,4 +1,4 @@
-"""What makes a worker a model: model cards, and the drop-in for `dynamo.llm`.
+"""What makes a worker a model: model cards, KV events and load for frontends, and the drop-in for `dynamo.llm`.
 
     from dynamo_fast.llm import ModelCard                       # the native way: serve(handler, endpoint, model=card)
     from dynamo_fast.llm import register_model, ModelInput      # was: from dynamo.llm import ...
