@@ -20,6 +20,7 @@ PICTURE = ROOT / "docs" / "figures" / "architecture.svg"
 FLOORS = [
     ["cli", "testing"],
     ["standin"],
+    ["backend"],
     ["runtime", "llm"],
     ["egress", "ingress"],
     ["discovery", "observability", "inspect", "conformance"],

@@ -104,6 +104,19 @@ def test_a_module_and_its_stand_in_are_one(tmp_path: Path) -> None:
     assert result.stdout == "True True dynamo_fast.runtime.context\n", result.stderr
 
 
+def test_the_compiled_module_has_the_names_of_both_packages(tmp_path: Path) -> None:
+    program = (
+        "from dynamo._core import Context, ModelInput, backend\n"
+        "import dynamo._core.backend, dynamo.llm, dynamo.runtime, dynamo_fast.backend, dynamo._core as core\n"
+        "print(dynamo._core.backend is backend is dynamo_fast.backend, ModelInput is dynamo.llm.ModelInput)\n"
+        "print(Context is dynamo.runtime.Context, {'backend', 'Context', 'ModelInput'} <= set(dir(core)))\n"
+        "core.nothing"
+    )
+    result = run("-c", program, folder=tmp_path)
+    assert result.stdout == "True True\nTrue True\n", result.stderr
+    assert "AttributeError: module 'dynamo._core' has no attribute 'nothing'" in result.stderr
+
+
 def test_the_rest_of_dynamo_resolves_to_itself(tmp_path: Path) -> None:
     common = tmp_path / "wheel" / "dynamo" / "common"
     common.mkdir(parents=True)
