@@ -9,8 +9,8 @@ are the same, unless a setting says otherwise. Sizes are in bytes, times in seco
     the worker       TcpServerConfig, WorkerConfig, InstanceConfig, HealthCheckConfig
     discovery        FileConfig, EtcdConfig
     models           EventPlaneConfig, KvEventConfig
-    observability    StatusConfig, TracingConfig, LogConfig
-    the runtime      RuntimeConfig
+    observability    StatusConfig, TracingConfig, LogConfig, EngineLogConfig
+    the runtime      RuntimeConfig, BackendConfig
     the commands     ServeConfig, CommandConfig
 """
 
@@ -29,6 +29,7 @@ __all__ = [
     "BackendConfig",
     "CodecConfig",
     "CommandConfig",
+    "EngineLogConfig",
     "EtcdConfig",
     "EventPlaneConfig",
     "FileConfig",
@@ -46,7 +47,9 @@ __all__ = [
     "TracingConfig",
     "WorkerConfig",
     "refuse_tls",
+    "set_for_subprocesses",
     "setting",
+    "text_of_variable",
 ]
 
 _Config = TypeVar("_Config", bound="_FromEnvironment")
@@ -172,6 +175,16 @@ def refuse_tls(environ: Mapping[str, str] = os.environ) -> None:
             f"{name}={value!r} asks for TLS, which dynamo_fast does not offer yet: unset it to send requests and answers "
             "in plain text, or keep the traffic inside a network that encrypts it"
         )
+
+
+def text_of_variable(name: str, default: str = "", environ: Mapping[str, str] = os.environ) -> str:
+    """The text of any variable, for those functions of Dynamo's API whose caller names the variable."""
+    return environ.get(name, default)
+
+
+def set_for_subprocesses(name: str, value: str) -> None:
+    """Set a variable of this process, for the libraries that it has and for the processes that it starts."""
+    os.environ[name] = value
 
 
 def setting(
@@ -530,6 +543,23 @@ class LogConfig(_FromEnvironment):
     def frames(self) -> bool:
         """Whether to log each incoming frame."""
         return bool({"trace", "dynamo_fast=trace"} & {each.strip() for each in self.targets.split(",")})
+
+
+@dataclass(frozen=True)
+class EngineLogConfig(_FromEnvironment):
+    """How `dynamo_fast.runtime.logging` sets up the logs of a program and of its engine."""
+
+    targets: str = setting("DYN_LOG", "info", empty_is_a_value=True)
+    """As `LogConfig.targets`: the lowest of its levels is the level of the root logger."""
+    config_path: str = setting("DYN_LOGGING_CONFIG_PATH", "/opt/dynamo/etc/logging.toml", empty_is_a_value=True)
+    """Dynamo's file of log filters. It is not read; where there is one, records of all levels are written."""
+    json_lines: bool = setting("DYN_LOGGING_JSONL", False, truth)
+    console_format: str = setting("DYN_LOGGING_CONSOLE_FORMAT", "")
+    """`jsonl`: as `json_lines`; every other value is the readable form."""
+    plain: bool = setting("DYN_SDK_DISABLE_ANSI_LOGGING", False, truth)
+    """Write no colours."""
+    vllm_level: str = setting("VLLM_LOGGING_LEVEL", "INFO")
+    """The level of vLLM's loggers; `DYN_LOG` does not change it."""
 
 
 # The runtime ----------------------------------------------------------------------------------------------------------

@@ -55,6 +55,9 @@ class RouterMode(enum.Enum):
     LeastLoaded = "least_loaded"
     DeviceAwareWeighted = "device_aware_weighted"
 
+    def __repr__(self) -> str:
+        return str(self)
+
 
 Chooser = Callable[[], Entry]
 """Picks a worker. Raises Unavailable or ResourceExhausted if there is none to pick, InvalidRequest for the mode Direct."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from dynamo_fast.context import Context as RequestContext
 from dynamo_fast.observability import tracing
@@ -192,20 +192,21 @@ class SpanProxy:
     def add_event(self, name: str, attrs: Mapping[str, Any] | None = None) -> None:
         """Nothing."""
 
-    def record_exception(self, error: BaseException) -> None:
-        """Nothing."""
+    def set_status(self, status: str, description: str | None = None) -> None:
+        """Nothing. Raises ValueError for a status other than `ok` and `error`."""
+        if not isinstance(status, str):
+            raise argument_error("status", status, "PyString")
+        if status not in ("ok", "error"):
+            raise ValueError(f'set_status: expected "ok" or "error", got "{status}"')
 
-    def set_status(self, *status: Any) -> None:
-        """Nothing."""
-
-    def end(self) -> None:
+    def close(self) -> None:
         """Nothing."""
 
     def __enter__(self) -> SpanProxy:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.end()
+    def __exit__(self, *error: object) -> Literal[False]:
+        return False
 
 
 def _checked(metadata: Mapping[str, str] | None) -> dict[str, str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
+from dynamo_fast.config import RuntimeConfig
 from dynamo_fast.ingress.cancellation import Resumed
-from dynamo_fast.runtime.distributed import from_environment
+from dynamo_fast.runtime.distributed import NATS_WARNING
 
 __all__ = ["dynamo_endpoint", "dynamo_worker"]
 
@@ -17,14 +19,20 @@ Main = Callable[..., Coroutine[Any, Any, Any]]
 
 
 def dynamo_worker(enable_nats: bool | None = None) -> Callable[[Main], Callable[..., Coroutine[Any, Any, None]]]:
-    """Decorate `async def main(runtime, ...)`: call it without the runtime, and it gets the one of `RuntimeConfig`."""
+    """Decorate `async def main(runtime, ...)`: call it without the runtime, and it gets the one of `RuntimeConfig`.
+
+    The runtime's class is looked up in `dynamo_fast.runtime` at the call, so that a test can patch it there.
+    """
     if enable_nats is not None:
-        warnings.warn("enable_nats has no effect any more", DeprecationWarning, stacklevel=2)
+        warnings.warn(NATS_WARNING, DeprecationWarning, stacklevel=2)
 
     def decorate(main: Main) -> Callable[..., Coroutine[Any, Any, None]]:
         @functools.wraps(main)
         async def with_runtime(*arguments: Any, **named: Any) -> None:
-            await main(from_environment(asyncio.get_running_loop()), *arguments, **named)
+            config = RuntimeConfig.from_env()
+            make = sys.modules[__package__].DistributedRuntime
+            runtime = make(asyncio.get_running_loop(), config.discovery_backend, config.request_plane)
+            await main(runtime, *arguments, **named)
 
         return with_runtime
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,14 @@ from dynamo_fast.runtime.exceptions import NotOffered, argument_error
 from dynamo_fast.runtime.hub import Hub
 from dynamo_fast.wire.address import EndpointId
 
-__all__ = ["DistributedRuntime"]
+__all__ = ["NATS_WARNING", "DistributedRuntime"]
+
+NATS_WARNING = (
+    "The 'enable_nats' parameter is deprecated and will be removed in a future release. NATS enablement is now determined "
+    "automatically from the event-plane configuration."
+)
+"""Dynamo's text."""
+_RESPONSE_PLANES = ("tcp", "quic")
 
 
 class DistributedRuntime:
@@ -36,9 +44,14 @@ class DistributedRuntime:
         event_plane: str | None = None,
         response_plane: str | None = None,
     ) -> None:
-        for name, value in (("discovery_backend", discovery_backend), ("request_plane", request_plane)):
+        given = {"discovery_backend": discovery_backend, "request_plane": request_plane}
+        optional = {"event_plane": event_plane, "response_plane": response_plane}
+        given.update({name: value for name, value in optional.items() if value is not None})
+        for name, value in given.items():
             if not isinstance(value, str):
                 raise argument_error(name, value, "PyString")
+        if enable_nats is not None:
+            warnings.warn(NATS_WARNING, DeprecationWarning, stacklevel=2)
         check_kind(discovery_backend)
         refuse_tls()
         _check_planes(request_plane, event_plane, response_plane)
@@ -48,7 +61,8 @@ class DistributedRuntime:
     @staticmethod
     def detached() -> DistributedRuntime:
         """A runtime as the environment says: `DYN_DISCOVERY_BACKEND` (etcd), `DYN_REQUEST_PLANE` (tcp)."""
-        return from_environment(None)
+        config = RuntimeConfig.from_env()
+        return DistributedRuntime(None, config.discovery_backend, config.request_plane)
 
     def endpoint(self, path: str) -> Endpoint:
         """The endpoint `namespace.component.endpoint`. Raises InvalidAddress, a ValueError, for any other form."""
@@ -60,17 +74,22 @@ class DistributedRuntime:
         """The `event_loop` that the constructor got."""
         return self._event_loop
 
-    def set_health_status(self, healthy: bool) -> None:
+    def set_health_status(self, ready: bool) -> None:
         """Say whether this process is well."""
-        self._hub.status.healthy = healthy
+        if not isinstance(ready, bool):
+            raise argument_error("ready", ready, "PyBool")
+        self._hub.status.healthy = ready
 
     def system_status_server_url(self) -> str | None:
         """The URL of the status server; None if there is none (`DYN_SYSTEM_PORT` is not set)."""
         return self._hub.status.url
 
-    def register_engine_route(self, name: str, callback: Callable[..., Any]) -> None:
-        """Answer `POST /engine/{name}` of the status server with `await callback(body)`; without a server, do nothing."""
-        self._hub.status.register_engine_route(name, callback)
+    def register_engine_route(self, route_name: str, callback: Callable[..., Any]) -> None:
+        """Answer `POST /engine/{route_name}` of the status server with `await callback(body)`, in place of an earlier
+        callback. Without a server, do nothing."""
+        if not isinstance(route_name, str):
+            raise argument_error("route_name", route_name, "PyString")
+        self._hub.status.register_engine_route(route_name, callback)
 
     def to_capsule(self) -> Any:
         """Not offered: it is for other Rust bindings. Raises NotOffered."""
@@ -90,12 +109,6 @@ class DistributedRuntime:
         return self._hub.ended()
 
 
-def from_environment(event_loop: Any) -> DistributedRuntime:
-    """A runtime on the backend and the plane that the environment names."""
-    config = RuntimeConfig.from_env()
-    return DistributedRuntime(event_loop, config.discovery_backend, config.request_plane)
-
-
 def _check_planes(request_plane: str, event_plane: str | None, response_plane: str | None) -> None:
     if request_plane == "nats":
         raise NotOffered("the request plane 'nats' is not offered: use 'tcp', which all releases of Dynamo speak")
@@ -103,8 +116,10 @@ def _check_planes(request_plane: str, event_plane: str | None, response_plane: s
         raise InvalidConfig(f"Invalid request plane mode: '{request_plane}'. Valid options are: 'nats', 'tcp'")
     if event_plane not in (None, "nats", "zmq"):
         raise InvalidConfig(f"Invalid event_plane value '{event_plane}'. Valid values: 'nats', 'zmq'")
+    if response_plane not in (None, "", *_RESPONSE_PLANES):
+        raise InvalidConfig(f"Invalid response_plane value '{response_plane}'. Valid values: 'tcp', 'quic'")
     response_plane = response_plane or RuntimeConfig.from_env().response_plane
+    if response_plane not in _RESPONSE_PLANES:
+        raise InvalidConfig(f"invalid DYN_RESPONSE_PLANE value '{response_plane}'; expected 'tcp' or 'quic'")
     if response_plane == "quic":
         raise NotOffered("the response plane 'quic' is not offered: use 'tcp'")
-    if response_plane != "tcp":
-        raise InvalidConfig(f"invalid DYN_RESPONSE_PLANE value '{response_plane}'; expected 'tcp' or 'quic'")

@@ -25,6 +25,8 @@ __all__ = [
     "EngineShutdown",
     "InvalidArgument",
     "NotOffered",
+    "RouterQueueLimitExceeded",
+    "SelectionServiceError",
     "StreamIncomplete",
     "Unknown",
     "WorkerUnavailable",
@@ -100,6 +102,14 @@ class WorkerUnavailable(DynamoException):
     """This worker cannot serve. Callers inhibit it."""
 
     error_type, error_class, reason = reasons.WORKER_UNAVAILABLE
+
+
+class RouterQueueLimitExceeded(DynamoException):
+    """The queue of a router is full."""
+
+
+class SelectionServiceError(DynamoException):
+    """The service that selects workers failed."""
 
 
 class NotOffered(DynamoError, NotImplementedError):

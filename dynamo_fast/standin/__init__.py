@@ -5,8 +5,8 @@ this package that stand in for them, and everything else of an installed `ai-dyn
 
     dynamo.runtime, dynamo.llm      dynamo_fast.runtime, dynamo_fast.llm, and what they contain
     dynamo._core                    dynamo_fast.standin.core; dynamo._core.backend is dynamo_fast.backend
-    dynamo.health_check, dynamo.prometheus_names
-    anything else, as dynamo.common the installed `ai-dynamo`
+    dynamo.health_check             dynamo_fast.health_check; the same for dynamo.prometheus_names
+    dynamo.common, and the rest     the installed `ai-dynamo`
 
 A module and its stand-in are one object, so a class has one identity under both names.
 
@@ -32,9 +32,9 @@ FOLDER = Path(__file__).parent / "site"
 
 STAND_INS = {
     "dynamo._core": "dynamo_fast.standin.core",
-    "dynamo.health_check": "dynamo_fast.runtime.health_check",
+    "dynamo.health_check": "dynamo_fast.health_check",
     "dynamo.llm": "dynamo_fast.llm",
-    "dynamo.prometheus_names": "dynamo_fast.runtime.prometheus_names",
+    "dynamo.prometheus_names": "dynamo_fast.prometheus_names",
     "dynamo.runtime": "dynamo_fast.runtime",
 }
 """Module of Dynamo -> the module that stands in for it. What a package of the left side contains is looked for in the

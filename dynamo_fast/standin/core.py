@@ -9,8 +9,9 @@ import sys
 from typing import Any
 
 from dynamo_fast import backend, llm, runtime
+from dynamo_fast.runtime.logging import log_message
 
-__all__ = ["backend"]
+__all__ = ["backend", "log_message"]
 
 sys.modules["dynamo._core.backend"] = backend  # `_core` is no package, so an import of it looks here alone
 
@@ -25,4 +26,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({"backend", *runtime.__all__, *llm.__all__})
+    return sorted({*__all__, *runtime.__all__, *llm.__all__})

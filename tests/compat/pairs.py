@@ -22,8 +22,14 @@ WITH_WORKER = [
     *("avoidance", "unary"),
 ]
 """Scenarios in which caller and worker can be of different makes."""
-ALONE = ["nobody", "names", "constructor", "serving", "decorators", "records"]
+ALONE = [
+    *("nobody", "names", "constructor", "serving", "decorators", "records", "binding"),
+    *("metric_names", "exceptions", "health_checks", "logs"),
+]
 """Scenarios of one process."""
+
+LOGGED = {"DYN_LOG": "info", "DYN_SDK_DISABLE_ANSI_LOGGING": "1"}
+"""The settings of the scenario that looks at logs."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def call(side: Side, folder: Path, scenarios: Sequence[str]) -> dict[str, dict[s
     """The facts of each scenario."""
     done = subprocess.run(
         [str(side.python), str(HERE / "process.py"), "call", side.module, *scenarios],
-        env=_environment(folder),
+        env={**_environment(folder), **(LOGGED if "logs" in scenarios else {})},
         capture_output=True,
         text=True,
         timeout=LIMIT * len(scenarios),

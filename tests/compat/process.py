@@ -222,9 +222,12 @@ async def main() -> None:
     if what == "serve":
         await Worker(api).run()
         return
+    import binding_scenarios  # type: ignore[import-not-found]  # as values
+    import module_scenarios  # type: ignore[import-not-found]  # as values
     import scenarios  # type: ignore[import-not-found]  # as values
 
-    facts = {name: await getattr(scenarios, name)(api) for name in names}
+    known = {**vars(scenarios), **vars(binding_scenarios), **vars(module_scenarios)}
+    facts = {name: await known[name](api) for name in names}
     print(json.dumps(facts, default=repr, ensure_ascii=False, sort_keys=True), flush=True)
     if module == "dynamo.runtime":
         os._exit(0)  # the peers' threads may hold up an orderly end

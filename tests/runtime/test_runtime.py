@@ -213,7 +213,7 @@ async def test_what_is_not_offered_says_so() -> None:
             attempt()
     with pytest.raises(TypeError, match="argument 'router_mode'"):
         endpoint.client(5)  # type: ignore[arg-type]
-    with pytest.raises(errors.InvalidConfig, match="invalid DYN_RESPONSE_PLANE value 'x'; expected 'tcp' or 'quic'"):
+    with pytest.raises(errors.InvalidConfig, match="Invalid response_plane value 'x'. Valid values: 'tcp', 'quic'"):
         DistributedRuntime(None, "file", "tcp", response_plane="x")
     runtime.shutdown()
 
