@@ -143,6 +143,10 @@ class WorkerConfig:
     media_fetcher: Any = None
     kv_state_endpoint: str | None = None
     default_thinking_mode: str | None = None
+    structural_tag_mode: str | None = field(default=None, kw_only=True)
+    """This and the two below are Dynamo 1.3's way to say what `structural_tag` says; None: not said."""
+    structural_tag_scope: str | None = field(default=None, kw_only=True)
+    structural_tag_schema: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("namespace", "component", "endpoint", "model_name", "endpoint_types"):
@@ -154,6 +158,9 @@ class WorkerConfig:
             "reasoning_parser",
             "kv_state_endpoint",
             "default_thinking_mode",
+            "structural_tag_mode",
+            "structural_tag_scope",
+            "structural_tag_schema",
         ):
             _check_text(name, getattr(self, name), optional=True)
         for name in (
@@ -171,7 +178,19 @@ class WorkerConfig:
             raise argument_error("runtime", self.runtime, "RuntimeConfig")
         _check_labels(self.metrics_labels)
         _check_payload(self.health_check_payload)
-        ModelRuntimeConfig().set_structural_tag(self.structural_tag)
+        self.set_structural_tags(ModelRuntimeConfig())
+
+    def set_structural_tags(self, runtime_config: ModelRuntimeConfig) -> None:
+        """Set what was said of structural tags, in either way. Raises ValueError for an unknown word."""
+        for word, set_word in (
+            (self.structural_tag_mode, runtime_config.set_structural_tag_mode),
+            (self.structural_tag_scope, runtime_config.set_structural_tag_scope),
+            (self.structural_tag_schema, runtime_config.set_structural_tag_schema),
+        ):
+            if word is not None:
+                set_word(word)
+        if self.structural_tag is not None:
+            runtime_config.set_structural_tag(self.structural_tag)
 
 
 def _check_text(name: str, value: Any, *, optional: bool = False) -> None:

@@ -125,8 +125,7 @@ def _runtime_config(config: WorkerConfig, engine: Any) -> ModelRuntimeConfig:
             config.enable_local_indexer and config.disaggregation_mode is not DisaggregationMode.Encode
         ),
     )
-    if config.structural_tag is not None:
-        runtime_config.set_structural_tag(config.structural_tag)
+    config.set_structural_tags(runtime_config)
     if config.kv_state_endpoint is not None:
         runtime_config.kv_state_endpoint = "/".join(EndpointId.parse(config.kv_state_endpoint))
     data = {"default_thinking_mode": config.default_thinking_mode} if config.default_thinking_mode else {}

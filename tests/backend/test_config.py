@@ -58,7 +58,8 @@ def test_an_argument_of_the_wrong_type(make: Any, arguments: Any, error: type[Ex
             TypeError,
             "argument 'route_to_encoder': 'int' object cannot be converted to 'PyBool'",
         ),
-        ({"structural_tag_mode": "x"}, TypeError, "unexpected keyword argument 'structural_tag_mode'"),
+        ({"structural_tag_mode": "x"}, ValueError, "Invalid structural_tag_mode: 'x', expected 'off' or 'on'"),
+        ({"zzz": 1}, TypeError, "unexpected keyword argument 'zzz'"),
     ],
 )
 def test_what_a_worker_config_refuses(arguments: dict[str, Any], error: type[Exception], text: str) -> None:

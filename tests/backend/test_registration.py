@@ -113,6 +113,18 @@ async def test_everything_that_an_engine_and_an_operator_can_say(folder: str) ->
     }
 
 
+async def test_the_words_of_dynamo_1_3_for_structural_tags(folder: str) -> None:
+    card = await card_of(
+        EngineConfig("m"),
+        model_name=folder,
+        structural_tag_mode="on",
+        structural_tag_scope="always",
+        structural_tag_schema="strict",
+    )
+    words = {"structural_tag_mode": "on", "structural_tag_scope": "always", "structural_tag_schema": "strict"}
+    assert card.runtime_config == {**PLAIN, **words}
+
+
 @pytest.mark.parametrize(
     ("mode", "route", "expected"),
     [
