@@ -25,6 +25,7 @@ ALLOWED: dict[str, tuple[int, str]] = {
     "ingress/test_push_handler.py": (2, "a handler that blocks the loop's thread, which is what is tested"),
     "interop/peer_client.py": (2, PROCESS),
     "interop/peer_worker.py": (4, PROCESS),
+    "interop/kv_calls.py": (1, PROCESS),
     "interop/test_fleet.py": (1, "a handler's pace, for real peers"),
     "interop/test_middle.py": (1, "a handler's pace, for real peers"),
     "interop/test_worker.py": (1, "a handler's pace, for real peers"),

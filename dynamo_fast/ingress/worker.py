@@ -57,7 +57,7 @@ REQUEST_SERVERS: dict[str, RequestServerFactory] = {"tcp": SharedTcpServer}
 
 
 class Companion(Protocol):
-    """What tells others of a worker, and must end before it: a publisher of events, for one."""
+    """What a worker closes when it leaves: a publisher of events, for one. It adds and removes itself."""
 
     async def close(self) -> None:
         """Leave discovery, and close. May be called twice; raises nothing."""
@@ -93,7 +93,7 @@ class Worker:
         self.replaced: set[ServedEndpoint] = set()
         """Endpoints that were served again with another handler, until their last requests have their answers."""
         self.companions: list[Companion] = []
-        """Closed first when the worker leaves."""
+        """Closed with the endpoints when the worker leaves."""
         self._owns_status = status is None
         self._has_served = False
         self.status = status or SystemStatus(discovery.connection_id)
@@ -205,8 +205,8 @@ class Worker:
         The discovery is closed last: until the last answer has ended, handlers may use routers that watch it.
         """
         self._closed = True
-        await asyncio.gather(*(companion.close() for companion in [*self.companions]))
-        await asyncio.gather(*(served.close() for served in [*self.endpoints.values(), *self.replaced]))
+        leaving = [*self.endpoints.values(), *self.replaced, *self.companions]
+        await asyncio.gather(*(each.close() for each in leaving))
         await self.dialler.all_closed()
         self.watchdog.close()
         await self.server.close()

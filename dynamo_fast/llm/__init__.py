@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from dynamo_fast.llm.kinds import ModelInput as ModelInput
     from dynamo_fast.llm.kinds import ModelType as ModelType
     from dynamo_fast.llm.kinds import WorkerType as WorkerType
+    from dynamo_fast.llm.kv_blocks import compute_block_hash_for_seq as compute_block_hash_for_seq
+    from dynamo_fast.llm.kv_events import KvEventSource as KvEventSource
+    from dynamo_fast.llm.load import LoadSource as LoadSource
+    from dynamo_fast.llm.publishers import KvEventPublisher as KvEventPublisher
+    from dynamo_fast.llm.publishers import WorkerMetricsPublisher as WorkerMetricsPublisher
     from dynamo_fast.llm.registration import fetch_llm as fetch_llm
     from dynamo_fast.llm.registration import fetch_model as fetch_model
     from dynamo_fast.llm.registration import lora_name_to_id as lora_name_to_id
@@ -33,6 +38,11 @@ _HOMES: dict[str, str] = {
     "ModelType": "kinds",
     "WorkerType": "kinds",
     "ModelRuntimeConfig": "runtime_config",
+    "KvEventPublisher": "publishers",
+    "KvEventSource": "kv_events",
+    "LoadSource": "load",
+    "WorkerMetricsPublisher": "publishers",
+    "compute_block_hash_for_seq": "kv_blocks",
     "fetch_llm": "registration",
     "fetch_model": "registration",
     "lora_name_to_id": "registration",

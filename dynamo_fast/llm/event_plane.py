@@ -107,6 +107,7 @@ class EventPlane:
         """Close the sockets and end ZMQ's threads; what was not sent is dropped. May be called twice."""
         for channel in self.channels:
             channel.close()
+        self.channels.clear()
         self._context.term()  # all its sockets are closed, and none lingers: this does not wait
 
 

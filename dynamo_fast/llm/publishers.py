@@ -6,7 +6,7 @@ They take endpoints of the drop-in runtime. What they publish is `KvEventSource`
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from dynamo_fast.errors import DynamoError
@@ -25,12 +25,17 @@ __all__ = ["KvEventPublisher", "WorkerMetricsPublisher"]
 logger = get_logger(__name__)
 
 
-class _Hub(Protocol):
-    """What is asked of a runtime's hub (`dynamo_fast.runtime.hub`)."""
+class PublishingEndpoint(Protocol):
+    """What the publishers ask of an endpoint: `dynamo_fast.runtime.Endpoint` has it."""
+
+    @property
+    def endpoint_id(self) -> EndpointId: ...
+
+    def connection_id(self) -> int: ...
 
     async def worker(self) -> Worker: ...
 
-    def run(self, work: Any) -> None: ...
+    def run(self, work: Coroutine[Any, Any, None]) -> None: ...
 
 
 class KvEventPublisher:
@@ -41,7 +46,7 @@ class KvEventPublisher:
 
     def __init__(  # noqa: PLR0917  # as Dynamo has it
         self,
-        endpoint: Any,
+        endpoint: PublishingEndpoint,
         worker_id: int | None = None,
         kv_block_size: int = 0,
         dp_rank: int = 0,
@@ -62,7 +67,7 @@ class KvEventPublisher:
         Raises an Exception with Dynamo's text for a block size of 0, OverflowError and TypeError as Dynamo does,
         InvalidConfig for a setting or a missing package, OSError if the host cannot be bound.
         """
-        hub, name, connection_id = _parts(endpoint)
+        _check_endpoint(endpoint)
         for argument, value, bits in (("kv_block_size", kv_block_size, 64), ("dp_rank", dp_rank, 32)):
             _check_unsigned(argument, value, bits)
         if kv_block_size == 0:
@@ -70,8 +75,8 @@ class KvEventPublisher:
         if image_token_id is not None or video_token_id is not None:
             logger.warning("image_token_id and video_token_id are ignored: prompts with media do not find their blocks")
         self._source = KvEventSource(
-            name,
-            connection_id if worker_id is None else worker_id,
+            endpoint.endpoint_id,
+            endpoint.connection_id() if worker_id is None else worker_id,
             kv_block_size,
             dp_rank,
             state_endpoint=None if kv_state_endpoint is None else EndpointId.parse(kv_state_endpoint),
@@ -79,10 +84,10 @@ class KvEventPublisher:
         try:
             if zmq_endpoint is not None:
                 self._source.feeds.append(EngineRelay(self._source, zmq_endpoint, zmq_topic or "").close)
-            self._hub = hub
-            hub.run(_announced(hub, self._source))
+            self._endpoint = endpoint
+            endpoint.run(_announced(endpoint, self._source))
         except BaseException:
-            self._source.close_sockets()
+            self._source.stop()
             raise
 
     def publish_stored(  # noqa: PLR0917  # as Dynamo has it
@@ -122,9 +127,9 @@ class KvEventPublisher:
 
     def shutdown(self) -> None:
         """Leave discovery, and publish nothing any more. May be called twice, from any thread."""
-        self._source.close_sockets()
+        self._source.stop()
         try:
-            self._hub.run(self._source.close())
+            self._endpoint.run(self._source.close())
         except RuntimeError:  # the loop has ended, and the records with it
             pass
 
@@ -176,10 +181,10 @@ class WorkerMetricsPublisher:
         self._source: LoadSource | None = None
         self._kept: dict[str, Any] | None = None
 
-    def create_endpoint(self, endpoint: Any) -> asyncio.Future[tuple[()]]:
+    def create_endpoint(self, endpoint: PublishingEndpoint) -> asyncio.Future[tuple[()]]:
         """The endpoint whose load it is. Await it. Raises what `LoadSource` raises."""
-        hub, name, connection_id = _parts(endpoint)
-        return asyncio.ensure_future(self._create(hub, name, connection_id))
+        _check_endpoint(endpoint)
+        return asyncio.ensure_future(self._create(endpoint))
 
     def publish(
         self, dp_rank: int | None = None, active_decode_blocks: int | None = None, kv_used_blocks: int | None = None
@@ -195,9 +200,9 @@ class WorkerMetricsPublisher:
         if self._source is not None:
             self._source.publish(**self._kept)
 
-    async def _create(self, hub: _Hub, name: EndpointId, connection_id: int) -> tuple[()]:
-        worker = await hub.worker()
-        source = LoadSource(name, connection_id)
+    async def _create(self, endpoint: PublishingEndpoint) -> tuple[()]:
+        worker = await endpoint.worker()
+        source = LoadSource(endpoint.endpoint_id, endpoint.connection_id())
         await source.announce(worker)
         self._source = source
         if self._kept is not None:
@@ -205,22 +210,18 @@ class WorkerMetricsPublisher:
         return ()
 
 
-async def _announced(hub: _Hub, source: Source) -> None:
+async def _announced(endpoint: PublishingEndpoint, source: Source) -> None:
     try:
-        await source.announce(await hub.worker())
+        await source.announce(await endpoint.worker())
     except (DynamoError, OSError) as error:
         logger.error("%s are not published: %s", source, error)
         await source.close()
 
 
-def _parts(endpoint: Any) -> tuple[_Hub, EndpointId, int]:
-    """The hub, the name and the connection id of an endpoint of the drop-in runtime."""
-    try:
-        return endpoint._hub, endpoint._id, endpoint.connection_id()
-    except AttributeError:
-        raise TypeError(
-            f"argument 'endpoint': '{type(endpoint).__name__}' object cannot be converted to 'Endpoint'"
-        ) from None
+def _check_endpoint(endpoint: Any) -> None:
+    if not hasattr(endpoint, "endpoint_id"):
+        kind = type(endpoint).__name__
+        raise TypeError(f"argument 'endpoint': '{kind}' object cannot be converted to 'Endpoint'")
 
 
 def _check_unsigned(argument: str, value: Any, bits: int) -> None:

@@ -65,13 +65,14 @@ class Source(abc.ABC):
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
 
-    def close_sockets(self) -> None:
-        """Publish nothing any more. From any thread, and twice. Without `announce` there is nothing else to close."""
+    def stop(self) -> None:
+        """Publish nothing any more. From any thread, and twice. It closes a source that was not announced."""
         while self.feeds:  # without the lock: a feed may be publishing
             self.feeds.pop()()
         with self._lock:
             self._closed = True
-            self._plane.close()
+            if self._loop is None:
+                self._plane.close()
 
     @abc.abstractmethod
     async def _announce(self, worker: Worker) -> None:
@@ -87,25 +88,24 @@ class Source(abc.ABC):
             raise Disconnected(f"{self} are not published: the worker was closed")
 
     def _watch_subscribers(self) -> None:
-        self._check_open()
-        self._loop = asyncio.get_running_loop()
+        with self._lock:
+            self._check_open()
+            self._loop = asyncio.get_running_loop()
         for channel in self._plane.channels:
-            try:
+            with contextlib.suppress(NotImplementedError):  # Windows' own loop: the next event welcomes them
                 self._loop.add_reader(channel.fd, self._welcome, channel)
-            except NotImplementedError:  # Windows' own loop: the next event welcomes them
-                return
 
     def _welcome(self, channel: EventChannel) -> None:
         with self._lock:
-            if not self._closed:
-                channel.welcome()
+            channel.welcome()
 
     async def _close(self) -> None:
+        self.stop()
         if self._loop is not None:
             for channel in self._plane.channels:
                 with contextlib.suppress(NotImplementedError):
                     self._loop.remove_reader(channel.fd)
-        self.close_sockets()
+            self._plane.close()
         await self._leave()
         if self._worker is not None and self in self._worker.companions:
             self._worker.companions.remove(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 from dynamo_fast.context import Context as RequestContext
@@ -11,6 +11,7 @@ from dynamo_fast.egress.push_router import RouterMode
 from dynamo_fast.errors import InvalidLabel, InvalidRequest
 from dynamo_fast.ingress.model_cards import Model
 from dynamo_fast.ingress.push_handler import Handler, takes_context
+from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.runtime.client import Client
 from dynamo_fast.runtime.context import Context
 from dynamo_fast.runtime.exceptions import NotOffered, argument_error, plainly
@@ -80,6 +81,19 @@ class Endpoint:
         return asyncio.ensure_future(self._unregister())
 
     # What `dynamo_fast.llm` asks for; Dynamo's own endpoint has no such methods.
+
+    @property
+    def endpoint_id(self) -> EndpointId:
+        """The name of the endpoint."""
+        return self._id
+
+    async def worker(self) -> Worker:
+        """The worker of this runtime. Raises Disconnected after `shutdown`, and what `Worker.start` raises."""
+        return await self._hub.worker()
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` on the loop of this runtime; see `Hub.run`."""
+        self._hub.run(work)
 
     async def publish_model(self, model: Model) -> None:
         """Put the card of a model under this endpoint. Raises what `ModelCards.publish` raises."""

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import http.client
 import json
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -16,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from dynamo_fast.discovery.buckets import MODEL_CARDS
 from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.ingress.worker import ServedEndpoint, Worker
+from dynamo_fast.llm import ModelCard, ModelRuntimeConfig, ModelType
 from tests.discovery.etcd_server import free_port
 from tests.interop.peers import LIMIT, ROOT, environment
 from tests.waiting import until_in_thread
@@ -83,7 +82,7 @@ def kv_frontend(version: str, folder: Path, *options: str) -> Iterator[KvFronten
         "zmq",
     ]
     command += ["--router-mode", "kv", "--kv-cache-block-size", str(BLOCK_SIZE), *options]
-    settings = {"DYN_LOG": os.environ.get("FELOG", "info"), "HOME": str(folder), "HF_HUB_OFFLINE": "1"}
+    settings = {"DYN_LOG": "info", "HOME": str(folder), "HF_HUB_OFFLINE": "1"}
     with (
         log.open("w") as output,
         subprocess.Popen(
@@ -121,11 +120,21 @@ class KvWorker:
             prompts.append(request["token_ids"])
             yield {"token_ids": [7], "finish_reason": "stop"}
 
-        served = await worker.serve(generate, f"test.{model}.generate")
-        record = card_record(write_model(frontend.folder / "model"), model, served)
-        key = f"{served.endpoint}/{served.instance.instance_id:x}"
-        await discovery.store.bucket(MODEL_CARDS).put(key, record)
+        card = ModelCard.from_folder(
+            write_model(frontend.folder / "model"),
+            name=model,
+            model_type=ModelType.Completions,
+            kv_cache_block_size=BLOCK_SIZE,
+            runtime_config=runtime_config(),
+        )
+        served = await worker.serve(generate, f"test.{model}.generate", model=card)
         return cls(worker, served, prompts)
+
+
+def runtime_config() -> ModelRuntimeConfig:
+    config = ModelRuntimeConfig()
+    config.total_kv_blocks = TOTAL_BLOCKS
+    return config
 
 
 def write_model(folder: Path) -> Path:
@@ -149,28 +158,3 @@ def write_model(folder: Path) -> Path:
         if not (folder / name).exists():
             (folder / name).write_text(json.dumps(content))
     return folder
-
-
-def card_record(folder: Path, model: str, served: ServedEndpoint) -> bytes:
-    from blake3 import blake3
-
-    def file(name: str) -> dict[str, Any]:
-        content = (folder / name).read_bytes()
-        return {"path": str(folder / name), "checksum": f"blake3:{blake3(content).hexdigest()}", "size": len(content)}
-
-    card = {
-        "display_name": model,
-        "slug": model,
-        "model_info": {"hf_config_json": file("config.json")},
-        "tokenizer": {"hf_tokenizer_json": file("tokenizer.json")},
-        "kv_cache_block_size": BLOCK_SIZE,
-        "migration_limit": 0,
-        "model_type": "Completions",
-        "model_input": "Tokens",
-        "worker_type": "aggregated",
-        "needs": [],
-        "runtime_config": {"total_kv_blocks": TOTAL_BLOCKS, "enable_local_indexer": True},
-    }
-    namespace, component, name = served.endpoint
-    record = {"type": "Model", "namespace": namespace, "component": component, "endpoint": name}
-    return json.dumps({**record, "instance_id": served.instance.instance_id, "card_json": card}).encode()

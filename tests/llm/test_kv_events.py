@@ -41,7 +41,7 @@ async def test_events_are_dynamos_to_the_byte(version: str, served: ServedEndpoi
     source.stored(TOKENS, HASHES)
     source.stored([5, 6, 7, 8], [-3], 2222)
     source.removed([1111])
-    source.close_sockets()
+    source.stop()
     assert sent == payloads
 
 

@@ -24,7 +24,7 @@ async def test_the_load_is_dynamos_to_the_byte(version: str, served: ServedEndpo
     sent: list[bytes] = []
     source._channel.send = sent.append  # type: ignore[assignment, method-assign]
     source.publish(active_decode_blocks=3, kv_used_blocks=9)
-    source.close_sockets()
+    source.stop()
     assert sent == [payload]
 
 
