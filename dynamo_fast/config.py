@@ -376,6 +376,8 @@ class WorkerConfig(_FromEnvironment):
     """How long a router may read nothing of an answer that is ready before its request is killed."""
     cancel_grace: float = setting("DYNAMO_FAST_CANCEL_GRACE", 1.0, seconds())
     """How long a handler may take to notice that its context was stopped before it is cancelled."""
+    push_buffer: int = setting("DYNAMO_FAST_MAX_PUSHED_BYTES", 64 * MIB, POSITIVE)
+    """What may wait of one answer that a handler pushes (`response_sender`) while its router reads slowly."""
     leave_delay: float = setting("DYNAMO_FAST_LEAVE_DELAY", 0.2, seconds(zero=True))
     """How long a worker accepts requests after it left discovery: routers get the news with a delay."""
     response_networks: str = setting("DYNAMO_FAST_RESPONSE_NETWORKS", "", networks)

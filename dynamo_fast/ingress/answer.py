@@ -16,6 +16,7 @@ from dynamo_fast.context import Context
 from dynamo_fast.errors import InvalidRequest, RemoteError, SerializationError
 from dynamo_fast.ingress.cancellation import Resumed
 from dynamo_fast.ingress.response_connection import ResponseConnection
+from dynamo_fast.ingress.response_sender import Pushed, ResponseSender
 from dynamo_fast.logs import get_logger
 from dynamo_fast.observability.worker_metrics import EndpointMetrics
 from dynamo_fast.wire.address import EndpointId
@@ -51,7 +52,12 @@ class HandlingEndpoint(Protocol):
     @property
     def handler_name(self) -> str: ...
 
-    def call(self, request: Any, context: Context) -> AsyncIterator[Any]: ...
+    pushes: bool
+    """Whether the handler takes a `ResponseSender`."""
+
+    def call(self, request: Any, context: Context, sender: ResponseSender | None = None) -> AsyncIterator[Any]: ...
+
+    def sender(self, stream: ResponseConnection, codec: PayloadCodec) -> ResponseSender: ...
 
 
 class Answer:
@@ -78,8 +84,9 @@ class Answer:
 
     def start(self, request: Any, context: Context) -> AsyncIterator[Any] | None:
         """Call the handler. Returns its iterator; None if the call failed, and the router was told."""
+        sender = self._endpoint.sender(self._stream, self._codec) if self._endpoint.pushes else None
         try:
-            iterator = self._endpoint.call(request, context)
+            iterator = self._endpoint.call(request, context, sender)
         except BaseException as error:  # every error of the handler goes to the caller
             self._endpoint.metrics.error("generate")
             logger.error("the handler of %s cannot be called", self._endpoint.endpoint, exc_info=error)
@@ -87,7 +94,10 @@ class Answer:
             self._refuse(f"Generate Error: {text}", RemoteError(text))
             return None
         self._stream.start()
-        return iterator
+        if sender is None:
+            return iterator
+        sender.begin()
+        return Pushed(iterator, sender)
 
     async def push(self, iterator: AsyncIterator[Any]) -> None:
         """Send what `iterator` yields, and how it ended. Raises nothing."""

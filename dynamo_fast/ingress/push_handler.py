@@ -21,21 +21,25 @@ from dynamo_fast.context import Context
 from dynamo_fast.errors import InvalidAddress, ProtocolError, Unavailable
 from dynamo_fast.ingress.request import Host, Request
 from dynamo_fast.ingress.response_addresses import ResponseAddresses
+from dynamo_fast.ingress.response_connection import ResponseConnection
+from dynamo_fast.ingress.response_sender import ResponseSender
 from dynamo_fast.logs import get_logger
 from dynamo_fast.observability import tracing
 from dynamo_fast.observability.histogram import Histogram
 from dynamo_fast.observability.worker_metrics import EndpointMetrics
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.headers import FRONTEND_SEND_TS_NS
+from dynamo_fast.wire.payload import PayloadCodec
 
-__all__ = ["Handler", "PushHandler", "takes_context"]
+__all__ = ["Handler", "PushHandler", "takes_context", "takes_response_sender"]
 
 _MAX_TIME_DIGITS = 20  # of an unsigned 64-bit number
 
 logger = get_logger(__name__)
 
 Handler = Callable[..., AsyncIterator[Any]]
-"""Called as `handler(request)`, or `handler(request, context=context)` if it has a parameter of that name.
+"""Called as `handler(request)`, or `handler(request, context=context)` if it has a parameter of that name;
+`handler(request, context=context, response_sender=sender)` if it has one of that name (see `ResponseSender`).
 
 The handler of a bidirectional endpoint gets an async iterator of requests (`RequestStream`)."""
 
@@ -67,6 +71,8 @@ class PushHandler:
         """Whether `cancel` was called."""
         self._handler = handler
         self._takes_context = takes_context(handler)
+        self.pushes = takes_response_sender(handler) and not bidirectional
+        """Whether the handler sends its items with a `ResponseSender`."""
         self._drained: asyncio.Future[None] | None = None
         self._running: set[Request] = set()
         self._items_sent = 0
@@ -88,9 +94,20 @@ class PushHandler:
         self.metrics.request_bytes += len(payload)
         _observe_transit(self.worker.metrics.network_transit, headers)
 
-    def call(self, request: Any, context: Context) -> AsyncIterator[Any]:
-        """Call the handler. Raises what it raises, and AttributeError if it returns no async iterator."""
-        returned: Any = self._handler(request, context=context) if self._takes_context else self._handler(request)
+    def sender(self, stream: ResponseConnection, codec: PayloadCodec) -> ResponseSender:
+        """What a push handler sends the items of one answer with."""
+        return ResponseSender(stream, codec, self.worker.dialler.loop, self.worker.config.push_buffer)
+
+    def call(self, request: Any, context: Context, sender: ResponseSender | None = None) -> AsyncIterator[Any]:
+        """Call the handler. Raises what it raises, and AttributeError if it returns no async iterator.
+
+        A push handler without a `sender` yields its items, as others do.
+        """
+        returned: Any
+        if sender is not None:
+            returned = self._handler(request, context=context, response_sender=sender)
+        else:
+            returned = self._handler(request, context=context) if self._takes_context else self._handler(request)
         if not hasattr(type(returned), "__anext__"):
             if inspect.iscoroutine(returned):
                 returned.close()  # avoid the warning that it was never awaited: the error says more
@@ -161,6 +178,14 @@ def takes_context(handler: Handler) -> bool:
     except (TypeError, ValueError):  # it cannot be called, which its first call will say; or it is written in C
         return False
     return parameter is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+
+
+def takes_response_sender(handler: Handler) -> bool:
+    """Whether the handler has a parameter named `response_sender`: it is called with both names then, as in Dynamo."""
+    try:
+        return "response_sender" in inspect.signature(handler).parameters
+    except (TypeError, ValueError):  # as above
+        return False
 
 
 def _observe_transit(histogram: Histogram, headers: Mapping[str, str]) -> None:

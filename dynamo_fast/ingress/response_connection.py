@@ -178,6 +178,11 @@ class ResponseConnection(FrameProtocol[TwoPartMessage]):
         self._flush()
         return self.corked.is_due(0)
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that the kernel has not taken."""
+        return self.corked.bytes + (0 if self._transport is None else self._transport.get_write_buffer_size())
+
     async def room(self) -> None:
         """Write what is corked, give the loop a turn, and wait while the router reads more slowly than this writes."""
         self._flush()

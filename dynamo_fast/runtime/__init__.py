@@ -8,6 +8,7 @@ why, is in docs/compatibility.md.
 
 from dynamo_fast.egress.push_router import RouterMode
 from dynamo_fast.ingress.request_stream import RequestStream as PyAsyncRequestStream
+from dynamo_fast.ingress.response_sender import ResponseSender
 from dynamo_fast.runtime.client import AsyncResponseStream, Client, Instance
 from dynamo_fast.runtime.context import Context, ContextMetadata, SpanProxy
 from dynamo_fast.runtime.decorators import dynamo_endpoint, dynamo_worker
@@ -50,6 +51,7 @@ __all__ = [
     "InvalidArgument",
     "NotOffered",
     "PyAsyncRequestStream",
+    "ResponseSender",
     "RouterMode",
     "RouterQueueLimitExceeded",
     "SelectionServiceError",

@@ -10,7 +10,8 @@ from dynamo_fast.context import Context as RequestContext
 from dynamo_fast.egress.push_router import RouterMode
 from dynamo_fast.errors import InvalidLabel, InvalidRequest
 from dynamo_fast.ingress.model_cards import Model
-from dynamo_fast.ingress.push_handler import Handler, takes_context
+from dynamo_fast.ingress.push_handler import Handler, takes_context, takes_response_sender
+from dynamo_fast.ingress.response_sender import ResponseSender
 from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.runtime.client import Client
 from dynamo_fast.runtime.context import Context
@@ -177,11 +178,26 @@ class Endpoint:
 
 def _adapted(generator: Handler) -> Handler:
     """The handler, with the drop-in's `Context` in place of the request plane's."""
+    if takes_response_sender(generator):
+        return _pushing(generator)
     if not takes_context(generator):
         return generator
 
     def handler(request: Any, context: RequestContext) -> AsyncIterator[Any]:
         return generator(request, context=Context.of(context))
+
+    return handler
+
+
+def _pushing(generator: Handler) -> Handler:
+    """The same for a push handler. A health check calls it without a sender."""
+
+    def handler(
+        request: Any, context: RequestContext, response_sender: ResponseSender | None = None
+    ) -> AsyncIterator[Any]:
+        if response_sender is not None:
+            return generator(request, context=Context.of(context), response_sender=response_sender)
+        return generator(request, context=Context.of(context)) if takes_context(generator) else generator(request)
 
     return handler
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import warnings
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
-from process import Api, attempt  # type: ignore[import-not-found]
+from process import Api, attempt, outcome  # type: ignore[import-not-found]
 
 Facts = dict[str, Any]
 
@@ -68,3 +69,60 @@ async def binding(api: Api) -> Facts:
         facts["a patched runtime, its arguments"] = [len(patched.call_args.args), patched.call_args.kwargs]
     runtime.shutdown()
     return facts
+
+
+async def push(api: Api) -> Facts:
+    runtime = api.runtime()
+    facts: Facts = {}
+
+    async def client_of(name: str) -> Any:
+        client = await runtime.endpoint(f"compat.push.{name}").client()
+        await asyncio.wait_for(client.wait_for_instances(), 10)
+        return client
+
+    async def seen(name: str) -> Any:
+        client = await client_of("look")
+        return await outcome(lambda: client.round_robin(name, False))
+
+    marked = {"_dynamo_annotated": True}
+    items = await client_of("items")
+    for name, sent in (
+        ("items", [{"a": 1}, None, "x", 2]),
+        ("no items", []),
+        ("many items", list(range(1000))),
+        ("large items", ["x" * 300_000] * 3),
+        (
+            "envelopes",
+            [{**marked, "data": 1, "event": "e", "id": "i"}, {**marked, "event": "error", "comment": ["c"]}, 3],
+        ),
+    ):
+        facts[name] = await outcome(lambda sent=sent: items.round_robin({"items": sent}, False), shortened)
+        facts[f"{name}, annotated"] = await outcome(lambda sent=sent: items.round_robin({"items": sent}), described)
+    for name in (
+        *("sender", "yields", "raises", "raises_first", "raises_after_close", "raises_after_error", "error"),
+        *("bad_item", "bad_item_raised", "closes_early", "same_object", "thread", "other_task"),
+        *("no_context", "positional", "coroutine", "iterator", "either", "many"),
+    ):
+        client = await client_of(name)
+        facts[name] = await outcome(lambda client=client: client.round_robin({}, False))
+    for name in ("sender", "error", "bad_item", "closes_early", "kept"):
+        facts[f"{name}: the handler"] = await seen(name)
+    client = await client_of("until_stopped")
+    for key in ("stop", "drop"):
+        context = api.Context()
+        stream = await client.round_robin(key, False, context=context)
+        await stream.__anext__()
+        if key == "stop":
+            context.stop_generating()
+        del stream
+        gc.collect()
+        facts[f"{key}: the handler"] = await seen(key)
+    return facts
+
+
+def shortened(item: Any) -> Any:
+    return len(item) if isinstance(item, str) and len(item) > 9 else item
+
+
+def described(item: Any) -> Any:
+    return [shortened(item.data()), item.event(), item.comments(), item.id(), item.is_error()]

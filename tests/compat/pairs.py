@@ -19,7 +19,7 @@ LIMIT = 60.0
 
 WITH_WORKER = [
     *("calls", "errors", "requests", "responses", "envelopes", "handlers", "contexts", "cancellation"),
-    *("avoidance", "unary"),
+    *("avoidance", "unary", "push"),
 ]
 """Scenarios in which caller and worker can be of different makes."""
 ALONE = [

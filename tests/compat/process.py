@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+import push_handlers  # type: ignore[import-not-found]  # a neighbour, not a package: see above
 import values  # type: ignore[import-not-found]  # a neighbour, not a package: see above
 
 GENERATE = "compat.worker.generate"
@@ -160,6 +161,8 @@ class Worker:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, runtime.shutdown)
         endpoints = {GENERATE: self.generate}
         endpoints |= {f"compat.handlers.{name}": each for name, each in self.handlers().items()}
+        pushing = push_handlers.Handlers(self.api).endpoints()
+        endpoints |= {f"compat.push.{name}": each for name, each in pushing.items()}
         serving = [runtime.endpoint(path).serve_endpoint(each) for path, each in endpoints.items()]
         client = await runtime.endpoint("compat.handlers.number").client()
         await client.wait_for_instances()
