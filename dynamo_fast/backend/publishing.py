@@ -9,7 +9,7 @@ from typing import Any
 from dynamo_fast.backend.config import WorkerConfig
 from dynamo_fast.backend.metrics import ComponentMetrics, SnapshotPublisher
 from dynamo_fast.errors import Unavailable
-from dynamo_fast.llm.publishers import KvEventPublisher, WorkerMetricsPublisher
+from dynamo_fast.llm import KvEventPublisher, WorkerMetricsPublisher
 from dynamo_fast.runtime.endpoint import Endpoint
 from dynamo_fast.wire.error import display, from_exception
 

@@ -170,16 +170,16 @@ class _Driven:
         await register(endpoint, config, self._engine_config)
         self._open_routes("control", self._ask("supported_controls"), "engine_control")
         self._open_routes("update", self._ask("supported_updates"), "engine_update")
-        worker = await endpoint._hub.worker()
+        worker = await endpoint.worker()
         worker.config = self._leaving(worker.config)
         self._served = await worker.serve(
             raw_handler(engine) if self._raw else token_handler(engine),
-            endpoint._id,
+            endpoint.endpoint_id,
             metrics_labels=config.metrics_labels,
             health_check_payload=await self._health_check_payload(),
         )
         self._runtime.set_health_status(True)
-        logger.info("serving the model %s on %s", model_name(config, self._engine_config), endpoint._id)
+        logger.info("serving the model %s on %s", model_name(config, self._engine_config), endpoint.endpoint_id)
 
     async def leave(self) -> None:
         """Leave discovery, and wait until the engine has nothing more to do, or until time is up."""
