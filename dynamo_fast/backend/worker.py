@@ -44,7 +44,7 @@ from dynamo_fast.ingress.worker import ServedEndpoint
 from dynamo_fast.logs import get_logger
 from dynamo_fast.runtime.distributed import DistributedRuntime
 from dynamo_fast.runtime.endpoint import Endpoint
-from dynamo_fast.runtime.exceptions import NotOffered, argument_error, plainly
+from dynamo_fast.runtime.exceptions import argument_error, plainly
 from dynamo_fast.wire.error import display, from_exception
 
 __all__ = ["Worker"]
@@ -149,7 +149,7 @@ class _Driven:
         labels = self._labels(self._engine_config, worker_id)
         self._metrics.labels = labels
         self._metrics.times["model_load_time_seconds"] = time.monotonic() - began
-        add_exposition = self._exposition_callbacks()
+        add_exposition = self._endpoint.metrics.register_prometheus_expfmt_callback
         add_exposition(self._metrics.exposition)
         await self._call("register_prometheus", EngineMetrics(labels, add_exposition))
         ranks = self._ask("component_metrics_dp_ranks")
@@ -200,14 +200,6 @@ class _Driven:
         except Exception:
             logger.exception("the engine's cleanup failed")
         self._metrics.times["cleanup_time_seconds"] = time.monotonic() - began
-
-    def _exposition_callbacks(self) -> Callable[[Callable[[], str]], None]:
-        """What adds a callback to the metrics of the status server."""
-        try:
-            add: Callable[[Callable[[], str]], None] = self._endpoint.metrics.register_prometheus_expfmt_callback
-        except NotOffered:
-            return lambda _: None
-        return add
 
     def _leaving(self, config: ServingConfig) -> ServingConfig:
         """How the endpoint leaves: after the grace period of Dynamo's `Worker`, and in a limited time."""

@@ -58,6 +58,8 @@ class SystemStatus:
         self.checked_endpoints: set[EndpointId] = set()
         """Endpoints served with a payload for health checks: the process is healthy if all of them are ready."""
         self.serving: Serving | None = None
+        self.text_callbacks: list[Callable[[], object]] = []
+        """Metrics of the program itself, in Prometheus's text format: appended in the order of their registration."""
         self._worker_id = f"{worker_id:x}"
         self._started = time.monotonic()
         self._server: StatusServer | None = None
@@ -125,8 +127,21 @@ class SystemStatus:
         registry.register(self if self.serving is None else self.serving.metrics)
         if REQUEST_PLANE.queue.count:
             registry.register(REQUEST_PLANE)
-        return generate_latest(registry)
+        return generate_latest(registry) + "".join(map(_text_of, self.text_callbacks)).encode("utf-8", "replace")
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of a process without a worker."""
         yield uptime_metric(self._worker_id, self._started)
+
+
+def _text_of(callback: Callable[[], object]) -> str:
+    """What a callback of the program returns, as whole lines; nothing if it fails."""
+    try:
+        text = callback()
+    except Exception:
+        logger.exception("a callback for metrics failed: %r", callback)
+        return ""
+    if not isinstance(text, str):
+        logger.error("a callback for metrics must return a text, not %s: %r", type(text).__name__, callback)
+        return ""
+    return text if not text or text.endswith("\n") else f"{text}\n"

@@ -29,6 +29,7 @@ from dynamo_fast.runtime.exceptions import (
     Unknown,
     WorkerUnavailable,
 )
+from dynamo_fast.runtime.metrics import FirstTokenSource, RuntimeMetrics
 from dynamo_fast.runtime.unary import UnaryClient, serve_unary_endpoint
 from dynamo_fast.wire.instance import TransportType
 from dynamo_fast.wire.payload import Annotated
@@ -47,6 +48,7 @@ __all__ = [
     "DynamoException",
     "Endpoint",
     "EngineShutdown",
+    "FirstTokenSource",
     "Instance",
     "InvalidArgument",
     "NotOffered",
@@ -54,6 +56,7 @@ __all__ = [
     "ResponseSender",
     "RouterMode",
     "RouterQueueLimitExceeded",
+    "RuntimeMetrics",
     "SelectionServiceError",
     "SpanProxy",
     "StreamIncomplete",

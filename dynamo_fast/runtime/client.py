@@ -15,7 +15,9 @@ from dynamo_fast.errors import DynamoError, InvalidRequest, SerializationError
 from dynamo_fast.observability import tracing
 from dynamo_fast.runtime.context import Context
 from dynamo_fast.runtime.eager import start
-from dynamo_fast.runtime.exceptions import NotOffered, argument_error, at_await, at_call, at_iterate
+from dynamo_fast.runtime.exceptions import argument_error, at_await, at_call, at_iterate
+from dynamo_fast.runtime.hub import Hub
+from dynamo_fast.runtime.runtime_data import check_arguments, wait_for_runtime_data
 from dynamo_fast.wire.instance import Instance as Record
 from dynamo_fast.wire.instance import TransportType
 
@@ -32,8 +34,9 @@ class Client:
     be encoded, and raises RuntimeError on another event loop than the one on which the client was made.
     """
 
-    def __init__(self, router: PushRouter, mode: RouterMode | None) -> None:
+    def __init__(self, router: PushRouter, mode: RouterMode | None, hub: Hub) -> None:
         self._router = router
+        self._hub = hub
         self._mode = mode
         self._traces = tracing.active()
         self._loop = router.router.response_server.loop
@@ -77,7 +80,7 @@ class Client:
         self, request: Any, instance_id: int, annotated: bool | None = True, context: Context | None = None
     ) -> asyncio.Future[AsyncResponseStream]:
         """Send the request to this instance, even if it is inhibited."""
-        return self._call(_instance_id(instance_id), request, annotated, context)
+        return self._call(_unsigned("instance_id", instance_id), request, annotated, context)
 
     def device_aware_weighted(
         self, request: Any, annotated: bool | None = True, context: Context | None = None
@@ -94,8 +97,33 @@ class Client:
     def wait_for_instance_by_runtime_data(
         self, key: str, value: str, timeout_s: float | None = None
     ) -> asyncio.Future[int]:
-        """Not offered: it reads model cards, which are not part of the request plane. Raises NotOffered."""
-        raise NotOffered("wait_for_instance_by_runtime_data is not offered: dynamo_fast does not read model cards")
+        """The id of the one instance whose model card has the text `value` in its runtime data, under `key`.
+
+        Waits while there is none, or several. The future raises TimeoutError after `timeout_s`; without it, the wait has
+        no limit but the end of the runtime (Disconnected).
+        """
+        check_arguments(key, value, timeout_s)
+        return asyncio.ensure_future(self._wait_for_one(key, value, timeout_s))
+
+    def wait_for_instances_by_runtime_data(
+        self, key: str, value: str, min_count: int, timeout_s: float | None = None
+    ) -> asyncio.Future[list[int]]:
+        """The ids, in ascending order, of those instances as soon as there are `min_count`; else as above."""
+        check_arguments(key, value, timeout_s)
+        count = _unsigned("min_count", min_count)
+        if count == 0:
+            raise ValueError("min_count must be positive")
+        return asyncio.ensure_future(self._wait_for((key, value), count, timeout_s))
+
+    async def _wait_for_one(self, key: str, value: str, timeout: float | None) -> int:
+        (found,) = await self._wait_for((key, value), 1, timeout, exactly=True)
+        return found
+
+    async def _wait_for(
+        self, wanted: tuple[str, str], count: int, timeout: float | None, *, exactly: bool = False
+    ) -> list[int]:
+        table = self._router.table
+        return await wait_for_runtime_data(self._hub, table, wanted, count, timeout=timeout, exactly=exactly)
 
     def _call(
         self, to: RouterMode | int, request: Any, annotated: bool | None, context: Context | None
@@ -221,12 +249,13 @@ def _undo(unlink: Callable[[], None] | None) -> None:
         unlink()
 
 
-def _instance_id(value: int) -> int:
+def _unsigned(name: str, value: int) -> int:
+    """The argument, if it is an unsigned number of 64 bits; else the error of Dynamo's binding."""
     try:
         number = operator.index(value)
     except TypeError:
         raise TypeError(
-            f"argument 'instance_id': '{type(value).__name__}' object cannot be interpreted as an integer"
+            f"argument '{name}': '{type(value).__name__}' object cannot be interpreted as an integer"
         ) from None
     if number < 0:
         raise OverflowError("can't convert negative int to unsigned")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from dynamo_fast.context import Context as RequestContext
 from dynamo_fast.egress.push_router import RouterMode
@@ -15,12 +15,20 @@ from dynamo_fast.ingress.response_sender import ResponseSender
 from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.runtime.client import Client
 from dynamo_fast.runtime.context import Context
-from dynamo_fast.runtime.exceptions import NotOffered, argument_error, plainly
+from dynamo_fast.runtime.exceptions import argument_error, plainly
 from dynamo_fast.runtime.hub import Hub
+from dynamo_fast.runtime.metrics import FirstTokenSource, RuntimeMetrics
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.model_card import Card
 
 __all__ = ["Endpoint"]
+
+
+class WorkerType(Protocol):
+    """`dynamo_fast.llm.WorkerType`: that package stands above this one."""
+
+    @property
+    def name(self) -> str: ...
 
 
 class Endpoint:
@@ -40,9 +48,17 @@ class Endpoint:
         return self._hub.discovery.connection_id
 
     @property
-    def metrics(self) -> Any:
-        """Not offered: register collectors with prometheus-client itself. Raises NotOffered."""
-        raise NotOffered("endpoint.metrics is not offered: register collectors with prometheus_client itself")
+    def metrics(self) -> RuntimeMetrics:
+        """Where a program adds its own metrics to those of the status server."""
+        return RuntimeMetrics(self._hub.status)
+
+    def first_token_source(self, worker_type: WorkerType) -> asyncio.Future[FirstTokenSource | None]:
+        """A source for a worker that decodes (`WorkerType.Aggregated`, `Decode`); None for the others."""
+        if type(worker_type).__name__ != "WorkerType":
+            raise argument_error("worker_type", worker_type, "WorkerType")
+        source: asyncio.Future[FirstTokenSource | None] = asyncio.get_running_loop().create_future()
+        source.set_result(FirstTokenSource() if worker_type.name in ("Aggregated", "Decode") else None)
+        return source
 
     def serve_endpoint(
         self,
@@ -116,7 +132,7 @@ class Endpoint:
         await worker.models.update(self._id, change)
 
     async def _client(self, mode: RouterMode | None) -> Client:
-        return Client(await self._hub.push_router(self._id), mode)
+        return Client(await self._hub.push_router(self._id), mode, self._hub)
 
     async def _unregister(self) -> tuple[()]:
         try:

@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from dynamo_fast.discovery.base import Discovery
+from dynamo_fast.discovery.buckets import INSTANCES
 from dynamo_fast.egress.instance_table import InstanceTable
 from dynamo_fast.egress.push_router import PushRouter
 from dynamo_fast.egress.router import AddressedPushRouter
@@ -56,7 +57,7 @@ class Hub:
 
     async def worker(self) -> Worker:
         """The worker that serves all endpoints. Raises Disconnected after `shutdown`, and what `Worker.start` raises."""
-        self._check_open()
+        self.check_open()
         self._belong_here()
         if self._worker is None or not _is_usable(self._worker):
             self._worker = asyncio.ensure_future(
@@ -93,7 +94,7 @@ class Hub:
         Disconnected after `shutdown`; in a process that serves, only once the last accepted request has its answer.
         """
         if self._drained or self._worker is None:
-            self._check_open()
+            self.check_open()
         self._belong_here()
         router = await self._addressed_router()
         watching = self._tables.get(endpoint)
@@ -104,7 +105,7 @@ class Hub:
             table = await asyncio.shield(watching)
         except asyncio.CancelledError:
             if watching.cancelled():  # by `_close`
-                self._check_open()
+                self.check_open()
             raise
         return PushRouter(table, router)
 
@@ -159,9 +160,10 @@ class Hub:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
 
-    def _check_open(self) -> None:
+    def check_open(self, bucket: str = INSTANCES.name) -> None:
+        """Raises Disconnected after `shutdown`, with Dynamo's text for a watch of the bucket."""
         if self._shut_down:
-            raise Disconnected("Watch on bucket 'v1/instances' was cancelled before it was established")
+            raise Disconnected(f"Watch on bucket '{bucket}' was cancelled before it was established")
 
     def _open_status(self) -> None:
         self.status.open()

@@ -24,12 +24,15 @@ WITH_WORKER = [
 """Scenarios in which caller and worker can be of different makes."""
 ALONE = [
     *("nobody", "names", "constructor", "serving", "decorators", "records", "binding"),
-    *("metric_names", "exceptions", "health_checks", "logs"),
+    *("metric_names", "exceptions", "health_checks", "logs", "metrics", "runtime_data", "first_tokens"),
 ]
 """Scenarios of one process."""
 
-LOGGED = {"DYN_LOG": "info", "DYN_SDK_DISABLE_ANSI_LOGGING": "1"}
-"""The settings of the scenario that looks at logs."""
+SETTINGS = {
+    "logs": {"DYN_LOG": "info", "DYN_SDK_DISABLE_ANSI_LOGGING": "1"},
+    "metrics": {"DYN_SYSTEM_PORT": "0", "DYN_SYSTEM_HOST": "127.0.0.1"},
+}
+"""The environment of the caller, for those scenarios that are called alone."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def call(side: Side, folder: Path, scenarios: Sequence[str]) -> dict[str, dict[s
     """The facts of each scenario."""
     done = subprocess.run(
         [str(side.python), str(HERE / "process.py"), "call", side.module, *scenarios],
-        env={**_environment(folder), **(LOGGED if "logs" in scenarios else {})},
+        env={**_environment(folder), **SETTINGS.get(scenarios[0], {})},
         capture_output=True,
         text=True,
         timeout=LIMIT * len(scenarios),

@@ -35,9 +35,12 @@ class Api:
         self.module = importlib.import_module(module)
 
     def __getattr__(self, name: str) -> Any:
-        if hasattr(self.module, name):
-            return getattr(self.module, name)
-        return getattr(importlib.import_module("dynamo._core"), name)
+        package = self.module.__name__.partition(".")[0]
+        others = ["dynamo._core"] if package == "dynamo" else ["dynamo_fast.llm"]
+        for module in (self.module, *map(importlib.import_module, others)):
+            if hasattr(module, name):
+                return getattr(module, name)
+        raise AttributeError(name)
 
     def runtime(self) -> Any:
         return self.DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")

@@ -15,7 +15,7 @@ from tests.compat.pairs import ALONE, EXPECTED, WITH_WORKER, Side, call, worker
 from tests.interop.peers import VERSIONS, interpreter
 
 #: 1.3.1 has no such thing.
-SINCE_1_6 = {"unary", "records", "binding", "exceptions", "push"}
+SINCE_1_6 = {"unary", "records", "binding", "exceptions", "push", "metrics", "runtime_data", "first_tokens"}
 
 
 def record(version: str, scenarios: Sequence[str]) -> None:

@@ -201,12 +201,9 @@ async def test_shutdown_may_be_called_from_another_thread() -> None:
 async def test_what_is_not_offered_says_so() -> None:
     runtime = make("mem")
     endpoint = runtime.endpoint("a.b.c")
-    client = await endpoint.client()
     for attempt in (
         lambda: DistributedRuntime(None, "file", "nats"),
         lambda: DistributedRuntime(None, "file", "tcp", response_plane="quic"),
-        lambda: client.wait_for_instance_by_runtime_data("a", "b"),
-        lambda: endpoint.metrics,
         runtime.to_capsule,
     ):
         with pytest.raises(NotOffered, match="not offered"):
