@@ -90,7 +90,7 @@ async def register(endpoint: Endpoint, config: WorkerConfig, engine: Any) -> Non
         media_fetcher=config.media_fetcher,
         worker_type=_WORKER_TYPES[config.disaggregation_mode],
         needs=_needs(config),
-        max_gpu_lora_count=None if llm is None else llm.max_gpu_lora_count,
+        max_gpu_lora_count=getattr(llm, "max_gpu_lora_count", None),
         model_aliases=getattr(engine, "model_aliases", None),
         skip_model_assets=not has_files,
     )
@@ -148,7 +148,7 @@ def _add_llm(runtime_config: ModelRuntimeConfig, llm: Any) -> None:
         "data_parallel_start_rank",
         "enable_eagle",
     ):
-        value = getattr(llm, name)
+        value = getattr(llm, name, None)  # the class of Dynamo 1.3 has fewer
         if value is not None:
             setattr(runtime_config, name, value)
     if llm.bootstrap_host is not None and llm.bootstrap_port is not None:

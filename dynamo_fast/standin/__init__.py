@@ -96,13 +96,21 @@ class _Missing(MetaPathFinder):
             spec = ModuleSpec(fullname, None, is_package=True)
             spec.submodule_search_locations = []
             return spec
-        if fullname == "dynamo.common":
-            raise ModuleNotFoundError(
-                "No module named 'dynamo.common': it is a part of ai-dynamo, which is not installed. dynamo_fast stands in "
-                "for its binding, ai-dynamo-runtime, alone: pip install --no-deps ai-dynamo",
-                name=fullname,
-            )
-        return None
+        return ModuleSpec(fullname, _NotInstalled()) if fullname == "dynamo.common" else None
+
+
+class _NotInstalled(Loader):
+    """Says what is missing when it is imported. A finder that raised would break tools that ask all finders, as pytest."""
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        raise ModuleNotFoundError(
+            f"No module named {spec.name!r}: it is a part of ai-dynamo, which is not installed. dynamo_fast stands in for "
+            "its binding, ai-dynamo-runtime, alone: pip install --no-deps ai-dynamo",
+            name=spec.name,
+        )
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Never called."""
 
 
 def stand_in_of(fullname: str) -> str | None:

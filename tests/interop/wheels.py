@@ -51,7 +51,7 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
         "DYN_TCP_RPC_HOST": "127.0.0.1",
         "DYN_TCP_RESPONSE_STREAM_HOST": "lo",  # 1.3.1 takes the name of an interface only
         "DYN_EVENT_PLANE": "zmq",
-        "DYN_LOG": "info",
+        "DYN_LOG": "warn",
         "HOME": str(folder),
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": "",
