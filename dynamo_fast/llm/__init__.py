@@ -12,13 +12,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dynamo_fast.egress.selection import RouterMode as RouterMode
     from dynamo_fast.llm.card import ModelCard as ModelCard
+    from dynamo_fast.llm.exceptions import HttpError as HttpError
+    from dynamo_fast.llm.exceptions import RouterQueueLimitExceeded as RouterQueueLimitExceeded
     from dynamo_fast.llm.kinds import ModelInput as ModelInput
     from dynamo_fast.llm.kinds import ModelType as ModelType
     from dynamo_fast.llm.kinds import WorkerType as WorkerType
     from dynamo_fast.llm.kv_blocks import compute_block_hash_for_seq as compute_block_hash_for_seq
     from dynamo_fast.llm.kv_events import KvEventSource as KvEventSource
     from dynamo_fast.llm.load import LoadSource as LoadSource
+    from dynamo_fast.llm.media import MediaDecoder as MediaDecoder
+    from dynamo_fast.llm.media import MediaFetcher as MediaFetcher
+    from dynamo_fast.llm.parsers import get_reasoning_parser_names as get_reasoning_parser_names
+    from dynamo_fast.llm.parsers import get_tool_parser_names as get_tool_parser_names
     from dynamo_fast.llm.publishers import KvEventPublisher as KvEventPublisher
     from dynamo_fast.llm.publishers import WorkerMetricsPublisher as WorkerMetricsPublisher
     from dynamo_fast.llm.registration import fetch_llm as fetch_llm
@@ -30,8 +37,12 @@ if TYPE_CHECKING:
     from dynamo_fast.llm.registration import unregister_model as unregister_model
     from dynamo_fast.llm.registration import update_model_taints as update_model_taints
     from dynamo_fast.llm.runtime_config import ModelRuntimeConfig as ModelRuntimeConfig
+    from dynamo_fast.llm.unary import LLMUnaryClient as LLMUnaryClient
+    from dynamo_fast.llm.unary import RoutedEngine as RoutedEngine
+    from dynamo_fast.llm.unary import UnaryChatModel as UnaryChatModel
+    from dynamo_fast.llm.unary import with_engine_data as with_engine_data
 
-#: Name -> the module of this package that has it.
+#: Name -> the module that has it: of this package, unless it is a whole path.
 _HOMES: dict[str, str] = {
     "ModelCard": "card",
     "ModelInput": "kinds",
@@ -53,14 +64,29 @@ _HOMES: dict[str, str] = {
     "update_model_taints": "registration",
 }
 
+_HOMES |= {
+    "HttpError": "exceptions",
+    "LLMUnaryClient": "unary",
+    "MediaDecoder": "media",
+    "MediaFetcher": "media",
+    "RoutedEngine": "unary",
+    "RouterMode": "dynamo_fast.egress.selection",
+    "RouterQueueLimitExceeded": "exceptions",
+    "UnaryChatModel": "unary",
+    "get_reasoning_parser_names": "parsers",
+    "get_tool_parser_names": "parsers",
+    "with_engine_data": "unary",
+}
+
 __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
+    path = _HOMES.get(name, "not_offered")  # what has no home stays Rust, or is unknown
+    home = import_module(path if "." in path else f"{__name__}.{path}")
+    if name not in _HOMES and name not in {*home.CLASSES, *home.FUNCTIONS}:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
+    value = getattr(home, name)
     globals()[name] = value
     return value
 

@@ -25,6 +25,7 @@ WITH_WORKER = [
 ALONE = [
     *("nobody", "names", "constructor", "serving", "decorators", "records", "binding"),
     *("metric_names", "exceptions", "health_checks", "logs", "metrics", "runtime_data", "first_tokens"),
+    *("media", "parsers", "whole_answers"),
 ]
 """Scenarios of one process."""
 

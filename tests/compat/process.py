@@ -223,17 +223,20 @@ def envelope(item: Any) -> list[Any]:
 
 
 async def main() -> None:
-    what, module, *names = sys.argv[1:]
+    what, module, *wanted = sys.argv[1:]
     api = Api(module)
     if what == "serve":
         await Worker(api).run()
         return
     import binding_scenarios  # type: ignore[import-not-found]  # as values
+    import llm_scenarios  # type: ignore[import-not-found]  # as values
     import module_scenarios  # type: ignore[import-not-found]  # as values
+    import names  # type: ignore[import-not-found]  # as values
     import scenarios  # type: ignore[import-not-found]  # as values
 
-    known = {**vars(scenarios), **vars(binding_scenarios), **vars(module_scenarios)}
-    facts = {name: await known[name](api) for name in names}
+    files = (scenarios, binding_scenarios, module_scenarios, llm_scenarios, names)
+    known = {name: value for file in files for name, value in vars(file).items()}
+    facts = {name: await known[name](api) for name in wanted}
     print(json.dumps(facts, default=repr, ensure_ascii=False, sort_keys=True), flush=True)
     if module == "dynamo.runtime":
         os._exit(0)  # the peers' threads may hold up an orderly end

@@ -15,7 +15,12 @@ from tests.compat.pairs import ALONE, EXPECTED, WITH_WORKER, Side, call, worker
 from tests.interop.peers import VERSIONS, interpreter
 
 #: 1.3.1 has no such thing.
-SINCE_1_6 = {"unary", "records", "binding", "exceptions", "push", "metrics", "runtime_data", "first_tokens"}
+SINCE_1_6 = {
+    *("unary", "records", "binding", "exceptions", "push", "metrics", "runtime_data", "first_tokens", "media"),
+    *("parsers", "whole_answers"),
+}
+#: What tests/compat/test_surface.py compares in its own way.
+NAMES = ["surface"]
 
 
 def record(version: str, scenarios: Sequence[str]) -> None:
@@ -36,4 +41,4 @@ def record(version: str, scenarios: Sequence[str]) -> None:
 if __name__ == "__main__":
     words = sys.argv[1:]
     for each in [word for word in words if word in VERSIONS] or VERSIONS:
-        record(each, [word for word in words if word not in VERSIONS] or WITH_WORKER + ALONE)
+        record(each, [word for word in words if word not in VERSIONS] or WITH_WORKER + ALONE + NAMES)
