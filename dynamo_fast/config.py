@@ -10,7 +10,7 @@ are the same, unless a setting says otherwise. Sizes are in bytes, times in seco
     discovery        FileConfig, EtcdConfig, KubernetesConfig
     models           EventPlaneConfig, KvEventConfig
     observability    StatusConfig, TracingConfig, LogConfig, EngineLogConfig
-    the runtime      RuntimeConfig
+    the runtime      RuntimeConfig, BackendConfig
     the commands     ServeConfig, CommandConfig
 """
 
@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeVar
 from dynamo_fast.errors import InvalidConfig
 
 __all__ = [
+    "BackendConfig",
     "CodecConfig",
     "CommandConfig",
     "EngineLogConfig",
@@ -594,12 +595,22 @@ class RuntimeConfig(_FromEnvironment):
     response_plane: str = setting("DYN_RESPONSE_PLANE", "tcp")
 
 
+@dataclass(frozen=True)
+class BackendConfig(_FromEnvironment):
+    """How a `backend.Worker` leaves, after the first signal."""
+
+    grace_period: float = setting("DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS", 5.0, seconds(zero=True))
+    """How long it takes requests after it has left discovery: frontends hear of that a moment later."""
+    prefill_drain_timeout: float = setting("DYN_PREFILL_DRAIN_TIMEOUT_S", 25.0, seconds(zero=True))
+    """How long a prefill worker waits for its engine to be quiescent, before the engine is released."""
+
+
 # The commands ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ServeConfig(_FromEnvironment):
-    """How the command `dynamo-fast serve` ends."""
+    """How the command `dynamo-fast serve` and a `backend.Worker` end."""
 
     grace: float = setting("DYNAMO_FAST_GRACE", 20.0, seconds(zero=True))
     """How long the requests in flight may take after the first signal, unless `WorkerConfig.shutdown_timeout` is set.
