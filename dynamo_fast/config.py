@@ -449,6 +449,8 @@ class StatusConfig(_FromEnvironment):
     """A JSON list of names. If it is not empty, the process is healthy when these endpoints are ready."""
     health_path: str = setting("DYN_SYSTEM_HEALTH_PATH", "/health")
     live_path: str = setting("DYN_SYSTEM_LIVE_PATH", "/live")
+    self_host_metadata: bool = setting("DYN_SELF_HOST_METADATA", True, truth)
+    """Whether the server, if there is one, serves the files of model cards. If not, cards name the local files."""
 
     @property
     def endpoint_names(self) -> list[str]:

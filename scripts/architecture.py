@@ -19,7 +19,7 @@ PICTURE = ROOT / "docs" / "figures" / "architecture.svg"
 #: From the top down: a floor imports only floors below it, and the rooms of one floor do not import each other.
 FLOORS = [
     ["cli", "testing"],
-    ["runtime"],
+    ["runtime", "llm"],
     ["egress", "ingress"],
     ["discovery", "observability", "inspect", "conformance"],
     ["context", "net"],

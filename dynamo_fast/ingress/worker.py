@@ -29,11 +29,12 @@ from typing import Any
 from dynamo_fast.config import HealthCheckConfig, InstanceConfig, TcpServerConfig, WorkerConfig
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.discovery.file import FileDiscovery
-from dynamo_fast.errors import Disconnected, DynamoError, InvalidConfig
+from dynamo_fast.errors import Disconnected, DynamoError, InvalidConfig, InvalidRequest
 from dynamo_fast.ingress.admission import Admission
 from dynamo_fast.ingress.buffered_bytes import BufferedBytes
 from dynamo_fast.ingress.canary import Canary
 from dynamo_fast.ingress.dialler import Dialler
+from dynamo_fast.ingress.model_cards import Model, ModelCards
 from dynamo_fast.ingress.push_handler import Handler, PushHandler
 from dynamo_fast.ingress.request_server import RequestServerFactory
 from dynamo_fast.ingress.tcp_server import SharedTcpServer
@@ -43,7 +44,9 @@ from dynamo_fast.observability.system_status import SystemStatus
 from dynamo_fast.observability.worker_metrics import EndpointMetrics, WorkerMetrics
 from dynamo_fast.wire.address import EndpointId, endpoint_path, legacy_endpoint_path
 from dynamo_fast.wire.instance import Instance
+from dynamo_fast.wire.model_card import slug
 from dynamo_fast.wire.payload import PayloadCodec
+from dynamo_fast.wire.text import printable
 
 __all__ = ["REQUEST_SERVERS", "ServedEndpoint", "Worker", "serve"]
 
@@ -87,6 +90,8 @@ class Worker:
         self.status = status or SystemStatus(discovery.connection_id)
         """Health and metrics over HTTP (`DYN_SYSTEM_PORT`). Unless it was given, the process is well once it serves."""
         self.status.serving = self
+        self.models = ModelCards(discovery, self.status)
+        """The model cards of its endpoints."""
         self._closed = False
         self.watchdog = Watchdog()  # last, as it has a thread
 
@@ -124,30 +129,25 @@ class Worker:
         metrics_labels: Iterable[tuple[str, str]] = (),
         bidirectional: bool = False,
         health_check_payload: dict[str, Any] | None = None,
+        model: Model | None = None,
     ) -> ServedEndpoint:
         """Serve `endpoint` ("namespace.component.endpoint") with `handler`, in place of an earlier handler of it.
 
         The handler of a bidirectional endpoint gets an async iterator of requests, which come while it answers. With
         `health_check_payload`, and if the environment enables health checks (DYN_HEALTH_CHECK_ENABLED), a silent endpoint
-        is checked (see `Canary`).
+        is checked (see `Canary`). With `model`, Dynamo's frontends list the endpoint as that model (see
+        `dynamo_fast.llm.ModelCard`).
 
-        Raises InvalidAddress for the name, InvalidRequest for a label, Disconnected if the worker is closed meanwhile, and
-        what the discovery backend raises. After an error an earlier handler goes on serving.
+        Raises InvalidAddress for the name, InvalidRequest for a label or a model card, Disconnected if the worker is closed
+        meanwhile, and what the discovery backend raises. After an error an earlier handler goes on serving.
         """
         endpoint = EndpointId.parse(endpoint) if isinstance(endpoint, str) else endpoint
         is_new = endpoint not in self.endpoints
         served = ServedEndpoint(self, handler, endpoint, metrics_labels, bidirectional)
-        if is_new:
-            served.install()  # a router may come as soon as there is a record
-        try:
-            await served.register()
-        except BaseException:
-            if is_new:
-                served.uninstall()
-            raise
+        await self._begin(served, model, is_new=is_new)
         if self._closed:  # meanwhile
-            with contextlib.suppress(DynamoError, OSError):  # the discovery may be closed already, and the record gone
-                await served.unregister()
+            await self.models.remove_all(endpoint)
+            await served.withdraw()
             raise Disconnected(f"{endpoint} is not served: the worker was closed")
         if not is_new:
             earlier = self.endpoints.get(endpoint)
@@ -161,6 +161,22 @@ class Worker:
         if self._owns_status and not self._has_served:
             self._has_served = self.status.healthy = True
         return served
+
+    async def _begin(self, served: ServedEndpoint, model: Model | None, *, is_new: bool) -> None:
+        """Register the endpoint, then publish its model: all of it, or nothing."""
+        if model is not None:
+            await self.models.check(served.endpoint, model)
+        if is_new:
+            served.install()  # a router may come as soon as there is a record
+        try:
+            await served.register()
+            if model is not None:
+                await served.add_model(model)  # last: a frontend answers 503 for a card without an instance
+        except BaseException:
+            if is_new:
+                await served.withdraw()
+                served.uninstall()
+            raise
 
     def record(self, endpoint: EndpointId) -> Instance:
         """The record of an endpoint of this worker for discovery."""
@@ -252,6 +268,28 @@ class ServedEndpoint:
         await self.worker.discovery.unregister(self.instance)
         self._registered = False
 
+    async def withdraw(self) -> None:
+        """Leave discovery after an error, if the record is there. Raises nothing that a store raises."""
+        with contextlib.suppress(DynamoError, OSError):  # the discovery may be closed already, and the record gone
+            if self._registered:
+                await self.unregister()
+
+    async def add_model(self, model: Model) -> None:
+        """Publish the cards of a model, for one that is not known when the endpoint is served: a LoRA adapter, above all.
+
+        Raises what `ModelCards.publish` raises.
+        """
+        await self.worker.models.publish(self.endpoint, model)
+
+    async def remove_model(self, lora: str | None = None) -> None:
+        """Remove the card of the model, or of the LoRA adapter of that name, and go on serving.
+
+        Raises InvalidRequest if there is no such card.
+        """
+        if not await self.worker.models.remove(self.endpoint, lora and slug(lora)):
+            what = f"the LoRA adapter {printable(lora)!r}" if lora else "a model"
+            raise InvalidRequest(f"{self.endpoint} has no card of {what}: nothing to remove")
+
     async def close(self) -> None:
         """Leave discovery, refuse requests, and wait until every accepted request has its answer or was cancelled.
 
@@ -268,6 +306,8 @@ class ServedEndpoint:
             self._closing = asyncio.ensure_future(self._end())
 
     async def _leave(self) -> None:
+        if self._is_current():
+            await self.worker.models.remove_all(self.endpoint)  # before the instance, or a frontend answers 503
         if self._registered and self._is_current():
             try:
                 await self.unregister()
@@ -312,14 +352,16 @@ async def serve(
     config: WorkerConfig | None = None,
     *,
     transport: str = "tcp",
+    model: Model | None = None,
 ) -> Worker:
     """A worker that serves one endpoint, found through `discovery`: by default files, as the environment says.
 
-    `transport` is how requests come in: a key of `REQUEST_SERVERS`. Raises what `Worker.start` and `Worker.serve` raise.
+    `transport` is how requests come in: a key of `REQUEST_SERVERS`. With `model`, Dynamo's frontends list the endpoint as
+    that model: `dynamo_fast.llm.ModelCard.from_folder(path)`. Raises what `Worker.start` and `Worker.serve` raise.
     """
     worker = await Worker.start(FileDiscovery() if discovery is None else discovery, config, transport=transport)
     try:
-        await worker.serve(handler, endpoint)
+        await worker.serve(handler, endpoint, model=model)
     except BaseException:
         await worker.close()
         raise

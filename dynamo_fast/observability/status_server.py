@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dynamo_fast.config import StatusConfig
@@ -20,13 +21,16 @@ from dynamo_fast.wire.payload import PayloadCodec
 if TYPE_CHECKING:
     from aiohttp import web
 
-__all__ = ["EngineRoute", "Health", "StatusServer"]
+__all__ = ["METADATA_PATH", "EngineRoute", "Health", "StatusServer"]
 
 logger = get_logger(__name__)
 
 _BACKLOG = 128
 _MAX_BODY = 2 * 1024 * 1024
 """The largest body that an engine route takes, in bytes; Dynamo's limit."""
+
+METADATA_PATH = "/v1/metadata/"
+"""The beginning of the path of each file of a model card, as Dynamo 1.6 has it."""
 
 EngineRoute = Callable[[Any], Awaitable[Any]]
 
@@ -50,6 +54,8 @@ class StatusServer:
         except ImportError as error:
             raise InvalidConfig("DYN_SYSTEM_PORT needs aiohttp: pip install 'dynamo-fast[status]'") from error
         self.engine_routes: dict[str, EngineRoute] = {}
+        self.files: dict[str, Path] = {}
+        """The files that it serves, by the path of their URL. No other file is ever read."""
         self._config = config
         self._health = health
         self._metrics = metrics
@@ -87,6 +93,7 @@ class StatusServer:
             application.router.add_get(path, self._answer_health)
         application.router.add_get("/metrics", self._answer_metrics)
         application.router.add_get("/metadata", self._answer_metadata)
+        application.router.add_get(METADATA_PATH + "{name:.+}", self._answer_file)
         application.router.add_route("*", "/engine/{name:.+}", self._answer_engine)
         application.router.add_route("*", "/{path:.*}", self._answer_nothing)
         self._runner = web.AppRunner(application, access_log=None)
@@ -108,6 +115,15 @@ class StatusServer:
 
     async def _answer_metadata(self, request: web.Request) -> web.Response:
         return _text("Discovery metadata not available", 404)
+
+    async def _answer_file(self, request: web.Request) -> web.StreamResponse:
+        """The file whose whole path is known: parts of a path are never joined to a folder."""
+        from aiohttp import web
+
+        path = self.files.get(request.path)
+        if path is None or not path.is_file():
+            return _text("Metadata file not found", 404)
+        return web.FileResponse(path)
 
     async def _answer_nothing(self, request: web.Request) -> web.Response:
         known = request.path in (self._config.health_path, self._config.live_path, "/metrics", "/metadata")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dynamo_fast.config import StatusConfig
@@ -94,6 +95,11 @@ class SystemStatus:
         """Answer `POST /engine/{name}` with `await callback(body)`. Does nothing without a server."""
         if self._server is not None:
             self._server.engine_routes[name] = callback
+
+    @property
+    def files(self) -> dict[str, Path] | None:
+        """The files that the server serves, by the path of their URL, to add to; None if there is no server."""
+        return None if self._server is None else self._server.files
 
     def health(self) -> Health:
         """Whether the process is healthy, by Dynamo's rules, and which of its endpoints are ready."""

@@ -1,0 +1,219 @@
+"""`ModelCards`: the model cards of one worker, from their first record to their removal (model_card.md 2 and 3).
+
+A frontend lists a model while there is a card and an instance of its endpoint. It never takes a changed card: the old one
+stays in force until it is removed. And it refuses an instance whose card differs from the cards of the other instances of
+the same endpoint and model. So a card that would be refused is an error here, and nothing is published.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import quote, unquote, urlsplit
+
+import msgspec
+
+from dynamo_fast.discovery.base import Discovery
+from dynamo_fast.discovery.buckets import MODEL_CARDS
+from dynamo_fast.errors import DynamoError, InvalidRequest, PayloadError
+from dynamo_fast.logs import get_logger
+from dynamo_fast.observability.status_server import METADATA_PATH
+from dynamo_fast.observability.system_status import SystemStatus
+from dynamo_fast.wire.address import EndpointId
+from dynamo_fast.wire.model_card import Card, CardFile, ModelRecord
+from dynamo_fast.wire.text import printable
+
+__all__ = ["Model", "ModelCards"]
+
+logger = get_logger(__name__)
+
+
+class Model(Protocol):
+    """What an endpoint serves, for frontends to list: `dynamo_fast.llm.ModelCard` is one."""
+
+    @property
+    def cards(self) -> Sequence[Card]:
+        """The card of the model, or of a LoRA adapter, or of both, with local files."""
+
+    @property
+    def self_host(self) -> bool | None:
+        """Whether the worker serves the files over HTTP; None: if its status server is on, as the environment says."""
+
+
+@dataclass(frozen=True)
+class _Published:
+    record: ModelRecord
+    paths: list[str] = field(default_factory=list)
+    """The URL paths of its files at the status server."""
+
+
+class ModelCards:
+    """What this worker has published in the bucket of model cards.
+
+    Owned by a `Worker`; used on its event loop. A record ends with `remove`, or with the discovery, which removes the
+    cards of a process that leaves before its instances.
+    """
+
+    def __init__(self, discovery: Discovery, status: SystemStatus) -> None:
+        self._bucket = discovery.store.bucket(MODEL_CARDS)
+        self._instance_id = discovery.connection_id
+        self._status = status
+        self._published: dict[str, _Published] = {}
+
+    def of(self, endpoint: EndpointId) -> list[ModelRecord]:
+        """The records of an endpoint that are published."""
+        return [each.record for each in self._published.values() if each.record.endpoint_id == endpoint]
+
+    async def check(self, endpoint: EndpointId, model: Model) -> None:
+        """Raises InvalidRequest for a model that `publish` refuses; publishes nothing."""
+        for record, _ in self._prepare(endpoint, model):
+            await self._check_conflicts(record)
+
+    async def publish(self, endpoint: EndpointId, model: Model) -> None:
+        """Put the cards of the model under the endpoint. Cards that are there already stay as they are.
+
+        All or nothing. Raises InvalidRequest for a card that a frontend refuses: a faulty field, or a card that differs
+        from the one that this worker, or another instance of the endpoint, has for the model. Raises what the store raises.
+        """
+        prepared = self._prepare(endpoint, model)
+        for record, _ in prepared:
+            await self._check_conflicts(record)
+        put: list[str] = []
+        try:
+            for record, files in prepared:
+                if record.key not in self._published:
+                    put.append(record.key)
+                    await self._put(record, files)
+        except BaseException:
+            for key in put:
+                with contextlib.suppress(DynamoError, OSError):
+                    await self._remove(key)
+            raise
+
+    async def remove(self, endpoint: EndpointId, suffix: str | None = None) -> bool:
+        """Remove the card of the model, or of the LoRA adapter with that suffix. Returns False if there is none."""
+        found = [each for each in self.of(endpoint) if (each.model_suffix or None) == suffix]
+        for record in found:
+            await self._remove(record.key)
+        return bool(found)
+
+    async def remove_all(self, endpoint: EndpointId) -> None:
+        """Remove every card of the endpoint: adapters first. What cannot be removed expires; it is logged."""
+        for record in sorted(self.of(endpoint), key=lambda each: not each.model_suffix):
+            try:
+                await self._remove(record.key)
+            except (DynamoError, OSError) as error:
+                logger.warning("the model card %s could not be removed: %s", printable(record.key), error)
+
+    async def update(self, endpoint: EndpointId, change: Callable[[Card], Card]) -> None:
+        """Replace every card of the endpoint by `change` of it. Frontends follow a change of the taints, and no other.
+
+        Raises InvalidRequest if the endpoint has no card.
+        """
+        records = self.of(endpoint)
+        if not records:
+            raise InvalidRequest(f"{endpoint} has no model card: nothing to update")
+        for record in records:
+            changed = record.with_card(change(record.card))
+            await self._bucket.put(changed.key, changed.encode())
+            self._published[changed.key] = _Published(changed, self._published[changed.key].paths)
+
+    def _prepare(self, endpoint: EndpointId, model: Model) -> list[tuple[ModelRecord, dict[str, Path]]]:
+        prepared = []
+        for card in model.cards:
+            card.check()
+            record = ModelRecord.of(card, endpoint, self._instance_id)
+            prepared.append(self._hosted(record) if self._is_hosting(model) else (_local(record), {}))
+        return prepared
+
+    def _is_hosting(self, model: Model) -> bool:
+        wanted = self._status.config.self_host_metadata if model.self_host is None else model.self_host
+        return wanted and self._status.files is not None
+
+    def _hosted(self, record: ModelRecord) -> tuple[ModelRecord, dict[str, Path]]:
+        """The record with the URLs of the status server, and the files behind the paths of these URLs."""
+        card = record.card
+        folder = "/".join((*record.endpoint_id, card.slug, record.model_suffix or "_base"))
+        files: dict[str, Path] = {}
+
+        def host(file: CardFile) -> CardFile:
+            if (local := _local_path(file)) is None:
+                return file
+            path = f"{METADATA_PATH}{folder}/{local.name}"
+            files[path] = local
+            return msgspec.structs.replace(file, path=f"{self._status.url}{quote(path)}")
+
+        return record.with_card(card.with_files(host)), files
+
+    async def _check_conflicts(self, record: ModelRecord) -> None:
+        """Raises InvalidRequest if a frontend would refuse the card because of one that it has already."""
+        mine = self._published.get(record.key)
+        if mine is not None and mine.record != record:
+            raise InvalidRequest(
+                f"{record.endpoint_id} has a card of the model {printable(mine.record.card.display_name)!r} already, with "
+                f"another {_differences(mine.record.card, record.card)}: a frontend takes no changed card, so remove the "
+                "old one, and put the new one then"
+            )
+        for other in _read(each.value for each in await self._bucket.list(f"{record.endpoint_id}/")):
+            if other.instance_id == self._instance_id or not _is_same_model(other, record):
+                continue
+            if other.card.mdc_sum() != record.card.mdc_sum():
+                raise InvalidRequest(
+                    f"the instance {other.instance_id:x} of {record.endpoint_id} has the model "
+                    f"{printable(record.card.display_name)!r} with another {_differences(other.card, record.card)}: a "
+                    "frontend refuses the second card, so serve it under another endpoint, or stop that instance"
+                )
+
+    async def _put(self, record: ModelRecord, files: dict[str, Path]) -> None:
+        self._published[record.key] = _Published(record, list(files))
+        if files and self._status.files is not None:
+            self._status.files.update(files)  # a frontend reads them as soon as there is a record
+        await self._bucket.put(record.key, record.encode())
+
+    async def _remove(self, key: str) -> None:
+        published = self._published.pop(key)
+        try:
+            await self._bucket.remove(key)
+        finally:
+            for path in published.paths:
+                if self._status.files is not None:
+                    self._status.files.pop(path, None)
+
+
+def _local(record: ModelRecord) -> ModelRecord:
+    """The record without the further files: a frontend that reads local files finds them beside the others."""
+    if not record.card.extra_files:
+        return record
+    return record.with_card(msgspec.structs.replace(record.card, extra_files=msgspec.UNSET))
+
+
+def _local_path(file: CardFile) -> Path | None:
+    """Where the file is on this machine; None for another URL than `file`."""
+    url = urlsplit(file.path)
+    if url.scheme == "file":
+        return Path(unquote(url.path))
+    return None if "://" in file.path else Path(file.path)
+
+
+def _read(contents: Iterable[bytes]) -> Iterable[ModelRecord]:
+    """The records that can be read: a frontend skips the others, too."""
+    for content in contents:
+        with contextlib.suppress(PayloadError):
+            yield ModelRecord.decode(content)
+
+
+def _is_same_model(one: ModelRecord, other: ModelRecord) -> bool:
+    return (
+        one.endpoint_id == other.endpoint_id
+        and one.card.display_name == other.card.display_name
+        and bool(one.model_suffix) == bool(other.model_suffix)
+    )
+
+
+def _differences(one: Card, other: Card) -> str:
+    """The names of the fields in which the cards differ."""
+    fields = [name for name in one.__struct_fields__ if getattr(one, name) != getattr(other, name)]
+    return ", ".join(fields) or "content"
