@@ -7,8 +7,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import importlib
 import json
+import operator
 import os
+import signal
 import sys
 from typing import Any
 
@@ -30,10 +34,7 @@ async def with_runtime(models: list[dict[str, Any]], runtime_module: Any, llm: A
 
 
 async def register(endpoint: Any, model: dict[str, Any], llm: Any) -> None:
-    first, *others = (getattr(llm.ModelType, each) for each in model["kinds"])
-    kind = first
-    for other in others:
-        kind |= other
+    kind = functools.reduce(operator.or_, (getattr(llm.ModelType, each) for each in model["kinds"]))
     config = llm.ModelRuntimeConfig()
     if model["tool_call_parser"]:
         config.tool_call_parser = model["tool_call_parser"]
@@ -63,12 +64,43 @@ async def register(endpoint: Any, model: dict[str, Any], llm: Any) -> None:
         )
 
 
+async def native(models: list[dict[str, Any]]) -> None:
+    """The same with `Worker` and `ModelCard`. SIGTERM ends it in order."""
+    from dynamo_fast import Worker
+    from dynamo_fast.discovery.connect import connect
+    from dynamo_fast.llm import ModelCard, ModelRuntimeConfig, ModelType
+
+    terminated = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
+    worker = await Worker.start(connect(DISCOVERY))
+    for model in models:
+        kinds = functools.reduce(operator.or_, (getattr(ModelType, each) for each in model["kinds"]))
+        if model["input"] == "Text":
+            card = ModelCard.text(model["name"], model_type=kinds, aliases=model["aliases"])
+        else:
+            card = ModelCard.from_folder(
+                model["path"],
+                name=model["name"],
+                model_type=kinds,
+                aliases=model["aliases"],
+                runtime_config=ModelRuntimeConfig(tool_call_parser=model["tool_call_parser"]),
+            )
+        served = await worker.serve(HANDLERS[model["handler"]], model["endpoint"], model=card)
+        for name in model["loras"]:
+            await served.add_model(card.adapter(name))
+    tell(event="ready")
+    await terminated.wait()
+    await worker.close()
+
+
 def main() -> None:
     kind, models = sys.argv[1], json.loads(sys.argv[2])
-    if kind == "peer":
-        from dynamo import llm, runtime
-
-        asyncio.run(with_runtime(models, runtime, llm))
+    if kind == "native":
+        asyncio.run(native(models))
+        return
+    package = {"peer": "dynamo", "dropin": "dynamo_fast"}[kind]
+    llm, runtime = (importlib.import_module(f"{package}.{name}") for name in ("llm", "runtime"))
+    asyncio.run(with_runtime(models, runtime, llm))
 
 
 if __name__ == "__main__":

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.interop import model_folder
+from benchmarks import model_folder
 from tests.interop.frontends import Answer, Frontend, Model, ModelWorker, frontend, model_worker
 from tests.interop.model_engine import CASES, Case
 from tests.interop.peers import VERSIONS
 
 pytestmark = pytest.mark.frontend
 
-KINDS = ("peer",)
+KINDS = ("peer", "native")
 """Dynamo's own worker, the same program on our drop-in, and our own API."""
-OURS: tuple[str, ...] = ()
+OURS = ("native",)
 LETTERS = "abcd"
 TOOL = {
     "type": "function",

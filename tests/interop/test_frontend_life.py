@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import model_folder
 from tests.discovery.etcd_server import etcd
-from tests.interop import model_folder
 from tests.interop.frontends import Frontend, Model, ModelWorker, Stream, frontend, model_worker
 from tests.interop.peers import VERSIONS
 from tests.interop.test_frontend import KINDS, OURS
