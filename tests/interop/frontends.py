@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.discovery.etcd_server import free_port
+from benchmarks.frontend import free_port
 from tests.interop.peers import ROOT, interpreter
 from tests.programs import end
 from tests.waiting import until_in_thread
