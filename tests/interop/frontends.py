@@ -10,7 +10,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from tests.waiting import until_in_thread
 
 __all__ = ["LIMIT", "Answer", "Frontend", "Model", "ModelWorker", "Stream", "frontend", "model_worker", "program"]
 
+ROUTES = {"Chat": "/v1/chat/completions", "Completions": "/v1/completions", "Embedding": "/v1/embeddings"}
 LIMIT = 30.0
 """Seconds that an answer, or a line of a worker, may take."""
 
@@ -156,14 +157,18 @@ class Frontend:
         """The names that it lists."""
         return {each["id"] for each in self.get("/v1/models").json["data"]}
 
-    def wait_for(self, *names: str) -> None:
-        """Wait until it lists them all, and answers."""
+    def wait_for(self, *names: str, kinds: Iterable[str] = ("Chat",)) -> None:
+        """Wait until it lists them all, and takes requests of these kinds.
 
-        def lists_them() -> bool:
+        The route of a kind opens with the first model that has it, a moment after the model is listed; it is 404 before.
+        """
+
+        def is_ready() -> bool:
             self._fail_if_ended()
-            return self.models() >= set(names)
+            listed = self.models() >= set(names)
+            return listed and all(self.post(ROUTES[kind], {}).text for kind in kinds)
 
-        until_in_thread(lists_them)
+        until_in_thread(is_ready)
 
     def wait_until_gone(self, name: str) -> None:
         until_in_thread(lambda: name not in self.models())
@@ -323,7 +328,8 @@ def model_worker(
         worker = ModelWorker(process)
         try:
             worker.expect("ready")
-            to.wait_for(*(name for each in models for name in (each.name, *each.loras)))
+            names = [name for each in models for name in (each.name, *each.loras)]
+            to.wait_for(*names, kinds={kind for each in models for kind in each.kinds})
             yield worker
         finally:
             worker.close()
