@@ -8,6 +8,7 @@ are the same, unless a setting says otherwise. Sizes are in bytes, times in seco
     the router       TcpClientConfig, PushRouterConfig, ResponseServerConfig
     the worker       TcpServerConfig, WorkerConfig, InstanceConfig, HealthCheckConfig
     discovery        FileConfig, EtcdConfig
+    models           EventPlaneConfig, KvEventConfig
     observability    StatusConfig, TracingConfig, LogConfig
     the runtime      RuntimeConfig
     the commands     ServeConfig, CommandConfig
@@ -28,9 +29,11 @@ __all__ = [
     "CodecConfig",
     "CommandConfig",
     "EtcdConfig",
+    "EventPlaneConfig",
     "FileConfig",
     "HealthCheckConfig",
     "InstanceConfig",
+    "KvEventConfig",
     "LogConfig",
     "PushRouterConfig",
     "ResponseServerConfig",
@@ -430,6 +433,47 @@ class EtcdConfig(_FromEnvironment):
     """PEM text, as are the two below: not paths."""
     client_cert: str = setting("ETCD_AUTH_CLIENT_CERT", "")
     client_key: str = setting("ETCD_AUTH_CLIENT_KEY", "", secret=True)
+
+
+# Models ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EventPlaneConfig(_FromEnvironment):
+    """Where a worker publishes events to frontends (model_card.md 7)."""
+
+    plane: str = setting("DYN_EVENT_PLANE", "zmq", choice("zmq", "nats"))
+    """`nats` is refused: it is not offered. It is Dynamo's own default on etcd and Kubernetes, so a frontend there needs
+    `DYN_EVENT_PLANE=zmq` too."""
+    host: str = setting("DYN_EVENT_PLANE_HOST", "")
+    """As `ResponseServerConfig.host`. (Dynamo binds every address, and takes this for what it advertises alone.)"""
+    broker_enabled: bool = setting("DYN_ZMQ_BROKER_ENABLED", False, truth)
+    """Refused if it is true: a broker is not offered."""
+    broker_url: str = setting("DYN_ZMQ_BROKER_URL", "")
+    """Refused if it is set."""
+    queue: int = setting("DYNAMO_FAST_EVENT_QUEUE", 100_000, POSITIVE)
+    """Messages that wait for one slow frontend; it loses further ones, notices, and asks for them."""
+
+    def check_offered(self) -> None:
+        """Raises InvalidConfig if these settings ask for something that is not offered."""
+        if self.plane == "nats":
+            raise InvalidConfig("DYN_EVENT_PLANE='nats' is not offered: set it to 'zmq', in the frontend too")
+        for name, value in (("ENABLED", self.broker_enabled), ("URL", self.broker_url)):
+            if value:
+                raise InvalidConfig(
+                    f"DYN_ZMQ_BROKER_{name}={value!r} is not offered: unset it, frontends connect directly"
+                )
+
+
+@dataclass(frozen=True)
+class KvEventConfig(_FromEnvironment):
+    """What a worker keeps of its KV events, for frontends that come late or miss some (model_card.md 7.3)."""
+
+    history: int = setting("DYNAMO_FAST_KV_EVENT_HISTORY", 1024, POSITIVE)
+    """The newest events. A frontend that missed more gets all blocks instead."""
+    max_blocks: int = setting("DYNAMO_FAST_MAX_KV_BLOCKS", 1_000_000, POSITIVE)
+    """Blocks that are remembered as stored, of about 300 bytes each; beyond it the oldest are forgotten, and a frontend
+    that comes late does not hear of them."""
 
 
 # Observability --------------------------------------------------------------------------------------------------------

@@ -84,7 +84,9 @@ def test_each_setting_is_read_from_its_own_variable(config: Any) -> None:
     assert len(set(variables)) == len(variables)
     for each in fields(config):
         value = next(
-            text for text in ("40000000", "7", "1", "0", "python", "ready", "[]", "10.0.0.0/8") if parses(each, text)
+            text
+            for text in ("40000000", "7", "1", "0", "python", "nats", "ready", "[]", "10.0.0.0/8")
+            if parses(each, text)
         )
         changed = config.from_env({each.metadata["variable"]: value})
         expected = each.metadata["parse"](value)

@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from dynamo_fast.config import HealthCheckConfig, InstanceConfig, TcpServerConfig, WorkerConfig
 from dynamo_fast.discovery.base import Discovery
@@ -48,12 +48,19 @@ from dynamo_fast.wire.model_card import slug
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.text import printable
 
-__all__ = ["REQUEST_SERVERS", "ServedEndpoint", "Worker", "serve"]
+__all__ = ["REQUEST_SERVERS", "Companion", "ServedEndpoint", "Worker", "serve"]
 
 logger = get_logger(__name__)
 
 REQUEST_SERVERS: dict[str, RequestServerFactory] = {"tcp": SharedTcpServer}
 """The transports of the request plane: the kind in a record, and the server that takes requests of this kind."""
+
+
+class Companion(Protocol):
+    """What tells others of a worker, and must end before it: a publisher of events, for one."""
+
+    async def close(self) -> None:
+        """Leave discovery, and close. May be called twice; raises nothing."""
 
 
 class Worker:
@@ -85,6 +92,8 @@ class Worker:
         self.endpoints: dict[EndpointId, ServedEndpoint] = {}
         self.replaced: set[ServedEndpoint] = set()
         """Endpoints that were served again with another handler, until their last requests have their answers."""
+        self.companions: list[Companion] = []
+        """Closed first when the worker leaves."""
         self._owns_status = status is None
         self._has_served = False
         self.status = status or SystemStatus(discovery.connection_id)
@@ -196,6 +205,7 @@ class Worker:
         The discovery is closed last: until the last answer has ended, handlers may use routers that watch it.
         """
         self._closed = True
+        await asyncio.gather(*(companion.close() for companion in [*self.companions]))
         await asyncio.gather(*(served.close() for served in [*self.endpoints.values(), *self.replaced]))
         await self.dialler.all_closed()
         self.watchdog.close()

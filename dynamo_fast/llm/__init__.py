@@ -1,4 +1,4 @@
-"""What makes a worker a model: model cards, and the drop-in for `dynamo.llm`.
+"""What makes a worker a model: model cards, KV events and load, and the drop-in for `dynamo.llm`.
 
     from dynamo_fast.llm import ModelCard                       # the native way: serve(handler, endpoint, model=card)
     from dynamo_fast.llm import register_model, ModelInput      # was: from dynamo.llm import ...
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dynamo_fast.llm.kinds import ModelInput as ModelInput
     from dynamo_fast.llm.kinds import ModelType as ModelType
     from dynamo_fast.llm.kinds import WorkerType as WorkerType
+    from dynamo_fast.llm.kv_events import KvEventSource as KvEventSource
     from dynamo_fast.llm.runtime_config import ModelRuntimeConfig as ModelRuntimeConfig
 
 #: Name -> the module of this package that has it; a pair if it has another name there.
@@ -24,6 +25,7 @@ _HOMES: dict[str, str | tuple[str, str]] = {
     "ModelInput": "kinds",
     "ModelType": "kinds",
     "WorkerType": "kinds",
+    "KvEventSource": "kv_events",
     "ModelRuntimeConfig": "runtime_config",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from dynamo_fast.discovery.base import Discovery
@@ -44,6 +45,7 @@ class Hub:
         self._worker: asyncio.Task[Worker] | None = None
         self._router: asyncio.Task[AddressedPushRouter] | None = None
         self._tables: dict[EndpointId, asyncio.Task[InstanceTable]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None
         self._end: asyncio.Future[None] | None = None
         self._shut_down = False
@@ -111,6 +113,26 @@ class Hub:
             self._router = asyncio.ensure_future(AddressedPushRouter.create())
         return await asyncio.shield(self._router)
 
+    # For what is made without awaiting ---------------------------------------------------------------------------------
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` on the loop of this runtime, from any thread. It handles its errors itself.
+
+        Raises RuntimeError if there is no such loop: none runs here, and the runtime was made without one.
+        """
+        here, home = _running_loop(), self._loop or self._event_loop
+        if here is not None and home in (None, here):
+            self._keep(here.create_task(work))
+        elif home is not None and not home.is_closed():
+            home.call_soon_threadsafe(lambda: self._keep(home.create_task(work)))
+        else:
+            work.close()
+            raise RuntimeError("no running event loop")
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     # The end ----------------------------------------------------------------------------------------------------------
 
     def ended(self) -> asyncio.Future[None]:
@@ -156,6 +178,8 @@ class Hub:
     async def _close(self) -> None:
         """Close the worker first: its handlers may call other workers until every accepted request has its answer."""
         try:
+            if self._tasks:
+                await asyncio.wait(self._tasks)
             worker = await _result(self._worker)
             if worker is not None:
                 await worker.close()

@@ -26,7 +26,7 @@ from dynamo_fast.wire._plain import ENVELOPE_MARK, UNWRITABLE, encode_plain, is_
 from dynamo_fast.wire.error import decode_error, encode_error
 from dynamo_fast.wire.text import UNREADABLE, reason, shown
 
-__all__ = ["UNREADABLE", "Annotated", "NetworkStreamWrapper", "PayloadCodec"]
+__all__ = ["UNREADABLE", "Annotated", "Bare", "NetworkStreamWrapper", "PayloadCodec"]
 
 _ENVELOPE_FIELDS = ("data", "id", "event", "comment", "error")
 _T = TypeVar("_T")
@@ -78,6 +78,15 @@ class Annotated(
         data = "<no_data>" if self._data is None else repr(self._data)
         comment = json.dumps(self._comment or [], ensure_ascii=False)
         return f"Annotated(data={data}, event={self._event}, comment={comment}, id={self._id})"
+
+
+class Bare:
+    """An item that travels in the outer envelope alone. Dynamo's internal endpoints answer so (model_card.md 7.3)."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 class NetworkStreamWrapper(msgspec.Struct, frozen=True, gc=False):
@@ -148,7 +157,8 @@ class PayloadCodec(Enum):
     def encode_item(self, value: Any) -> bytes:
         """The wrapped item for what a handler yielded: the body of a data frame. Raises SerializationError.
 
-        A dict with a truthy `_dynamo_annotated`, or an `Annotated`, is the inner envelope itself; anything else is data.
+        A dict with a truthy `_dynamo_annotated`, or an `Annotated`, is the inner envelope itself; a `Bare` has none;
+        anything else is data.
         """
         head, tail = self.envelope
         plain = encode_plain(self.write, value)
@@ -156,6 +166,8 @@ class PayloadCodec(Enum):
             return head + plain + tail
         if type(value) is Annotated or (isinstance(value, dict) and value.get(ENVELOPE_MARK)):
             return self._item_head + self._dump(_envelope(value), big_ints=True) + self._item_tail
+        if type(value) is Bare:
+            return self._item_head + self._dump(value.value, big_ints=True) + self._item_tail
         return head + self._dump(value, big_ints=True) + tail
 
     def encode_error_item(self, error: DynamoError) -> bytes:
