@@ -112,7 +112,7 @@ async def serve(options: argparse.Namespace) -> None:
     served = await worker.serve(handler, options.endpoint, model=card)
     source = None
     if options.kv_events:
-        from dynamo_fast.llm import KvEventSource
+        from dynamo_fast.llm.kv_events import KvEventSource
 
         source = await KvEventSource.open(served, BLOCK_SIZE)
         engine.cache.listener = source

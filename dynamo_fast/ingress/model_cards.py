@@ -109,13 +109,13 @@ class ModelCards:
                 logger.warning("the model card %s could not be removed: %s", printable(record.key), error)
 
     async def update(self, endpoint: EndpointId, change: Callable[[Card], Card]) -> None:
-        """Replace every card of the endpoint by `change` of it. Frontends follow a change of the taints, and no other.
+        """Replace the card of the endpoint's model by `change` of it. Frontends follow a change of the taints only.
 
-        Raises InvalidRequest if the endpoint has no card.
+        Raises InvalidRequest if the endpoint has no card of a model.
         """
-        records = self.of(endpoint)
+        records = [each for each in self.of(endpoint) if not each.model_suffix]
         if not records:
-            raise InvalidRequest(f"{endpoint} has no model card: nothing to update")
+            raise InvalidRequest(f"{endpoint} has no card of a model: nothing to update")
         for record in records:
             changed = record.with_card(change(record.card))
             await self._bucket.put(changed.key, changed.encode())
@@ -143,6 +143,8 @@ class ModelCards:
             if (local := _local_path(file)) is None:
                 return file
             path = f"{METADATA_PATH}{folder}/{local.name}"
+            if files.get(path, local) != local:  # a template from elsewhere, which has the name of another file
+                path = f"{METADATA_PATH}{folder}/{file.checksum[-8:]}-{local.name}"
             files[path] = local
             return msgspec.structs.replace(file, path=f"{self._status.url}{quote(path)}")
 

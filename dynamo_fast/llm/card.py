@@ -19,7 +19,7 @@ from msgspec import UNSET
 
 from dynamo_fast.errors import InvalidRequest
 from dynamo_fast.llm.folder import ModelFolder, card_file
-from dynamo_fast.llm.kinds import ModelInput, ModelType, WorkerType
+from dynamo_fast.llm.kinds import ModelInput, ModelType, WorkerType, role_fault
 from dynamo_fast.llm.runtime_config import ModelRuntimeConfig
 from dynamo_fast.wire.model_card import Card, Lora, PromptFormatter, Template, slug
 from dynamo_fast.wire.text import printable, shown
@@ -124,7 +124,8 @@ class ModelCard:
     ) -> ModelCard:
         """The card of a model without files: the handler gets the OpenAI request, and yields OpenAI chunks.
 
-        Raises InvalidRequest, which names the field.
+        Another `model_input` is for frontends that need no files to make it: those that take tensors, for one. Raises
+        InvalidRequest, which names the field.
         """
         common = _common_fields(
             name=name,
@@ -201,11 +202,8 @@ def _common_fields(
         raise InvalidRequest(f"the model's name is {shown(name)}: expected a text")
     if isinstance(aliases, str):
         raise InvalidRequest(f"aliases is the text {printable(aliases)!r}: expected a list of names")
-    if worker_type in (WorkerType.Decode, WorkerType.Encode) and not needs:
-        raise InvalidRequest(
-            f"worker_type={worker_type.name} requires a non-empty `needs` (at least one peer worker type the role "
-            "depends on)"
-        )
+    if fault := role_fault(model_type, worker_type, needs):
+        raise InvalidRequest(fault)
     return {
         "display_name": name,
         "slug": slug(name),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Flag, IntEnum
 
 from dynamo_fast.wire.model_card import WorkerTypeName
 
-__all__ = ["ModelInput", "ModelType", "WorkerType"]
+__all__ = ["ModelInput", "ModelType", "WorkerType", "role_fault"]
 
 
 class ModelInput(IntEnum):
@@ -90,3 +91,17 @@ class WorkerType(IntEnum):
 
     def __repr__(self) -> str:
         return f"WorkerType.{self.name}"
+
+
+def role_fault(model_type: ModelType, worker_type: WorkerType, needs: Sequence[Sequence[WorkerType]]) -> str | None:
+    """Why a worker of this type cannot be such a model, in Dynamo's words; None if it can."""
+    role = f"worker_type={worker_type.name}"
+    if worker_type is WorkerType.Prefill and model_type not in (ModelType.Empty, ModelType.Prefill):
+        return (
+            f"{role} must not expose an OpenAI surface (got model_type=ModelType({model_type.card_text})). Use "
+            "ModelType.Empty or ModelType.Prefill; the prefill role is carried by worker_type, and ModelType only "
+            "describes the OpenAI surface, which prefill workers don't expose."
+        )
+    if worker_type is not WorkerType.Aggregated and not needs:
+        return f"{role} requires a non-empty `needs` (at least one peer worker type the role depends on)"
+    return None

@@ -285,9 +285,9 @@ class ModelRuntimeConfig:
     def _add_engine(self, card: dict[str, Any]) -> None:
         if self._engine_specific:
             card["runtime_data"] = {key: json.loads(text) for key, text in self._engine_specific.items()}
-        host, port = self._bootstrap
-        if host is not None or port is not None:
-            card["disaggregated_endpoint"] = {"bootstrap_host": host, "bootstrap_port": port}
+        bootstrap = {"bootstrap_host": self.bootstrap_host, "bootstrap_port": self.bootstrap_port}
+        if given := {key: value for key, value in bootstrap.items() if value is not None}:
+            card["disaggregated_endpoint"] = given
 
     def _check(self) -> None:
         if self.data_parallel_size < 1:

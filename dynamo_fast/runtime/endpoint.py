@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from dynamo_fast.context import Context as RequestContext
 from dynamo_fast.egress.push_router import RouterMode
 from dynamo_fast.errors import InvalidLabel, InvalidRequest
+from dynamo_fast.ingress.model_cards import Model
 from dynamo_fast.ingress.push_handler import Handler, takes_context
 from dynamo_fast.runtime.client import Client
 from dynamo_fast.runtime.context import Context
 from dynamo_fast.runtime.exceptions import NotOffered, argument_error, plainly
 from dynamo_fast.runtime.hub import Hub
 from dynamo_fast.wire.address import EndpointId
+from dynamo_fast.wire.model_card import Card
 
 __all__ = ["Endpoint"]
 
@@ -76,6 +78,27 @@ class Endpoint:
     def unregister_endpoint_instance(self) -> asyncio.Future[tuple[()]]:
         """Take the record out of discovery, and continue to serve."""
         return asyncio.ensure_future(self._unregister())
+
+    # What `dynamo_fast.llm` asks for; Dynamo's own endpoint has no such methods.
+
+    async def publish_model(self, model: Model) -> None:
+        """Put the card of a model under this endpoint. Raises what `ModelCards.publish` raises."""
+        worker = await self._hub.worker()
+        await worker.models.publish(self._id, model)
+
+    async def remove_model(self, suffix: str | None = None) -> None:
+        """Remove the card of the model, or of the LoRA adapter with that suffix.
+
+        Does nothing if the endpoint has no card at all. Raises InvalidRequest if it has only others.
+        """
+        models = (await self._hub.worker()).models
+        if not await models.remove(self._id, suffix) and models.of(self._id):
+            raise InvalidRequest(f"{self._id} has no card of {f'the LoRA adapter {suffix!r}' if suffix else 'a model'}")
+
+    async def update_model(self, change: Callable[[Card], Card]) -> None:
+        """Replace the card of the model by `change` of it. Raises what `ModelCards.update` raises."""
+        worker = await self._hub.worker()
+        await worker.models.update(self._id, change)
 
     async def _client(self, mode: RouterMode | None) -> Client:
         return Client(await self._hub.push_router(self._id), mode)

@@ -22,7 +22,18 @@ from dynamo_fast.errors import InvalidConfig, InvalidRequest, PayloadError
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.text import UNREADABLE, reason, shown
 
-__all__ = ["MODEL_TYPES", "WORKER_TYPES", "Card", "CardFile", "Lora", "ModelRecord", "Template", "checksum", "slug"]
+__all__ = [
+    "MODEL_TYPES",
+    "WORKER_TYPES",
+    "Card",
+    "CardFile",
+    "Lora",
+    "ModelRecord",
+    "Template",
+    "checksum",
+    "lora_id",
+    "slug",
+]
 
 MODEL_TYPES = (
     *("Chat", "Completions", "Embedding", "TensorBased", "Prefill", "Images", "Audios", "Videos", "Realtime"),
@@ -150,6 +161,9 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
         for field, file in self.files():
             if _CHECKSUM.fullmatch(file.checksum) is None:
                 raise InvalidRequest(f"`{field}` has the checksum {file.checksum!r}: expected blake3: and 64 digits")
+        for key in ("router_mode", "kv_router_config") if self.router_config else ():
+            if key not in (self.router_config or {}):
+                raise InvalidRequest(f"`router_config` has no {key}: it must be complete")
 
     @property
     def flags(self) -> list[str]:
@@ -181,19 +195,13 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, **changed)
 
     def faults(self) -> list[str]:
-        """Why a frontend would list the card and not serve it, or refuse it: a text for each field. Usually empty."""
+        """Why a frontend would take the card and not serve the model: a text for each field. Usually empty."""
         needed: list[str] = []
         if self.model_input == "Tokens" and {"Chat", "Completions", "Embedding"} & set(self.flags):
             needed = ["model_info", "tokenizer"] + ["prompt_formatter"] * ("Chat" in self.flags)
-        faults = [
+        return [
             f"{field} is missing: the frontend makes tokens with it" for field in needed if not getattr(self, field)
         ]
-        router = self.router_config
-        if router:
-            faults += [
-                f"router_config has no {key}" for key in ("router_mode", "kv_router_config") if key not in router
-            ]
-        return faults
 
     def effective_context_length(self) -> int:
         """Tokens: what the runtime configuration says, else what the model says, else `context_length`, else 0."""
@@ -226,13 +234,11 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
         return digest
 
     def check(self) -> None:
-        """Raises InvalidRequest, which names the field, for a value that a frontend refuses or would not serve."""
+        """Raises InvalidRequest, which names the field, for a value of the wrong type: a frontend refuses the card."""
         try:
             _card_decoder.decode(msgspec.json.encode(self))
         except UNREADABLE as error:
             raise InvalidRequest(f"the card of the model {shown(self.display_name)}: {reason(error)}") from None
-        if faults := self.faults():
-            raise InvalidRequest(f"the card of the model {shown(self.display_name)}: {'; '.join(faults)}")
 
 
 class ModelRecord(msgspec.Struct, frozen=True):
@@ -303,6 +309,11 @@ def slug(name: str) -> str:
 def checksum(data: bytes) -> str:
     """The checksum of a file's content, as `CardFile` has it. Raises InvalidConfig without the package `blake3`."""
     return f"blake3:{_blake3(data).hexdigest()}"
+
+
+def lora_id(name: str) -> int:
+    """Dynamo's number for a LoRA adapter: the first 8 bytes of the BLAKE3 of its name, big-endian, the lowest 31 bits."""
+    return int.from_bytes(_blake3(name.encode()).digest()[:8], "big") & 0x7FFF_FFFF
 
 
 def _blake3(data: bytes) -> Any:

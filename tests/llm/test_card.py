@@ -65,8 +65,8 @@ def test_what_is_said_comes_into_the_card(tmp_path: Path) -> None:
             chat_template=template,
             aliases=["also", "too"],
             user_data={"z": [1]},
-            worker_type=WorkerType.Prefill,
-            needs=[[WorkerType.Decode]],
+            worker_type=WorkerType.Decode,
+            needs=[[WorkerType.Prefill]],
         )
     )
     assert (card["display_name"], card["slug"], card["kv_cache_block_size"]) == ("Org/Tiny 1", "org_tiny_1", 32)
@@ -76,7 +76,7 @@ def test_what_is_said_comes_into_the_card(tmp_path: Path) -> None:
     assert card["chat_template_file"]["hf_chat_template"]["is_custom"] is True
     assert card["chat_template_file"]["hf_chat_template"]["file"]["path"] == str(template)
     assert (card["aliases"], card["user_data"]) == (["also", "too"], {"z": [1]})
-    assert (card["worker_type"], card["needs"]) == ("prefill", [["decode"]])
+    assert (card["worker_type"], card["needs"]) == ("decode", [["prefill"]])
 
 
 def test_a_model_of_text_has_no_files() -> None:
@@ -161,7 +161,12 @@ BAD: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"aliases": [1]}, r"aliases"),
     ({}, {"kv_cache_block_size": -1}, "`kv_cache_block_size` is -1"),
     ({}, {"name": 7}, "the model's name is 7"),
-    ({}, {"router_config": {"router_mode": "random"}}, "router_config has no kv_router_config"),
+    ({}, {"router_config": {"router_mode": "random"}}, "`router_config` has no kv_router_config"),
+    (
+        {},
+        {"worker_type": WorkerType.Prefill, "needs": [[WorkerType.Decode]]},
+        r"must not expose an OpenAI surface \(got model_type=ModelType\(Chat \| Completions\)\)",
+    ),
     ({}, {"worker_type": WorkerType.Decode}, "worker_type=Decode requires a non-empty `needs`"),
 ]
 

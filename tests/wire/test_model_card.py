@@ -104,6 +104,8 @@ def test_fields_that_are_not_known_are_ignored() -> None:
             compact(record(card(model_info={"hf_config_json": {"path": "x", "checksum": "sha256:00"}}))),
             "`model_info` has the checksum 'sha256:00'",
         ),
+        (compact(record(card(router_config={"router_mode": "random"}))), "`router_config` has no kv_router_config"),
+        (compact(record(card(router_config={"kv_router_config": {}}))), "`router_config` has no router_mode"),
         (compact(record(card(prompt_formatter={}))), "0 of hf_tokenizer_config_json"),
         (compact(record(card(display_name="here"))).replace(b"here", b"\xff"), "."),
         (b'{"a":' + b"[" * 100_000, "."),
@@ -124,8 +126,7 @@ def test_a_record_that_is_cut_is_an_error(content: bytes) -> None:
 def test_a_model_for_tokens_needs_its_files() -> None:
     tokens = ModelRecord.decode(compact(record(card(model_input="Tokens"))))
     assert [fault.split()[0] for fault in tokens.faults()] == ["model_info", "tokenizer", "prompt_formatter"]
-    with pytest.raises(InvalidRequest, match="the card of the model 'm': model_info is missing"):
-        tokens.card.check()
+    tokens.card.check()  # it is a card; other frontends than Dynamo's might make the tokens without files
     completions = ModelRecord.decode(compact(record(card(model_input="Tokens", model_type="Completions"))))
     assert [fault.split()[0] for fault in completions.faults()] == ["model_info", "tokenizer"]
     prefill = ModelRecord.decode(compact(record(card(model_input="Tokens", model_type=""))))
@@ -141,11 +142,6 @@ def test_an_adapter_and_its_suffix_belong_together() -> None:
     )
     made = ModelRecord.of(adapter, EndpointId("a", "b", "c"), 0xF5)
     assert (made.key, made.faults()) == ("a/b/c/f5/my_lora", [])
-
-
-def test_a_partial_router_configuration_is_a_fault() -> None:
-    found = ModelRecord.decode(compact(record(card(router_config={"router_mode": "random"}))))
-    assert found.faults() == ["router_config has no kv_router_config"]
 
 
 def test_a_card_with_a_value_of_the_wrong_type_is_refused_before_it_is_put() -> None:
@@ -202,7 +198,7 @@ BASE = ModelRecord.decode(compact(record(card(model_info={"hf_config_json": {"pa
         {"worker_type": "prefill"},
         {"needs": [["decode"]]},
         {"aliases": ["a"]},
-        {"router_config": {"router_mode": "random"}},
+        {"router_config": {"router_mode": "random", "kv_router_config": {}}},
         {"extra_files": [CardFile("/a/b", DIGEST)]},
     ],
     ids=str,
