@@ -177,6 +177,7 @@ def implementations(version: str) -> dict[str, tuple[str, str]]:
     """Name in the tables, and its interpreter and kind."""
     return {
         report.OURS: (sys.executable, "ours"),
+        report.DROP_IN: (sys.executable, "dropin"),
         # report.DROP_IN: (sys.executable, "dropin"),
         f"Dynamo {version}": (str(PEERS[version]), "peer"),
     }

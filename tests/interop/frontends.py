@@ -49,7 +49,7 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
         "DYN_TCP_RPC_HOST": "127.0.0.1",
         "DYN_TCP_RESPONSE_STREAM_HOST": "lo",  # 1.3.1 takes the name of an interface only
         "DYN_EVENT_PLANE": "zmq",
-        "DYN_LOG": "info",
+        "DYN_LOG": "warn",
         "HOME": str(folder),
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(ROOT),
@@ -184,7 +184,7 @@ class Frontend:
             return False
 
     def _fail_if_ended(self) -> None:
-        assert self.process.poll() is None, self.log.read_text()
+        assert self.process.poll() is None, self.log.read_text()[-4_000:]
 
     def _connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT)
@@ -211,8 +211,8 @@ def _send(connection: http.client.HTTPConnection, method: str, path: str, body: 
 @contextmanager
 def frontend(version: str, folder: Path, *options: str, discovery: str = "file", **settings: str) -> Iterator[Frontend]:
     """A frontend, up and without models, that lives as long as the context."""
-    log = folder / f"frontend-{version}.log"
     python, port = program(version), free_port()
+    log = folder / f"frontend-{port}.log"
     command = [str(python), "-m", "dynamo.frontend", "--http-host", "127.0.0.1", "--http-port", str(port)]
     command += ["--discovery-backend", discovery, "--request-plane", "tcp", "--event-plane", "zmq", *options]
     with (
@@ -234,7 +234,7 @@ def frontend(version: str, folder: Path, *options: str, discovery: str = "file",
         finally:
             process.kill()
             process.wait()
-            sys.stderr.write(log.read_text()[-20_000:])  # pytest shows it with a test that fails
+            sys.stderr.write(log.read_text()[-4_000:])  # pytest shows it with a test that fails
 
 
 @dataclass(frozen=True)
@@ -333,4 +333,4 @@ def model_worker(
             yield worker
         finally:
             worker.close()
-            sys.stderr.write(log.read_text()[-20_000:])
+            sys.stderr.write(log.read_text()[-4_000:])

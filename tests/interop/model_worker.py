@@ -23,7 +23,9 @@ DISCOVERY = os.environ.get("PEER_DISCOVERY", "file")
 
 async def with_runtime(models: list[dict[str, Any]], runtime_module: Any, llm: Any) -> None:
     """The lines that a worker for the real packages has."""
-    runtime = runtime_module.DistributedRuntime(asyncio.get_running_loop(), DISCOVERY, "tcp")
+    loop = asyncio.get_running_loop()
+    runtime = runtime_module.DistributedRuntime(loop, DISCOVERY, "tcp")
+    loop.add_signal_handler(signal.SIGTERM, runtime.shutdown)
     serving = []
     for model in models:
         endpoint = runtime.endpoint(model["endpoint"])

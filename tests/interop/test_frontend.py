@@ -16,9 +16,9 @@ from tests.interop.peers import VERSIONS
 
 pytestmark = pytest.mark.frontend
 
-KINDS = ("peer", "native")
+KINDS = ("peer", "dropin", "native")
 """Dynamo's own worker, the same program on our drop-in, and our own API."""
-OURS = ("native",)
+OURS = ("dropin", "native")
 LETTERS = "abcd"
 TOOL = {
     "type": "function",
