@@ -1,4 +1,7 @@
-"""`dynamo-fast serve MODULE:HANDLER --endpoint NAMESPACE.COMPONENT.ENDPOINT`: serve a handler until told to stop."""
+"""`dynamo-fast serve MODULE:HANDLER --endpoint NAMESPACE.COMPONENT.ENDPOINT`: serve a handler until told to stop.
+
+With `--model` or `--text` the endpoint is a model that Dynamo's frontends list.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import logging
 import os
 import sys
 from dataclasses import replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from dynamo_fast.cli.discovery import add_discovery, add_wait, open_discovery
 from dynamo_fast.cli.loop import Termination, end_now
@@ -20,7 +23,13 @@ from dynamo_fast.ingress.worker import serve
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.text import printable
 
+if TYPE_CHECKING:
+    from dynamo_fast.llm import ModelCard
+
 __all__ = ["add_parser", "run"]
+
+MODEL_ENDPOINT = "dynamo.backend.generate"
+"""Where Dynamo's own engines serve."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,7 +43,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "DYN_FILE_KV, ...).",
     )
     parser.add_argument("handler", metavar="MODULE:HANDLER", help="where the handler is, e.g. my_engine:generate")
-    parser.add_argument("--endpoint", required=True, metavar="NAMESPACE.COMPONENT.ENDPOINT")
+    parser.add_argument(
+        "--endpoint",
+        metavar="NAMESPACE.COMPONENT.ENDPOINT",
+        help=f"what callers call it; with --model or --text by default {MODEL_ENDPOINT}",
+    )
+    model = parser.add_argument_group("as a model behind Dynamo's frontend")
+    model.add_argument(
+        "--model",
+        metavar="PATH",
+        help="a model folder: config.json, tokenizer.json, tokenizer_config.json; the handler gets token ids",
+    )
+    model.add_argument("--name", help="the model's name in requests (default: the name of the folder)")
+    model.add_argument(
+        "--text",
+        action="store_true",
+        help="the handler gets the OpenAI request and yields OpenAI chunks; needs --name, and no folder",
+    )
     add_discovery(parser)
     parser.add_argument(
         "--grace",
@@ -45,14 +70,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_wait(parser)
     parser.add_argument("-v", "--verbose", action="store_true", help="a line for each request at its end")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, refuse=parser.error)
 
 
 def run(options: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
-    return run_loop(_serve(load(options.handler), options))
+    _check(options)
+    handler = load(options.handler)
+    return run_loop(_serve(handler, _model(options), options))
 
 
 def load(name: str) -> Handler:
@@ -73,14 +100,40 @@ def load(name: str) -> Handler:
     return cast(Handler, value)
 
 
-async def _serve(handler: Handler, options: argparse.Namespace) -> int:
-    endpoint = EndpointId.parse(options.endpoint)
+def _check(options: argparse.Namespace) -> None:
+    """Ends the command, and shows its use, if options are missing."""
+    is_model = options.model is not None or options.text
+    if not is_model and options.endpoint is None:
+        options.refuse("--endpoint is missing: only a model has one by default")
+    if not is_model and options.name is not None:
+        options.refuse("--name is the name of a model: give --model PATH, or --text, too")
+    if options.text and options.model is None and options.name is None:
+        options.refuse("--text needs the name of the model: give --name")
+
+
+def _model(options: argparse.Namespace) -> ModelCard | None:
+    """The model that the options ask for, read before anything is opened. Raises InvalidRequest."""
+    if options.model is None and not options.text:
+        return None
+    from dynamo_fast.llm import ModelCard, ModelInput
+
+    if options.model is None:
+        return ModelCard.text(options.name)
+    kind = ModelInput.Text if options.text else ModelInput.Tokens
+    return ModelCard.from_folder(options.model, name=options.name, model_input=kind)
+
+
+async def _serve(handler: Handler, model: ModelCard | None, options: argparse.Namespace) -> int:
+    name = options.endpoint or MODEL_ENDPOINT
+    endpoint = EndpointId.parse(name)
     config = _worker_config(options.grace)
     termination = Termination()
     async with open_discovery(options) as discovery:
-        worker = await serve(handler, endpoint, discovery, config)
+        worker = await serve(handler, endpoint, discovery, config, model=model)
         (served,) = worker.endpoints.values()
-        print(printable(f"serving {options.endpoint} at {served.address}"), flush=True)
+        print(printable(f"serving {name} at {served.address}"), flush=True)
+        if model is not None:
+            print(printable(f"model {model.name}"), flush=True)
         if worker.status.url is not None:
             print(f"status at {worker.status.url}", flush=True)
         await termination.asked.wait()

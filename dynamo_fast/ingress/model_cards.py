@@ -160,7 +160,7 @@ class ModelCards:
                 "old one, and put the new one then"
             )
         for other in _read(each.value for each in await self._bucket.list(f"{record.endpoint_id}/")):
-            if other.instance_id == self._instance_id or not _is_same_model(other, record):
+            if other.instance_id == self._instance_id or not other.is_same_model(record):
                 continue
             if other.card.mdc_sum() != record.card.mdc_sum():
                 raise InvalidRequest(
@@ -205,14 +205,6 @@ def _read(contents: Iterable[bytes]) -> Iterable[ModelRecord]:
     for content in contents:
         with contextlib.suppress(PayloadError):
             yield ModelRecord.decode(content)
-
-
-def _is_same_model(one: ModelRecord, other: ModelRecord) -> bool:
-    return (
-        one.endpoint_id == other.endpoint_id
-        and one.card.display_name == other.card.display_name
-        and bool(one.model_suffix) == bool(other.model_suffix)
-    )
 
 
 def _differences(one: Card, other: Card) -> str:

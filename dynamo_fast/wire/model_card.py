@@ -284,6 +284,14 @@ class ModelRecord(msgspec.Struct, frozen=True):
             faults.append("lora and model_suffix disagree: expected both, or neither")
         return faults
 
+    def is_same_model(self, other: ModelRecord) -> bool:
+        """Whether both are for the same model at the same endpoint, of whatever instance."""
+        return (
+            self.endpoint_id == other.endpoint_id
+            and self.card.display_name == other.card.display_name
+            and bool(self.model_suffix) == bool(other.model_suffix)
+        )
+
     def with_card(self, card: Card) -> ModelRecord:
         """The same record for another card."""
         return msgspec.structs.replace(self, card_json=card)
