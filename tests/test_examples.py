@@ -27,12 +27,17 @@ def front(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield opened
 
 
-@contextmanager
-def example(front: Frontend, name: str, *options: str) -> Iterator[str]:
-    """The example with a model of that name, which the frontend lists; skips the test, saying why, without torch."""
+def need_torch() -> None:
+    """Skip the test, saying why, without the packages of the examples."""
     for package in ("torch", "transformers", "tokenizers"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"no {package}: `make test-frontend` installs it")
+
+
+@contextmanager
+def example(front: Frontend, name: str, *options: str) -> Iterator[str]:
+    """The example with a model of that name, which the frontend lists; skips the test, saying why, without torch."""
+    need_torch()
     command = [sys.executable, str(PROGRAM), "--name", name, "--endpoint", f"examples.engine.{name}", *options]
     with started(command, environment(front.folder), front.folder) as process:
         assert process.stdout is not None
