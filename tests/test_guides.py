@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dynamo_fast import AddressedPushRouter, AddressedRequest, FileDiscovery, ManyIn, Worker
+from tests.llm.folders import make_folder
 
 DOCS = Path(__file__).parents[1] / "docs"
 LIMIT = 20.0
@@ -90,6 +91,16 @@ async def test_several_endpoints_and_their_life() -> None:
 
     names = await run(example("workers.md", "embed_handler"), generate_handler=echo, embed_handler=echo)
     assert not names["worker"].endpoints
+
+
+async def test_the_model(tmp_path: Path) -> None:
+    async def generate(request: Any) -> AsyncIterator[Any]:
+        yield request
+
+    source = example("workers.md", "ModelCard").replace("/models/tiny", str(make_folder(tmp_path / "tiny")))
+    names = await run(source, generate=generate)
+    assert len(list((tmp_path / "v1" / "mdc").iterdir())) == 1
+    await names["worker"].close()
 
 
 async def test_the_bidirectional_endpoint() -> None:

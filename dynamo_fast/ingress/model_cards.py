@@ -1,15 +1,17 @@
 """`ModelCards`: the model cards of one worker, from their first record to their removal (model_card.md 2 and 3).
 
 A frontend lists a model while there is a card and an instance of its endpoint. It never takes a changed card: the old one
-stays in force until it is removed. And it refuses an instance whose card differs from the cards of the other instances of
-the same endpoint and model. So a card that would be refused is an error here, and nothing is published.
+stays in force until it is removed. And it refuses an instance whose card differs from the cards that other instances of the
+endpoint have for the model; a frontend of Dynamo 1.3 compares all endpoints of the namespace. So a card that would be
+refused is an error here, and nothing is published. With the card of another process at another endpoint it is a warning,
+as frontends of Dynamo 1.6 serve both.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote, unquote, urlsplit
@@ -45,8 +47,10 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class _Published:
+    """A card that is in discovery, or is being put there."""
+
     record: ModelRecord
-    paths: list[str] = field(default_factory=list)
+    paths: list[str]
     """The URL paths of its files at the status server."""
 
 
@@ -159,15 +163,17 @@ class ModelCards:
                 f"another {_differences(mine.record.card, record.card)}: a frontend takes no changed card, so remove the "
                 "old one, and put the new one then"
             )
-        for other in _read(each.value for each in await self._bucket.list(f"{record.endpoint_id}/")):
-            if other.instance_id == self._instance_id or not other.is_same_model(record):
+        for other in _read(each.value for each in await self._bucket.list(f"{record.namespace}/")):
+            if other.key == record.key or not other.must_match(record) or _are_equal(other.card, record.card):
                 continue
-            if other.card.mdc_sum() != record.card.mdc_sum():
+            where = f"the instance {other.instance_id:x} of {other.endpoint_id}"
+            what = f"{printable(record.card.display_name)!r} with another {_differences(other.card, record.card)}"
+            if other.endpoint_id == record.endpoint_id or other.instance_id == self._instance_id:
                 raise InvalidRequest(
-                    f"the instance {other.instance_id:x} of {record.endpoint_id} has the model "
-                    f"{printable(record.card.display_name)!r} with another {_differences(other.card, record.card)}: a "
-                    "frontend refuses the second card, so serve it under another endpoint, or stop that instance"
+                    f"{where} has the model {what}: a frontend refuses the second card, so give it another name or "
+                    "endpoint and namespace, or stop that instance first"
                 )
+            logger.warning("%s has the model %s: a frontend of Dynamo 1.3 refuses the second card", where, what)
 
     async def _put(self, record: ModelRecord, files: dict[str, Path]) -> None:
         self._published[record.key] = _Published(record, list(files))
@@ -176,13 +182,11 @@ class ModelCards:
         await self._bucket.put(record.key, record.encode())
 
     async def _remove(self, key: str) -> None:
-        published = self._published.pop(key)
-        try:
-            await self._bucket.remove(key)
-        finally:
+        await self._bucket.remove(key)
+        published = self._published.pop(key, None)
+        if published is not None and self._status.files is not None:
             for path in published.paths:
-                if self._status.files is not None:
-                    self._status.files.pop(path, None)
+                self._status.files.pop(path, None)
 
 
 def _local(record: ModelRecord) -> ModelRecord:
@@ -205,6 +209,11 @@ def _read(contents: Iterable[bytes]) -> Iterable[ModelRecord]:
     for content in contents:
         with contextlib.suppress(PayloadError):
             yield ModelRecord.decode(content)
+
+
+def _are_equal(one: Card, other: Card) -> bool:
+    """Whether a frontend takes both. Cards that are the same need no checksum, and so no package for it."""
+    return one == other or one.mdc_sum() == other.mdc_sum()
 
 
 def _differences(one: Card, other: Card) -> str:

@@ -72,9 +72,9 @@ class ModelCard:
         Raises InvalidRequest, which names the file or the field, and InvalidConfig without the package `blake3`.
         """
         folder = ModelFolder(path)
-        if model_input is ModelInput.Tokens and model_type & _WITH_TOKENS:
-            folder.check_for_tokens(chat=ModelType.Chat in model_type)
         template = folder.chat_template if chat_template is None else _custom_template(chat_template)
+        if model_input is ModelInput.Tokens and model_type & _WITH_TOKENS:
+            folder.check_for_tokens(chat=ModelType.Chat in model_type, has_template=template is not None)
         files: dict[str, Any] = {
             "model_info": {"hf_config_json": folder.model_info},
             "tokenizer": folder.tokenizer,

@@ -73,16 +73,20 @@ def _problems(record: ModelRecord, key: str, instances: set[str], found: Sequenc
 
 
 def _conflicts(record: ModelRecord, found: Sequence[Finding]) -> list[str]:
-    """Instances of the endpoint that have another card of the same model: a frontend refuses all but the first."""
+    """The records that have another card of the same model: a frontend refuses all but the first."""
     problems = []
     for other in (each.record for each in found):
-        if other is None or not other.is_same_model(record) or other.instance_id == record.instance_id:
+        if other is None or other.key == record.key or not other.must_match(record):
             continue
         try:
-            if other.card.mdc_sum() != record.card.mdc_sum():
-                problems.append(f"another card than the instance {other.instance_id:x} of this endpoint")
+            if other.card.mdc_sum() == record.card.mdc_sum():
+                continue
         except InvalidConfig as error:
-            return [f"not compared with other instances: {error}"]
+            return [f"not compared with other cards: {error}"]
+        if other.endpoint_id == record.endpoint_id:
+            problems.append(f"another card than the instance {other.instance_id:x} of this endpoint")
+        else:
+            problems.append(f"another card than {other.endpoint_id}: a frontend of Dynamo 1.3 refuses the second")
     return problems
 
 

@@ -17,17 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from dynamo_fast.errors import InvalidRequest
+from dynamo_fast.logs import get_logger
 from dynamo_fast.wire.model_card import CardFile, PromptFormatter, Template, checksum
 from dynamo_fast.wire.text import printable, shown
 
 __all__ = ["ModelFolder"]
 
+logger = get_logger(__name__)
+
 _MAX_U32 = (1 << 32) - 1
 _MAX_FILE = 256 * 1024 * 1024
 """Bytes of the largest file that a card names. Tokenizers have up to about 35 MB; weights are not named."""
-_MAX_EXTRA_FILES = 64
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt", ".npz", ".tflite")
-_NOT_SERVED = (".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".pdf", ".lock")
+_MAX_EXTRA_FILES = 1000
+_NOT_EXTRA = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".tflite", "README.md")
+"""Ends of the names that Dynamo leaves out: weights, mostly. Its choice counts, as the files are part of a card's sum."""
 
 
 class ModelFolder:
@@ -49,33 +52,46 @@ class ModelFolder:
         self.context_length = self._context_length()
         """Tokens that the model can take; None if the folder does not say it."""
         self.tokenizer = self._tokenizer()
+        self.has_chat_template = False
+        """Whether `tokenizer_config.json` has a chat template."""
         self.prompt_formatter = self._prompt_formatter()
         self.chat_template = self._chat_template()
         found = self.path / "generation_config.json"
         self.gen_config = card_file(found) if found.is_file() else None
 
     def extra_files(self, named: set[str]) -> list[CardFile]:
-        """The other files beside the weights, for a frontend that reads them over HTTP; `named` are not taken again."""
+        """The other files beside the weights, for a frontend that reads them over HTTP; `named` are not taken again.
+
+        Files that are too large, and all after the first thousand, are left out: a frontend fetches each of them.
+        """
         found = [
             each
             for each in sorted(self.path.iterdir())
             if each.is_file()
             and each.name not in named
             and not each.name.startswith(".")
-            and not each.name.endswith((*_WEIGHTS, *_NOT_SERVED))
-            and not each.name.endswith(".index.json")
+            and not each.name.endswith(_NOT_EXTRA)
             and each.stat().st_size <= _MAX_FILE
         ]
         return [card_file(each) for each in found[:_MAX_EXTRA_FILES]]
 
-    def check_for_tokens(self, *, chat: bool) -> None:
-        """Raises InvalidRequest if the folder lacks what a frontend needs to make tokens."""
+    def check_for_tokens(self, *, chat: bool, has_template: bool) -> None:
+        """Raises InvalidRequest if the folder lacks what a frontend needs to make tokens.
+
+        Chat needs a template: one that the card has beside `tokenizer_config.json` (`has_template`), or the one in it.
+        """
         if self.tokenizer is None:
             raise InvalidRequest(
                 f"{printable(str(self.path))} has no tokenizer: expected tokenizer.json, tiktoken.model or one *.tiktoken"
             )
         if chat and self.prompt_formatter is None:
             raise InvalidRequest(f"{printable(str(self.path))} has no tokenizer_config.json: chat needs it")
+        if chat and not (has_template or self.has_chat_template):
+            logger.warning(
+                "%s has no chat template: a frontend lists such a model only if it knows the family itself (DeepSeek, "
+                "Kimi); pass a template, or ModelType.Completions",
+                self.path,
+            )
 
     def _required_file(self, name: str) -> CardFile:
         path = self.path / name
@@ -122,7 +138,7 @@ class ModelFolder:
         path = self.path / "tokenizer_config.json"
         if not path.is_file():
             return None
-        _json_object(path)
+        self.has_chat_template = bool(_json_object(path).get("chat_template"))
         return PromptFormatter(hf_tokenizer_config_json=card_file(path))
 
     def _chat_template(self) -> PromptFormatter | None:

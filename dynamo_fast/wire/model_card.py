@@ -284,13 +284,17 @@ class ModelRecord(msgspec.Struct, frozen=True):
             faults.append("lora and model_suffix disagree: expected both, or neither")
         return faults
 
-    def is_same_model(self, other: ModelRecord) -> bool:
-        """Whether both are for the same model at the same endpoint, of whatever instance."""
-        return (
-            self.endpoint_id == other.endpoint_id
-            and self.card.display_name == other.card.display_name
-            and bool(self.model_suffix) == bool(other.model_suffix)
-        )
+    def must_match(self, other: ModelRecord) -> bool:
+        """Whether a frontend compares the two cards: the same model, and the same endpoint or, in Dynamo 1.3, namespace.
+
+        If their sums differ, it refuses the one that it sees second. Workers with different parts (`worker_type`) have
+        different cards at different endpoints.
+        """
+        if self.card.display_name != other.card.display_name or bool(self.model_suffix) != bool(other.model_suffix):
+            return False
+        if self.endpoint_id == other.endpoint_id:
+            return True
+        return self.namespace == other.namespace and self.card.worker_type == other.card.worker_type
 
     def with_card(self, card: Card) -> ModelRecord:
         """The same record for another card."""

@@ -88,16 +88,24 @@ def test_what_is_wrong_is_said(tmp_path: Path, tiny: Path) -> None:
         put("x%2Fy%2Fz%2F7", {**record, "namespace": "x", "component": "y", "endpoint": "z", "instance_id": 7})
         put("x%2Fy%2Fz%2F8", {**record, "namespace": "x", "component": "y", "endpoint": "z", "instance_id": 9})
         put("x%2Fy%2Fz%2Fa", {**record, "card_json": {**record["card_json"], "slug": "A"}})
-        changed = {**record["card_json"], "kv_cache_block_size": 17, "lora": {"name": "x"}, "tokenizer": None}
+        changed = {**record["card_json"], "kv_cache_block_size": 17, "tokenizer": None}
+        elsewhere = {**record["card_json"], "kv_cache_block_size": 18}
+        put(
+            "dynamo%2Fx%2Fy%2F5",
+            {**record, "component": "x", "endpoint": "y", "instance_id": 5, "card_json": elsewhere},
+        )
         put("dynamo%2Fbackend%2Fgenerate%2Fb", {**record, "instance_id": 11, "card_json": changed})
+        adapter = {**record["card_json"], "display_name": "l", "lora": {"name": "l"}}
+        put("dynamo%2Fz%2Fy%2F5", {**record, "component": "z", "endpoint": "y", "instance_id": 5, "card_json": adapter})
         done = models(tmp_path)
         assert done.returncode == 1
         text = done.stdout
-        assert text.count("card without instance") == 3
+        assert text.count("card without instance") == 5
         assert "the content belongs to the key x/y/z/9" in text
         assert "x/y/z/a  unreadable\n    not a model's record: `slug` has 'A': expected a-z, 0-9, '_' and '-'" in text
         assert "another card than the instance b of this endpoint" in text
         assert f"another card than the instance {record['instance_id']:x} of this endpoint" in text
+        assert "another card than dynamo/x/y: a frontend of Dynamo 1.3 refuses the second" in text
         assert "lora and model_suffix disagree" in text
         assert "tokenizer is missing: the frontend makes tokens with it" in text
         assert instance.exists()

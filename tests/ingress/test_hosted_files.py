@@ -43,7 +43,6 @@ def folder(tmp_path: Path) -> Path:
         "chat_template.jinja": "{{ messages }}",
         "preprocessor_config.json": {"a": 1},
         "model.safetensors": "weights",
-        "model.safetensors.index.json": {},
         ".hidden": "x",
         "README.md": "x",
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dynamo_fast.discovery.store import RecordEvent, RecordPut
 from dynamo_fast.errors import InvalidRequest
 from dynamo_fast.ingress.worker import Worker, serve
 from dynamo_fast.llm import ModelCard, ModelRuntimeConfig
+from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.model_card import Card, ModelRecord
 from tests.discovery.etcd_server import Etcd, etcd
 from tests.discovery.test_etcd import config as etcd_config
@@ -226,14 +228,44 @@ async def test_another_instance_with_another_card_is_refused(discover: Open, mod
     with pytest.raises(
         InvalidRequest,
         match=f"the instance {first.discovery.connection_id:x} of a/b/c has the model 'tiny' with another "
-        "kv_cache_block_size: a frontend refuses the second card",
+        "kv_cache_block_size: a frontend refuses the second card, so give it another name",
     ):
         await second.serve(echo, ENDPOINT, model=changed)
     assert len(await first.discovery.list()) == 1  # nothing is half published
     assert not second.endpoints
     await second.serve(echo, ENDPOINT, model=model)
     assert len(await cards_in(first.discovery)) == 2
-    await second.serve(echo, "a.b.other", model=changed)
+    await asyncio.gather(first.close(), second.close())
+
+
+async def test_one_worker_has_one_card_of_a_name_in_a_namespace(model: ModelCard) -> None:
+    worker = await start(MemoryDiscovery())
+    await worker.serve(echo, ENDPOINT, model=model)
+    changed = ModelCard(msgspec.structs.replace(model.card, kv_cache_block_size=32))
+    with pytest.raises(InvalidRequest, match=r"of a/b/c has the model 'tiny' with another kv_cache_block_size"):
+        await worker.serve(echo, "a.x.y", model=changed)
+    await worker.serve(echo, "other.x.y", model=changed)
+    await worker.serve(echo, "a.x.y", model=model)
+    prefill = ModelCard(msgspec.structs.replace(changed.card, worker_type="prefill", model_type=""))
+    await worker.serve(echo, "a.x.prefill", model=prefill)
+    assert len(await cards_in(worker.discovery)) == 4
+    await worker.close()
+
+
+async def test_another_card_at_another_endpoint_is_a_warning(
+    discovery_folder: Path, model: ModelCard, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = await start(FileDiscovery(discovery_folder)), await start(FileDiscovery(discovery_folder))
+    await first.serve(echo, ENDPOINT, model=model)
+    await second.serve(echo, "a.x.y", model=model)
+    assert "refuses" not in caplog.text
+    changed = ModelCard(msgspec.structs.replace(model.card, kv_cache_block_size=32))
+    await second.endpoints[EndpointId("a", "x", "y")].remove_model()
+    await second.serve(echo, "a.x.y", model=changed)
+    assert (
+        f"the instance {first.discovery.connection_id:x} of a/b/c has the model 'tiny' with another kv_cache_block_size: a "
+        "frontend of Dynamo 1.3 refuses the second card"
+    ) in caplog.text
     await asyncio.gather(first.close(), second.close())
 
 
@@ -305,6 +337,37 @@ async def test_an_instance_that_cannot_be_registered_leaves_no_card(
     assert await cards_in(worker.discovery) == {}
     assert not worker.endpoints
     await worker.close()
+
+
+async def test_a_card_that_cannot_be_removed_can_be_removed_later(
+    model: ModelCard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = await start(MemoryDiscovery())
+    served = await worker.serve(echo, ENDPOINT, model=model)
+    bucket: Any = worker.discovery.store.bucket(MODEL_CARDS)
+
+    async def fail(key: str) -> bool:
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket, "remove", fail)
+        with pytest.raises(OSError, match="the disk is gone"):
+            await served.remove_model()
+    await served.remove_model()
+    assert await cards_in(worker.discovery) == {}
+    await served.add_model(model)
+    monkeypatch.setattr(bucket, "remove", fail)
+    await served.close()  # accepted requests come first
+    assert "could not be removed: the disk is gone" in caplog.text
+    await worker.close()
+
+
+async def test_equal_cards_of_text_need_no_checksum(discovery_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "blake3", None)
+    first, second = await start(FileDiscovery(discovery_folder)), await start(FileDiscovery(discovery_folder))
+    await first.serve(echo, ENDPOINT, model=ModelCard.text("t"))
+    await second.serve(echo, ENDPOINT, model=ModelCard.text("t"))
+    await asyncio.gather(first.close(), second.close())
 
 
 async def test_the_taints_of_a_card_can_be_updated(model: ModelCard) -> None:

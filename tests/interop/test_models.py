@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -129,13 +130,13 @@ def is_known(case: dict[str, Any], version: str) -> bool:
     return not new and not NEW_TYPES & set(case["type"].split("|"))
 
 
-def ask(version: str, folder: Path, asked: list[dict[str, Any]]) -> list[Any]:
+def ask(version: str, folder: Path, asked: list[dict[str, Any]], **settings: str) -> list[Any]:
     """What Dynamo's own `register_model` writes."""
     program = Path(__file__).with_name("peer_models.py")
     done = subprocess.run(
         [str(interpreter(version)), str(program)],
         input=json.dumps(asked),
-        env=environment(folder, DYN_SYSTEM_PORT="", HF_HUB_OFFLINE="1"),
+        env=environment(folder, HF_HUB_OFFLINE="1", **settings),
         capture_output=True,
         text=True,
         timeout=LIMIT,
@@ -170,6 +171,53 @@ async def register(runtime: DistributedRuntime, case: dict[str, Any]) -> None:
     await llm.register_model(model_input, kind, endpoint, given.pop("path"), **given)
 
 
+def hosted_cases(root: Path) -> list[dict[str, Any]]:
+    """Models whose files the worker serves."""
+    extra = dict.fromkeys(
+        (
+            *(
+                "a.bin",
+                "a.gguf",
+                "a.h5",
+                "a.msgpack",
+                "a.onnx",
+                "a.pt",
+                "a.pth",
+                "a.safetensors",
+                "a.tflite",
+                ".hidden",
+            ),
+            *("README.md", "LICENSE", "a.md", "a.ckpt", "a.npz", "a.png", "a.JSON", "a.BIN", "Makefile", "vocab.bpe"),
+            *("model.safetensors.index.json", "modeling.py", "special_tokens_map.json", "tokenizer.model"),
+        ),
+        "x",
+    )
+    many = make_folder(root / "many", {**extra, "chat_template.jinja": "x", "chat_template.json": {"a": 1}})
+    (many / "folder").mkdir()
+    (many / "link.json").symlink_to(many / "config.json")
+    (many / "broken.json").symlink_to(root / "nothing")
+    template = root / "mine.jinja"
+    template.write_text("{{ messages }}")
+    found: list[dict[str, Any]] = [
+        {"path": str(many)},
+        {"path": str(many), "model_name": "Org/My Model"},
+        {"path": str(many), "custom_template_path": str(template)},
+        {"path": str(many), "self_host_metadata": False},
+        {"path": "/adapter", "lora_name": "My Lora", "base_model_path": str(many)},
+    ]
+    common = {"input": "Tokens", "type": "Chat|Completions"}
+    return [{"endpoint": f"n{number}.c.e", **common, **case} for number, case in enumerate(found)]
+
+
+def without_host(record: dict[str, Any]) -> dict[str, Any]:
+    """Without the address of the status server; the further files are sorted, as Dynamo takes them as they come."""
+    plain: dict[str, Any] = json.loads(re.sub(r"http://[^/]+/", "http://HOST/", json.dumps(record)))
+    card = plain["card_json"]
+    if "extra_files" in card:
+        card["extra_files"] = sorted(card["extra_files"], key=lambda file: str(file["path"]))
+    return plain
+
+
 def comparable(record: dict[str, Any], version: str) -> dict[str, Any]:
     """Without what differs from process to process, or is new since that release; sets are sorted."""
     card = dict(record["card_json"])
@@ -196,25 +244,24 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-async def test_the_records_are_those_of_the_real_register_model(
-    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def compare(
+    version: str, asked: list[dict[str, Any]], folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: str
 ) -> None:
+    """Each case, here and in a real Dynamo."""
     interpreter(version)
-    asked = [case for case in cases(tmp_path / "models") if is_known(case, version)]
-    theirs_in, ours_in = tmp_path / "theirs", tmp_path / "ours"
-    theirs = await asyncio.to_thread(ask, version, theirs_in, asked)
-    for name, value in {"DYN_FILE_KV": str(ours_in), "DYN_TCP_RPC_HOST": "127.0.0.1"}.items():
+    ours_in = folder / "ours"
+    theirs = await asyncio.to_thread(ask, version, folder / "theirs", asked, **settings)
+    for name, value in {"DYN_FILE_KV": str(ours_in), "DYN_TCP_RPC_HOST": "127.0.0.1", **settings}.items():
         monkeypatch.setenv(name, value)
     runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
     try:
         for case, answer in zip(asked, theirs, strict=True):
             assert isinstance(answer, dict), (case, answer)
+            ((their_key, their_record),) = answer.items()
             await register(runtime, case)
-            (their_key, their_record) = next(iter(answer.items()))
             prefix = case["endpoint"].replace(".", "%2F") + "%2F"
             (file,) = (each for each in (ours_in / "v1" / "mdc").iterdir() if each.name.startswith(prefix))
-            ours = json.loads(file.read_bytes())
+            ours, their_record = without_host(json.loads(file.read_bytes())), without_host(their_record)
             assert differences(comparable(ours, version), comparable(their_record, version)) == {}, case
             assert version == "1.3.1" or list(ours["card_json"]) == list(their_record["card_json"]), case
             assert list(ours) == list(their_record)
@@ -222,3 +269,19 @@ async def test_the_records_are_those_of_the_real_register_model(
     finally:
         runtime.shutdown()
         await runtime.ended()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_the_records_are_those_of_the_real_register_model(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [case for case in cases(tmp_path / "models") if is_known(case, version)]
+    await compare(version, asked, tmp_path, monkeypatch, DYN_SYSTEM_PORT="")
+
+
+async def test_hosted_files_are_those_of_the_real_register_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dynamo 1.3.1 has no files over HTTP."""
+    hosting = {"DYN_SYSTEM_PORT": "0", "DYN_SYSTEM_HOST": "127.0.0.1"}
+    await compare("1.6.1", hosted_cases(tmp_path / "models"), tmp_path, monkeypatch, **hosting)

@@ -180,6 +180,17 @@ def test_a_folder_that_no_frontend_could_use_is_an_error(
         ModelCard.from_folder(folder, **fields)
 
 
+def test_a_chat_model_without_a_template_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bare = make_folder(tmp_path / "bare", {"tokenizer_config.json": {}})
+    ModelCard.from_folder(bare, model_type=ModelType.Completions)
+    ModelCard.from_folder(bare, model_input=ModelInput.Text)
+    ModelCard.from_folder(bare, chat_template=bare / "config.json")
+    ModelCard.from_folder(make_folder(tmp_path / "jinja", {"tokenizer_config.json": {}, "chat_template.jinja": "x"}))
+    assert caplog.text == ""
+    ModelCard.from_folder(bare)
+    assert "/bare has no chat template: a frontend lists such a model only if it knows the family itself" in caplog.text
+
+
 def test_a_path_that_is_no_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="the model Org/Name does not exist: expected a local folder"):
         ModelCard.from_folder("Org/Name")
