@@ -39,6 +39,8 @@ class Step:
     token: int | None
     finish: str | None = None
     logprob: float | None = None
+    cached: int = 0
+    """Tokens of the prompt that were in the cache."""
 
 
 @dataclass(eq=False)
@@ -52,6 +54,8 @@ class Running:
     random: torch.Generator
     cached: torch.Tensor | None = None
     """Keys and values of all tokens but the last: layers, 2, heads, tokens, size of a head."""
+    reused: int = 0
+    """Tokens of the prompt whose keys and values were in the cache."""
     made: int = 0
     cancelled: bool = False
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
@@ -192,7 +196,7 @@ class Engine:
     def _prefill(self, request: Running) -> None:
         """Compute the keys and values of the prompt but for its last token, as far as they are not in the cache."""
         known = self.cache.prefix(request.tokens)
-        start = 0 if known is None else known.shape[3]
+        request.reused = start = 0 if known is None else known.shape[3]
         prompt = request.tokens[:-1]
         if start < len(prompt):
             _, known = self._forward(torch.tensor([prompt[start:]]), [known])
@@ -224,7 +228,7 @@ class Engine:
         elif request.made == request.max_tokens:
             finish = "length"
         request.cancelled = request.cancelled or finish is not None
-        _deliver(request, Step(token, finish, float(logprobs[token])))
+        _deliver(request, Step(token, finish, float(logprobs[token]), request.reused))
 
     def _forward(
         self, tokens: torch.Tensor, cached: list[torch.Tensor | None]

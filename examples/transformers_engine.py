@@ -46,6 +46,7 @@ class TokenHandler:
             temperature=sampling.get("temperature"),
             seed=sampling.get("seed"),
         )
+        made = 0
         async with contextlib.aclosing(steps):  # an iterator that is closed takes its request out of the batch
             async for step in steps:
                 if context.is_stopped():  # the client is gone, or the frontend has found a stop string
@@ -53,8 +54,10 @@ class TokenHandler:
                 item: dict[str, Any] = {"token_ids": [] if step.token is None else [step.token]}
                 if step.logprob is not None:
                     item["log_probs"] = [step.logprob]
+                made += len(item["token_ids"])
                 if step.finish is not None:
                     item["finish_reason"] = step.finish
+                    item["completion_usage"] = usage(len(request["token_ids"]), made, step.cached)
                 yield item
 
 
@@ -67,8 +70,9 @@ class TextHandler:
 
     async def generate(self, request: dict[str, Any], context: Context) -> AsyncIterator[dict[str, Any]]:
         prompt = self._tokenizer.apply_chat_template(request["messages"], tokenize=False, add_generation_prompt=True)
+        tokens = self._tokenizer.encode(prompt)
         steps = self._engine.submit(
-            self._tokenizer.encode(prompt),
+            tokens,
             max_tokens=request.get("max_completion_tokens") or request.get("max_tokens"),
             stop_tokens=[self._tokenizer.eos_token_id],
             temperature=request.get("temperature"),
@@ -91,8 +95,21 @@ class TextHandler:
                 if text.endswith("\N{REPLACEMENT CHARACTER}") and step.finish is None:
                     continue  # a part of a character
                 delta = {"role": "assistant", "content": text[len(told) :]}
-                yield {**chunk, "choices": [{"index": 0, "delta": delta, "finish_reason": step.finish}]}
+                item = {**chunk, "choices": [{"index": 0, "delta": delta, "finish_reason": step.finish}]}
+                if step.finish is not None:
+                    item["usage"] = usage(len(tokens), len(made), step.cached)
+                yield item
                 told = text
+
+
+def usage(prompt: int, made: int, cached: int) -> dict[str, Any]:
+    """What an answer took, as OpenAI counts it."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": made,
+        "total_tokens": prompt + made,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
 
 
 async def serve(options: argparse.Namespace) -> None:

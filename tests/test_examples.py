@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from tests.interop.frontends import Answer, Frontend, environment, frontend
 from tests.interop.peers import ROOT, VERSIONS
 from tests.programs import started
+from tests.waiting import until_in_thread
 
 pytestmark = pytest.mark.frontend
 
@@ -95,6 +97,35 @@ def test_a_model_of_text(front: Frontend, text: str) -> None:
     assert whole.status == 200
     assert whole.content
     assert greedy(front, text, stream=True).content == whole.content
+
+
+def cached(answer: Answer) -> int:
+    """Tokens of the prompt that were in the engine's cache."""
+    return (answer.json["usage"].get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+
+
+def test_a_prompt_that_begins_alike_is_found_in_the_cache(front: Frontend, tokens: str) -> None:
+    assert cached(greedy(front, tokens, "once upon a time there was a token" * 3)) == 0
+    assert cached(greedy(front, tokens, "once upon a time there was a token" * 3 + " again")) >= 32
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_prompts_go_to_the_instance_that_has_their_beginning(version: str, tmp_path: Path) -> None:
+    """Two instances tell of their caches. By chance half of the prompts would find theirs."""
+    prompts = iter([f"{number} " * 60 for number in range(100, 200)])
+
+    def finds_its_beginning(by: Frontend) -> bool:
+        prompt = next(prompts)
+        assert greedy(by, "twice", prompt).status == 200
+        greedy(by, "twice", "hi")  # time for the event, and another turn
+        return cached(greedy(by, "twice", prompt + "more")) >= 32
+
+    with (
+        frontend(version, tmp_path, "--router-mode", "kv") as kv_front,
+        example(kv_front, "twice", "--kv-events"),
+        example(kv_front, "twice", "--kv-events"),
+    ):
+        until_in_thread(lambda: all(finds_its_beginning(kv_front) for _ in range(8)))
 
 
 def test_a_prompt_that_is_too_long(front: Frontend, text: str) -> None:

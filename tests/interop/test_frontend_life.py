@@ -198,3 +198,15 @@ def test_models_by_etcd(tmp_path: Path, version: str, kind: str) -> None:
         with model_worker(kind, front, Model("etcd", path=path)):
             assert front.chat("etcd").content == "abcd"
         front.wait_until_gone("etcd")
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_endpoints_whose_last_names_are_the_same(front: Frontend, path: str, kind: str) -> None:
+    """Dynamo's own worker of 1.3.1 mixes them up."""
+    models = (
+        Model("chat", path=path, endpoint="test.chat.generate"),
+        Model("tool", "call_a_tool", path=path, endpoint="test.tool.generate", tool_call_parser="hermes"),
+    )
+    with model_worker(kind, front, *models):
+        assert front.chat("chat").content == "abcd"
+        assert "weather" in front.chat("tool").text
