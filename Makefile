@@ -6,11 +6,12 @@ BIN    := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 say     = @printf '\n==> %s\n' $(1)
 
-.PHONY: record-compat help demo test lint bench cost faults soak fuzz sanitize wheels peers architecture mutants clean
+.PHONY: record-compat help demo test test-frontend runtimes frontends lint bench cost faults soak fuzz sanitize wheels peers architecture mutants clean
 
 help:
 	@echo "make demo    build, then a router streams from a worker, in two processes"
 	@echo "make test    lint, types, and every test, real Dynamo workers included"
+	@echo "make test-frontend  models behind Dynamo's real frontend, and the examples (installs torch for the CPU)"
 	@echo "make lint    ruff, mypy, and the stubs of the extension against the extension"
 	@echo "make bench   the benchmarks of the codec and of the router, and their figures into the documents"
 	@echo "make faults  every fault at every place of a conversation, on both backends and both event loops"
@@ -19,7 +20,7 @@ help:
 	@echo "make fuzz    atheris on the codec and on the connections of both planes, each backend, FUZZ_SECONDS=60 each"
 	@echo "make sanitize  the tests of the codec with every check: Python's, and ASan, UBSan and assertions in C (Linux)"
 	@echo "make wheels  dist/: the sdist and its wheels, each tested on its own, for each Python found here"
-	@echo "make peers   .peers/: real Dynamo 1.3.1 and 1.6.1, each in an environment of its own"
+	@echo "make peers   .peers/: real Dynamo 1.3.1 and 1.6.1, each in an environment of its own, and their frontends"
 	@echo "make architecture  docs/figures/architecture.svg: the packages and who imports whom, from the code"
 	@echo "make mutants  put each kept fault into the code: its test must fail (WORD=text: only those whose name, place or test has it)"
 	@echo "make record-compat   tests/compat/expected: ask real Dynamo again"
@@ -31,12 +32,18 @@ demo: $(VENV)/.demo
 # Two processes, each with whole files: most tests wait for a clock or for a peer. 0: one after the other, in this process.
 WORKERS ?= 2
 test: lint
-	@$(MAKE) --no-print-directory peers || echo "==> no real Dynamo: the tests against it will be skipped"
+	@$(MAKE) --no-print-directory runtimes || echo "==> no real Dynamo: the tests against it will be skipped"
 	$(call say,"tests: $$($(BIN)/python -c 'from dynamo_fast import codec; print("codec backend", codec.BACKEND)')")
 	@rm -f .coverage .coverage.*
-	@$(BIN)/python -m coverage run -m pytest -n $(WORKERS) --dist loadfile
+	@$(BIN)/python -m coverage run -m pytest -m "not frontend" -n $(WORKERS) --dist loadfile
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report --skip-covered
+
+# Apart from `make test`, as the frontends and torch take long to install.
+test-frontend: $(VENV)/.examples
+	@$(MAKE) --no-print-directory runtimes frontends || echo "==> no real frontend: the tests against it will be skipped"
+	$(call say,"models behind the real frontend")
+	@$(BIN)/python -m pytest -m frontend
 
 lint: $(VENV)/.test
 	$(call say,"ruff")
@@ -48,7 +55,7 @@ lint: $(VENV)/.test
 	@$(BIN)/python -m mypy.stubtest dynamo_fast._codec
 
 ROUNDS ?= 3
-bench: $(VENV)/.bench peers
+bench: $(VENV)/.bench runtimes
 	@$(BIN)/python -m benchmarks.codec
 	@$(BIN)/python -m benchmarks.router --rounds $(ROUNDS)
 	@$(BIN)/python -m benchmarks.report
@@ -115,16 +122,32 @@ mutants: $(VENV)/.test
 architecture: $(VENV)/.test
 	@$(BIN)/python -m scripts.architecture
 
-record-compat: peers $(VENV)/.test
+record-compat: runtimes $(VENV)/.test
 	@$(BIN)/python -m tests.compat.record
 
+peers: runtimes frontends
+
 # ai-dynamo-runtime brings uvloop, on which the benchmarks run it.
-peers: .peers/1.3.1/.done .peers/1.6.1/.done
+runtimes: .peers/1.3.1/.done .peers/1.6.1/.done
+
+frontends: .peers/frontend-1.3.1/.done .peers/frontend-1.6.1/.done
 
 .peers/%/.done:
 	$(call say,"Dynamo $* in .peers/$*")
 	@$(PYTHON) -m venv .peers/$*
 	@.peers/$*/bin/python -m pip --disable-pip-version-check install --quiet "ai-dynamo-runtime==$*"
+	@touch $@
+
+# What ai-dynamo needs, without aisimulate: on PyPI that is a placeholder, which fetches from another index. The frontend
+# runs without it.
+REQUIREMENTS := from importlib.metadata import requires; \
+	print(*(each for each in requires("ai-dynamo") if "extra ==" not in each and "aisimulate" not in each), sep="\n")
+.peers/frontend-%/.done:
+	$(call say,"Dynamo $* with its frontend in .peers/frontend-$*")
+	@$(PYTHON) -m venv .peers/frontend-$*
+	@.peers/frontend-$*/bin/python -m pip --disable-pip-version-check install --quiet --no-deps "ai-dynamo==$*"
+	@.peers/frontend-$*/bin/python -c '$(REQUIREMENTS)' >.peers/frontend-$*/requirements.txt
+	@.peers/frontend-$*/bin/python -m pip --disable-pip-version-check install --quiet -r .peers/frontend-$*/requirements.txt
 	@touch $@
 
 # The extensions are built into the source tree; a change of them or of what is installed builds again.
@@ -142,6 +165,13 @@ $(VENV)/.demo: $(SOURCES) | $(BIN)/python
 $(VENV)/.test: $(SOURCES) | $(BIN)/python
 	$(call say,"building and installing dynamo_fast with the tools of its tests")
 	@DYNAMO_FAST_BUILD=cython $(PIP) install --quiet --editable ".[test]"
+	@touch $@
+
+# This version of torch is a build for the CPU; a plain `torch` is one for CUDA, of several GB.
+$(VENV)/.examples: $(VENV)/.test
+	$(call say,"installing what the examples need")
+	@$(PIP) install --quiet "torch==2.13.0"
+	@$(PIP) install --quiet --editable ".[examples]"
 	@touch $@
 
 $(VENV)/.bench: $(SOURCES) | $(BIN)/python

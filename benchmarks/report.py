@@ -1,4 +1,4 @@
-"""What `benchmarks.router` reached: its figures as tables in the documents.
+"""What `benchmarks.router` and `benchmarks.frontend` reached: their figures as tables in the documents.
 
     python -m benchmarks.report
 
@@ -61,7 +61,8 @@ class Ratio:
         return self._ratio(ours[self.key], other[self.key]), list(map(self._ratio, *rounds))
 
     def _ratio(self, ours: float, other: float) -> float:
-        return ours / other if self.others != PEERS or self.key in MORE_IS_BETTER else other / ours
+        is_share = self.key in MORE_IS_BETTER or self.others in (LOOP, RECEIVER)
+        return ours / other if is_share else other / ours
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,20 @@ AGAINST_FLOORS = (
     Ratio("bursts: CPU an item, a loop that decodes every item", "caller", "burst", "cpu_per_item", 2, LOOP),
     Ratio("one item a packet: CPU an item, a receiver in C", "caller", "packet", "cpu_per_item", 3, RECEIVER),
     Ratio("items of 1 MiB: items a second, a loop that decodes", "caller", "1 MiB", "items_per_second", 0.5, LOOP),
+)
+FRONTENDS = ("1.6.1", "1.3.1")
+BEHIND_FRONTENDS = tuple(
+    Ratio(f"{version}: {text}", "frontend", f"{version}: {work}", key, aim, (f"Dynamo {version}",))
+    for version in FRONTENDS
+    for text, work, key, aim in (
+        ("one stream: tokens a second", "one stream", "items_per_second", 10),
+        ("one stream: the worker's CPU a token", "one stream", "cpu_per_item", 15),
+        ("32 streams of 200 tokens: tokens a second", "32x200", "items_per_second", 3),
+        ("the same: the worker's CPU a token", "32x200", "cpu_per_item", None),
+        ("32 streams, a token each 20 ms: the worker's CPU a token", "32 at 20 ms", "cpu_per_item", None),
+        ("one-token requests, 32 at once: requests a second", "one token", "requests_per_second", 1.6),
+        ("the same: the worker's CPU a request", "one token", "cpu_per_request", None),
+    )
 )
 UNITS = {
     "cpu_per_item": (1e6, " µs"),
@@ -160,9 +175,9 @@ def table(*rows: Sequence[str]) -> str:
     return "\n".join([row(*head), f"|---|{'---:|' * (len(head) - 1)}", *(row(*line) for line in lines)])
 
 
-def _own(folder: Path) -> list[str]:
+def _own(folder: Path, lines: Sequence[Ratio]) -> list[str]:
     """Those of ours that were measured."""
-    return [who for who in OWN if who in figures(folder, "caller")["burst"]]
+    return [who for who in OWN if any(who in line.rows(folder) for line in lines)]
 
 
 def _value(line: Ratio, row: Figures) -> str:
@@ -177,7 +192,7 @@ def _with_spread(line: Ratio, folder: Path, who: str) -> str:
 
 def reached(folder: Path, title: str, reference: str, lines: Sequence[Ratio]) -> str:
     """A table of ratios with their spreads, and what was aimed at."""
-    own = _own(folder)
+    own = _own(folder, lines)
     head = [title, *(HEADS[who][0] for who in own), reference, *(HEADS[who][1] for who in own), "aimed at"]
     cells = [
         [
@@ -208,9 +223,14 @@ def aims(folder: Path) -> str:
     )
 
 
+def behind_frontends(folder: Path) -> str:
+    """A worker behind Dynamo's own frontend. Raises OSError if it was not measured."""
+    return reached(folder, "behind the frontend of Dynamo", "Dynamo's worker", BEHIND_FRONTENDS)
+
+
 def summary(folder: Path) -> str:
     """The first of these tables in short."""
-    own = _own(folder)
+    own = _own(folder, AGAINST_DYNAMO)
     cells = (
         [
             line.text,
@@ -268,7 +288,7 @@ def _cell(figures_of: dict[str, float | None], keys: tuple[tuple[str, float], ..
 def tables(folder: Path) -> dict[str, str]:
     """All that stands in the documents, by the name of its comments."""
     made = {part: "\n\n".join(grid(folder, part, title) for title in titles) for part, titles in GRIDS.items()}
-    return {"aims": aims(folder), "summary": summary(folder), **made}
+    return {"aims": aims(folder), "summary": summary(folder), "frontend": behind_frontends(folder), **made}
 
 
 def between(name: str) -> re.Pattern[str]:

@@ -307,8 +307,9 @@ def show(table: Table) -> None:
         for name, row in rows.items():
             cells = ((row.get(key), factor) for key, (_, factor) in columns.items())
             print(f"{name:26}" + "".join(f"{'':>16}" if c is None else f"{c * f:16,.1f}" for c, f in cells))
+        measured = [own for own in report.OWN if own in rows]
         for name, row in rows.items():
-            ratios = ", ".join(f"{row['cpu_per_item'] / rows[own]['cpu_per_item']:.2f}x {own}" for own in report.OWN)
+            ratios = ", ".join(f"{row['cpu_per_item'] / rows[own]['cpu_per_item']:.2f}x {own}" for own in measured)
             if name not in report.OWN:
                 print(f"    CPU an item of {name}: {ratios}")
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import report, router, worker_side
+from benchmarks import frontend, report, router, worker_side
+from tests.interop.frontends import program
 
 CALLERS = router.available()
 
@@ -52,6 +53,17 @@ def test_a_worker_answers_with_every_item(name: str) -> None:
         measured = worker_side.measure(worker, worker_side.Work("batch", 1024, 4, 32))
     assert (measured["items"], len(measured["answer"])) == (32_768, 32)
     assert measured["cpu"] > 0
+
+
+@pytest.mark.frontend
+@pytest.mark.parametrize("version", frontend.PEERS)
+def test_a_frontend_delivers_every_token_of_each_worker(version: str) -> None:
+    program(version)
+    works = (frontend.Work(200, 4, 2), frontend.Work(3, 2, 2, pace=1), frontend.Work(1, 40, 8, stream=False))
+    with frontend.all_workers(version) as workers:
+        assert list(workers) == list(frontend.implementations(version))
+        for worker in workers.values():
+            assert [worker.measure(work)["items"] for work in works] == [800, 6, 40]
 
 
 def rounds(*cpu: float) -> router.Rounds:
