@@ -71,7 +71,13 @@ def sdist() -> Path:
     (archive,) = DIST.glob("*.tar.gz")
     with tarfile.open(archive) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
-    needed = {"setup.py", "dynamo_fast/_codec.pyx", "dynamo_fast/wire/_plain.pxd", "dynamo_fast/ingress/_cork.pxd"}
+    needed = {
+        "setup.py",
+        "dynamo_fast/_codec.pyx",
+        "dynamo_fast/wire/_plain.pxd",
+        "dynamo_fast/ingress/_cork.pxd",
+        "dynamo_fast/net/_direct.pxd",
+    }
     missing = {*needed, "dynamo_fast/conformance/vectors/index.json"} - names
     if missing:
         sys.exit(f"{archive.name} lacks {', '.join(sorted(missing))}")
@@ -102,7 +108,7 @@ def look_into(built: Path, backend: str) -> None:
     compiled = [
         name
         for name in names
-        if re.fullmatch(r"dynamo_fast/(_codec|wire/_plain|ingress/_cork)\.[\w.-]+\.(so|pyd)", name)
+        if re.fullmatch(r"dynamo_fast/(_codec|wire/_plain|ingress/_cork|net/_direct)\.[\w.-]+\.(so|pyd)", name)
     ]
     expected = 3 if backend == "cython" else 0
     if len(compiled) != expected:

@@ -33,6 +33,7 @@ from dynamo_fast.ingress.dialler import Dialler
 from dynamo_fast.ingress.request_stream import RequestStream
 from dynamo_fast.ingress.response_addresses import ResponseAddresses
 from dynamo_fast.ingress.response_connection import ResponseConnection
+from dynamo_fast.net._direct import DirectTransport
 from dynamo_fast.observability import tracing
 from dynamo_fast.observability.worker_metrics import WorkerMetrics
 from dynamo_fast.wire.control import (
@@ -162,7 +163,16 @@ class Request:
             await worker.dialler.dial(self._input_info, stream)
             self._input = stream
         worker.admission.dials(self)
-        self.stream.dialled(await worker.dialler.dial(self._info, self.stream))
+        self.stream.dialled(await self._dial_for_the_answer())
+
+    async def _dial_for_the_answer(self) -> asyncio.Transport | DirectTransport:
+        dialler, info = self._endpoint.worker.dialler, self._info
+        transport = dialler.dial_directly(info, self.stream)
+        if transport is None:
+            return await dialler.dial(info, self.stream)
+        if not transport.connected:
+            await dialler.connected(info, transport)
+        return transport
 
     def _start(self) -> AsyncIterator[Any] | None:
         """The iterator of the handler; None if there is none, and the router was told."""

@@ -14,13 +14,14 @@ import asyncio
 import types
 from collections.abc import Callable, Coroutine, Generator
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from dynamo_fast.codec import TwoPartDecoder, TwoPartMessage, encode_data_frames, encode_two_part
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CodecError
 from dynamo_fast.ingress._cork import Cork
+from dynamo_fast.net._direct import DirectTransport
 from dynamo_fast.net.frame_protocol import FrameProtocol
 from dynamo_fast.net.sockets import keep_alive
 from dynamo_fast.wire.control import ControlMessage, ResponseStreamPrologue
@@ -141,13 +142,13 @@ class ResponseConnection(FrameProtocol[TwoPartMessage]):
 
     # Called by the request
 
-    def dialled(self, transport: asyncio.Transport) -> None:
+    def dialled(self, transport: asyncio.Transport | DirectTransport) -> None:
         """The handshake is written on `transport`; from now on this writes there.
 
         The input of the request may kill the context while the router is dialled. The connection is closed only now: if
         it ended without a handshake, the router would wait for the call home.
         """
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # a direct one offers all that is used here
         if not self.open:
             self._finish()
 
@@ -198,6 +199,7 @@ class ResponseConnection(FrameProtocol[TwoPartMessage]):
         resume: Callable[[Any], Any] = (send := coroutine.send)
         corked, restart = self.corked, self.corked.restart
         value: Any = None
+        restart()
         while True:
             try:
                 waits_for = resume(value)

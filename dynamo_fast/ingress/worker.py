@@ -182,6 +182,7 @@ class Worker:
         self._closed = True
         await asyncio.gather(*(served.close() for served in [*self.endpoints.values(), *self.replaced]))
         await self.dialler.all_closed()
+        self.dialler.close()
         self.watchdog.close()
         await self.server.close()
         await self.discovery.close()
