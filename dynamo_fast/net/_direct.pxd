@@ -6,16 +6,16 @@ cdef class Poller:
     cdef object __weakref__
     cdef readonly object loop
     cdef object _epoll
-    cdef dict _transports
-    cdef list _ended
+    cdef readonly dict _transports
+    cdef readonly list _ended
     cdef bint _is_dispatching
     cdef bint _is_closing
 
     cpdef DirectTransport connect(self, str host, object port, object protocol, bytes first)
     cdef object _close_if_unused(self)
     cdef object _add(self, DirectTransport transport, int number, int events)
-    cdef object _change(self, int number, int events)
-    cdef object _remove(self, DirectTransport transport, int number)
+    cdef object _change(self, int number, int before, int events)
+    cdef object _remove(self, DirectTransport transport, int number, int events)
     @cython.locals(transport=DirectTransport)
     cpdef object _ready(self)
     @cython.locals(transport=DirectTransport, ended=list)
@@ -27,14 +27,14 @@ cdef class DirectTransport:
     cdef Poller _poller
     cdef object _socket
     cdef int _number
-    cdef object _protocol
+    cdef readonly object _protocol
     cdef object _waiter
     cdef bint _closing
     cdef bint _closed
     cdef bint _ends_writing
     cdef bint _paused
     cdef object _error
-    cdef list _unsent
+    cdef readonly list _unsent
     cdef Py_ssize_t _size
     cdef int _events
 

@@ -90,13 +90,20 @@ class Poller:
         self._epoll.register(number, events)
         self._transports[number] = transport
 
-    def _change(self, number: int, events: int) -> None:
-        self._epoll.modify(number, events)
+    def _change(self, number: int, before: int, events: int) -> None:
+        # The kernel tells of a reset whatever it is asked for: again and again, while nothing is read or written.
+        if not events:
+            self._epoll.unregister(number)
+        elif before:
+            self._epoll.modify(number, events)
+        else:
+            self._epoll.register(number, events)
 
-    def _remove(self, transport: DirectTransport, number: int) -> None:
+    def _remove(self, transport: DirectTransport, number: int, events: int) -> None:
         """Forget `transport`, whose socket is about to be closed, and tell its protocol soon."""
         del self._transports[number]
-        self._epoll.unregister(number)  # a forked child may hold a copy, with which the kernel would go on
+        if events:
+            self._epoll.unregister(number)  # a forked child may hold a copy, with which the kernel would go on
         if not self._ended and not self._is_dispatching:
             self.loop.call_soon(self._tell_ended)
         self._ended.append(transport)
@@ -228,12 +235,8 @@ class DirectTransport:
                 self._finish_connecting()
             if self._unsent and events != _IN:
                 self._flush()
-            if self._closing or events == _OUT:
-                return
-            if self._events & _IN:
+            if self._events & _IN and not self._closing and events != _OUT:
                 self._read()
-            elif not self._unsent:
-                self._fail(self._pending_error())  # a reset, or both ends have finished writing
         except Exception as error:  # a bug of the protocol
             self._poller.loop.call_exception_handler(
                 {"message": "a protocol failed", "exception": error, "protocol": self._protocol}
@@ -303,8 +306,8 @@ class DirectTransport:
 
     def _watch(self, events: int) -> None:
         if events != self._events and not self._closed:
+            self._poller._change(self._number, self._events, events)
             self._events = events
-            self._poller._change(self._number, events)
 
     def _shut_down(self) -> None:
         try:
@@ -326,7 +329,7 @@ class DirectTransport:
         self._closed = True
         self._unsent.clear()
         self._size = 0
-        self._poller._remove(self, self._number)
+        self._poller._remove(self, self._number, self._events)
         self._socket.close()
 
     def _tell_lost(self) -> None:

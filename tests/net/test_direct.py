@@ -169,25 +169,31 @@ async def test_a_protocol_may_write_on_after_an_end_of_file(place: Place) -> Non
     other.shutdown(socket.SHUT_WR)
     await soon(protocol.ended)
     assert not transport.is_closing()
-    transport.write(b" more")
+    transport.write(LARGE)
     transport.write_eof()
     transport.write(b" dropped")
-    assert await read(other) == b"first more"
+    assert await read(other) == b"first" + LARGE
     transport.close()
     await soon(protocol.lost)
-    assert protocol.told == ["eof", "lost"]
+    assert protocol.told == ["eof", "pause", "resume", "lost"]
 
 
-async def test_a_reset_is_noticed_though_nothing_is_read_any_more(place: Place) -> None:
-    protocol = Recorder(keeps=True)
-    _, other = place.dial(protocol)
+async def test_after_an_end_of_file_a_reset_shows_in_a_write(place: Place) -> None:
+    protocol, another = Recorder(keeps=True), Recorder()
+    transport, other = place.dial(protocol)
+    _, bystander = place.dial(another)
     other.shutdown(socket.SHUT_WR)
     await soon(protocol.ended)
     other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     other.close()
+    bystander.send(b"hello")
+    await soon(another.got)
+    assert protocol.told == ["eof"]  # as a transport of the event loop: it reads no more
+    transport.write(b"more")
     await soon(protocol.lost)
     assert isinstance(protocol.lost_by, OSError)
-    assert protocol.lost_by.errno in (errno.ECONNRESET, errno.EPIPE)
+    bystander.close()
+    await soon(another.lost)
 
 
 async def test_a_reset_loses_the_connection(place: Place) -> None:
