@@ -44,7 +44,7 @@ class Dialler:
         """Connections that were started less than 5 seconds ago."""
         self.started: set[ResponseConnection] = set()
         """Connections on which an answer has begun."""
-        self._connector = Connector(config.connect_timeout, retry=True)
+        self._connector = Connector(config.connect_timeout, retry=True, direct=True)
         self._all_closed: asyncio.Future[None] | None = None
         close_in_forked_children(self)
 

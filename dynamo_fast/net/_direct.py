@@ -42,12 +42,11 @@ class Poller:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._epoll = select.epoll()
+        self._epoll: Any = None  # until the first connection: a program may make one and use none
         self._transports: dict[int, DirectTransport] = {}
         self._ended: list[DirectTransport] = []
         self._is_dispatching = False
         self._is_closing = False
-        loop.add_reader(self._epoll.fileno(), self._ready)
 
     @staticmethod
     def is_offered(loop: asyncio.AbstractEventLoop) -> bool:
@@ -59,6 +58,9 @@ class Poller:
 
         See `DirectTransport.connected` for whether that is done.
         """
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self.loop.add_reader(self._epoll.fileno(), self._ready)
         endpoint = _Socket(_INET6 if ":" in host else _INET, _NON_BLOCKING, 0)
         try:
             endpoint.setsockopt(_TCP, _NO_DELAY, 1)
@@ -78,13 +80,14 @@ class Poller:
 
     def open_sockets(self) -> list[int]:
         """See `sockets.SocketHolder`: the epoll. The connections belong to others."""
-        return [] if self._epoll.closed else [self._epoll.fileno()]
+        return [] if self._epoll is None else [self._epoll.fileno()]
 
     def _close_if_unused(self) -> None:
-        if self._is_closing and not self._transports and not self._ended and not self._epoll.closed:
+        if self._is_closing and self._epoll is not None and not self._transports and not self._ended:
             if not self.loop.is_closed():
                 self.loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
+            self._epoll = None
 
     def _add(self, transport: DirectTransport, number: int, events: int) -> None:
         self._epoll.register(number, events)
@@ -335,8 +338,9 @@ class DirectTransport:
     def _tell_lost(self) -> None:
         """Called by the poller, once."""
         protocol, self._protocol = self._protocol, None  # break the reference cycle
+        error, self._error = self._error, None  # its traceback refers to this transport
         if self.connected:
-            protocol.connection_lost(self._error)
+            protocol.connection_lost(error)
 
 
 def _send(endpoint: Any, data: Any) -> int:

@@ -30,20 +30,24 @@ class Connector:
     one each and use it on one event loop; it ends with them.
     """
 
-    def __init__(self, seconds: float, *, retry: bool = False, user_timeout: float | None = None) -> None:
+    def __init__(
+        self, seconds: float, *, retry: bool = False, direct: bool = False, user_timeout: float | None = None
+    ) -> None:
         """`seconds`: how long one dial may take, its retries included. `user_timeout`: see `keep_alive`.
 
-        `retry`: while this machine lacks a local port or a descriptor, try again until the time limit.
+        `retry`: while this machine lacks a local port or a descriptor, try again until the time limit. `direct`: offer
+        `dial_directly`, which needs `close`.
         """
         self._loop = asyncio.get_running_loop()
         self._retry = retry
         self._user_timeout = user_timeout
         self._dialling: Deadlines[asyncio.Task[object]] = Deadlines(self._loop, seconds, _cancel)
-        self._has_poller = Poller.is_offered(self._loop)
-        self._poller: Poller | None = None
+        self._poller = Poller(self._loop) if direct and Poller.is_offered(self._loop) else None
+        if self._poller is not None:
+            close_in_forked_children(self._poller)
 
     def close(self) -> None:
-        """Stop watching direct connections once they are closed. Nothing else has to be ended."""
+        """Dial directly no more, and stop watching direct connections when the last one is closed."""
         if self._poller is not None:
             self._poller.close()
             self._poller = None
@@ -54,12 +58,9 @@ class Connector:
         It is connected already if `host` is this machine; if not, await `connected`. Returns None if `dial` has to do it:
         this system or loop has no direct connections, or this machine lacks a local port or a descriptor. Raises OSError.
         """
-        if not self._has_poller:
+        if self._poller is None:
             return None
         try:
-            if self._poller is None:
-                self._poller = Poller(self._loop)
-                close_in_forked_children(self._poller)
             return self._poller.connect(host, port, protocol, first)
         except OSError as error:
             if self._retry and error.errno in _TEMPORARY:

@@ -195,7 +195,6 @@ async def test_a_worker_that_is_closed_while_it_registers_serves_nothing(monkeyp
 
 
 async def test_a_loop_without_direct_connections_dials_for_the_answer(worker: Worker) -> None:
-    worker.dialler._connector._has_poller = False
+    worker.dialler.close()
     async with Requester(address_of(worker)) as requester:
         assert await data_of(await begun(requester, [1, 2])) == [1, 2]
-    assert worker.dialler._connector._poller is None

@@ -119,18 +119,19 @@ async def test_a_dial_waits_for_a_descriptor(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="epoll is Linux's")
 async def test_a_direct_dial_to_this_machine_is_connected_at_once(listening: socket.socket) -> None:
-    own = Connector(PATIENCE)
+    own = Connector(PATIENCE, direct=True)
     transport = own.dial_directly("127.0.0.1", port_of(listening), asyncio.Protocol(), b"first")
     assert transport is not None
     assert transport.connected
     transport.abort()
     own.close()
     own.close()
+    assert own.dial_directly("127.0.0.1", port_of(listening), asyncio.Protocol(), b"first") is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="epoll is Linux's")
 async def test_a_direct_dial_has_a_time_limit(full: int) -> None:
-    own = Connector(0.05)
+    own = Connector(0.05, direct=True)
     transport = own.dial_directly("127.0.0.1", full, asyncio.Protocol(), b"first")
     assert transport is not None
     with pytest.raises(ConnectionTimeout) as raised:
@@ -145,7 +146,7 @@ async def test_a_direct_dial_has_a_time_limit(full: int) -> None:
 async def test_a_direct_dial_without_a_descriptor_is_left_to_the_loop(listening: socket.socket, retry: bool) -> None:
     import resource
 
-    own = Connector(PATIENCE, retry=retry)
+    own = Connector(PATIENCE, retry=retry, direct=True)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
@@ -156,3 +157,4 @@ async def test_a_direct_dial_without_a_descriptor_is_left_to_the_loop(listening:
                 own.dial_directly("127.0.0.1", port_of(listening), asyncio.Protocol(), b"first")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        own.close()
