@@ -11,12 +11,18 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# `_plain` and `_cork` are Python that Cython translates, with types in the .pxd beside it: without a compiler, the same
+# All but the codec are Python that Cython translates, with types in the .pxd beside it: without a compiler, the same
 # files run.
 SOURCES = {
     "dynamo_fast._codec": "dynamo_fast/_codec.pyx",
     "dynamo_fast.wire._plain": "dynamo_fast/wire/_plain.py",
     "dynamo_fast.ingress._cork": "dynamo_fast/ingress/_cork.py",
+    "dynamo_fast.ingress.admission": "dynamo_fast/ingress/admission.py",
+    "dynamo_fast.ingress.answer": "dynamo_fast/ingress/answer.py",
+    "dynamo_fast.ingress.cancellation": "dynamo_fast/ingress/cancellation.py",
+    "dynamo_fast.ingress.request": "dynamo_fast/ingress/request.py",
+    "dynamo_fast.ingress.response_connection": "dynamo_fast/ingress/response_connection.py",
+    "dynamo_fast.net._direct": "dynamo_fast/net/_direct.py",
 }
 MODE = os.environ.get("DYNAMO_FAST_BUILD", "auto")
 DEBUG = os.environ.get("DYNAMO_FAST_DEBUG", "") == "1"

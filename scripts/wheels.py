@@ -21,6 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
+#: Modules of `ingress` that Cython translates, besides `_cork`.
+_INGRESS = ("admission", "answer", "cancellation", "request", "response_connection")
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 #: They test the source tree, or need a real Dynamo.
 NOT_OF_A_WHEEL = (
@@ -71,7 +73,14 @@ def sdist() -> Path:
     (archive,) = DIST.glob("*.tar.gz")
     with tarfile.open(archive) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
-    needed = {"setup.py", "dynamo_fast/_codec.pyx", "dynamo_fast/wire/_plain.pxd", "dynamo_fast/ingress/_cork.pxd"}
+    needed = {
+        "setup.py",
+        "dynamo_fast/_codec.pyx",
+        "dynamo_fast/wire/_plain.pxd",
+        "dynamo_fast/ingress/_cork.pxd",
+        *(f"dynamo_fast/ingress/{name}.pxd" for name in _INGRESS),
+        "dynamo_fast/net/_direct.pxd",
+    }
     missing = {*needed, "dynamo_fast/conformance/vectors/index.json"} - names
     if missing:
         sys.exit(f"{archive.name} lacks {', '.join(sorted(missing))}")
@@ -102,9 +111,12 @@ def look_into(built: Path, backend: str) -> None:
     compiled = [
         name
         for name in names
-        if re.fullmatch(r"dynamo_fast/(_codec|wire/_plain|ingress/_cork)\.[\w.-]+\.(so|pyd)", name)
+        if re.fullmatch(
+            rf"dynamo_fast/(_codec|wire/_plain|ingress/(_cork|{'|'.join(_INGRESS)})|net/_direct)\.[\w.-]+\.(so|pyd)",
+            name,
+        )
     ]
-    expected = 3 if backend == "cython" else 0
+    expected = 9 if backend == "cython" else 0
     if len(compiled) != expected:
         sys.exit(f"{built.name} should hold {expected} extensions, and holds {compiled}")
     needed = {"dynamo_fast/py.typed", "dynamo_fast/_codec.pyi", "dynamo_fast/conformance/vectors/index.json"}

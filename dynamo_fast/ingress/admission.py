@@ -1,4 +1,8 @@
-"""`Admission`: how many requests run at once, how many wait for their turn, and which are refused (transport.md 6.1)."""
+# cython: freethreading_compatible=True, annotation_typing=False
+"""`Admission`: how many requests run at once, how many wait for their turn, and which are refused (transport.md 6.1).
+
+Where there is a compiler, Cython translates this very file, with the types in `admission.pxd` (see setup.py).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ class Job(Protocol):
     """Bytes of its message, until its body is decoded."""
 
     def run(self) -> Coroutine[Any, Any, None]:
-        """Called when its turn comes, and awaited in a task of its own until its answer has ended."""
+        """Called when its turn comes. The coroutine runs in a task of its own until the answer has ended."""
 
 
 class Admission:

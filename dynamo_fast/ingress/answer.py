@@ -1,14 +1,18 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`Answer`: calls the handler of an endpoint and sends what it yields to the router (transport.md 4.8; runtime.md 4.2).
 
 An error of the request or of the handler becomes an error prologue (the handler was not started) or an error item (it
 was). Who gets a cancellation: see `cancellation`.
+
+This runs for every request and item. Where there is a compiler, Cython translates this very file, with the types in
+`answer.pxd` (see setup.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from types import FrameType
+from types import AsyncGeneratorType
 from typing import Any, Protocol
 
 from dynamo_fast import reasons
@@ -24,7 +28,7 @@ from dynamo_fast.wire.control import ResponseStreamPrologue
 from dynamo_fast.wire.error import from_exception, text_of
 from dynamo_fast.wire.payload import PayloadCodec
 
-__all__ = ["Answer", "Batch", "HandlingEndpoint", "handler_of"]
+__all__ = ["Answer", "Batch", "HandlingEndpoint"]
 
 logger = get_logger(__name__)
 
@@ -101,46 +105,53 @@ class Answer:
 
     async def push(self, iterator: AsyncIterator[Any]) -> None:
         """Send what `iterator` yields, and how it ended. Raises nothing."""
+        exhausted = False
+        outcome: Any = None
         try:
-            cancellation = await self._send_items(iterator)
-            while cancellation is not None:
-                cancellation = await self._send_items(Resumed(iterator, cancellation))
+            outcome = await self._send_items(iterator)
+            while isinstance(outcome, asyncio.CancelledError):
+                outcome = await self._send_items(Resumed(iterator, outcome))
+            exhausted = outcome
         except BaseException as error:  # as above
             self._failed(error)
-        cancellation = None  # its traceback may refer to this frame
+        outcome = None  # its traceback may refer to this frame
         if self._stream.abandoned:
             return
         self._stream.finish(self._codec.final)
-        await _close(iterator)
+        if not exhausted or type(iterator) is not AsyncGeneratorType:  # else there is nothing left to close
+            await _close(iterator)
 
     def _refuse(self, text: str, error: RemoteError) -> None:
         self._stream.refuse(ResponseStreamPrologue(text, error))
 
-    async def _send_items(self, iterator: AsyncIterator[Any]) -> asyncio.CancelledError | None:
-        """Send what `iterator` yields. Returns a cancellation that came while this waited: the handler must get it."""
+    async def _send_items(self, iterator: AsyncIterator[Any]) -> bool | asyncio.CancelledError:
+        """Send what `iterator` yields. Returns whether it is exhausted.
+
+        Or a cancellation that came while this waited: the handler must get it.
+        """
         stream, encode = self._stream, self._codec.encode_item
-        add_plain = stream.corked.add
+        corked = stream.corked
         is_last_chance = False
         async for item in iterator:
             if not stream.open:
                 # A handler that noticed may yield once more, which is dropped, and end by itself. Others are closed.
                 if is_last_chance:
-                    return None
+                    return False
                 is_last_chance = True
                 continue
             try:
-                must_wait = add_plain(item)
+                must_wait = corked.add(item)
                 if must_wait is None:
                     must_wait = self._send_batch(item.items) if item.__class__ is Batch else stream.send(encode(item))
             except SerializationError as error:
                 self._unserialisable(error)
-                return None
+                return False
             if must_wait:
                 try:
                     await stream.room()
                 except asyncio.CancelledError as cancellation:
                     return cancellation
-        return None
+        return True
 
     def _send_batch(self, items: Iterable[Any]) -> bool:
         """All in one write. Returns whether `room()` must be awaited."""
@@ -169,18 +180,6 @@ class Answer:
             self._stream.send(encode(from_exception(error)))
         elif not isinstance(error, (asyncio.CancelledError, GeneratorExit)):  # these two come from this package
             logger.warning("the handler of %s failed after its answer was cut short", endpoint.endpoint, exc_info=error)
-
-
-def handler_of(frame: FrameType) -> HandlingEndpoint | None:
-    """The endpoint whose handler `frame` calls or iterates over; None if it does neither."""
-    if frame.f_code not in _HANDLER_CALLERS:
-        return None
-    answer = frame.f_locals.get("self")
-    return answer._endpoint if isinstance(answer, Answer) else None
-
-
-# The handler runs below its call, and below the loop over its items.
-_HANDLER_CALLERS = frozenset({Answer.start.__code__, Answer.push.__code__})
 
 
 def _invalid_request(text: str) -> RemoteError:

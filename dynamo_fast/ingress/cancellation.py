@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """Who hears of a cancellation, and when: `Cancellation` for the task of a request, `Resumed` for its handler.
 
 One task answers a request, and two parties wait in it by turns: the handler, at an `await` of its own, and this package,
@@ -14,6 +15,8 @@ The handler does not get a cancellation in two waits: the dial, which has a time
 not cancel, and the last write of the answer, which does not wait.
 
 An iterator that is no generator has no yield to throw into: a cancellation in `room()` ends its answer.
+
+Where there is a compiler, Cython translates this very file, with the types in `cancellation.pxd` (see setup.py).
 """
 
 from __future__ import annotations

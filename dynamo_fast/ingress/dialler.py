@@ -12,6 +12,7 @@ from dynamo_fast.errors import CannotConnect, ConnectionTimeout
 from dynamo_fast.ingress.clock import clock_of
 from dynamo_fast.ingress.response_addresses import host_and_port
 from dynamo_fast.ingress.response_connection import ResponseConnection
+from dynamo_fast.net._direct import DirectTransport
 from dynamo_fast.net.connector import Connector
 from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of
 from dynamo_fast.wire.control import CallHomeHandshake, StreamType, TcpStreamConnectionInfo
@@ -43,7 +44,7 @@ class Dialler:
         """Connections that were started less than 5 seconds ago."""
         self.started: set[ResponseConnection] = set()
         """Connections on which an answer has begun."""
-        self._connector = Connector(config.connect_timeout, retry=True)
+        self._connector = Connector(config.connect_timeout, retry=True, direct=True)
         self._all_closed: asyncio.Future[None] | None = None
         close_in_forked_children(self)
 
@@ -53,18 +54,41 @@ class Dialler:
         Raises CannotConnect or ConnectionTimeout, both naming the address.
         """
         host, port = host_and_port(info.address)
-        # A response connection is kept alive once it has lasted a while: see `lasts`.
-        kept_alive = info.stream_type is _REQUEST
+        # In a write of its own, before the handler runs: it may compute for longer than a router waits for this.
+        handshake = _handshake(info)
         try:
-            transport, _ = await self._connector.dial(host, port, lambda: protocol, kept_alive=kept_alive)
+            # A response connection is kept alive once it has lasted a while: see `lasts`.
+            transport, _ = await self._connector.dial(
+                host, port, lambda: protocol, kept_alive=info.stream_type is _REQUEST
+            )
         except ConnectionTimeout:
             raise
         except OSError as error:
-            raise CannotConnect(f"{info.address} cannot be reached: {error}") from error
+            raise _unreachable(info, error) from error
         if not transport.is_closing():  # lost or closed before this task ran again: the protocol knows
-            # In a write of its own, before the handler runs: it may compute for longer than a router waits for this.
-            transport.write(encode_two_part(CallHomeHandshake(info.subject, info.stream_type).encode(), b""))
+            transport.write(handshake)
         return transport
+
+    def dial_directly(self, info: TcpStreamConnectionInfo, protocol: ResponseConnection) -> DirectTransport | None:
+        """As `dial`, at once; None if `dial` has to do it. Await `connected` unless the transport is connected already."""
+        host, port = host_and_port(info.address)
+        try:
+            return self._connector.dial_directly(host, port, protocol, _handshake(info))
+        except OSError as error:
+            raise _unreachable(info, error) from error
+
+    async def connected(self, info: TcpStreamConnectionInfo, transport: DirectTransport) -> None:
+        """Wait until it is connected. Raises as `dial`."""
+        try:
+            await self._connector.connected(transport, *host_and_port(info.address))
+        except ConnectionTimeout:
+            raise
+        except OSError as error:
+            raise _unreachable(info, error) from error
+
+    def close(self) -> None:
+        """Close what connections share, when the last one is closed."""
+        self._connector.close()
 
     def open_sockets(self) -> Iterable[int]:
         """See SocketHolder."""
@@ -84,3 +108,11 @@ class Dialler:
         self.closing.discard(connection)
         if not self.closing and self._all_closed is not None and not self._all_closed.done():
             self._all_closed.set_result(None)
+
+
+def _handshake(info: TcpStreamConnectionInfo) -> bytes:
+    return encode_two_part(CallHomeHandshake(info.subject, info.stream_type).encode(), b"")
+
+
+def _unreachable(info: TcpStreamConnectionInfo, error: OSError) -> CannotConnect:
+    return CannotConnect(f"{info.address} cannot be reached: {error}")

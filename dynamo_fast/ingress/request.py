@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`Request`: one request that an endpoint has accepted, from its bytes to the end of its answer.
 
     made        in the read callback: decode the control message. Whom to answer must be known before it is acknowledged
@@ -5,6 +6,9 @@
 
 An accepted request is always answered. (Dynamo's own worker drops requests that it cannot read, without a word:
 transport.md 2.7.)
+
+This runs for every request. Where there is a compiler, Cython translates this very file, with the types in `request.pxd`
+(see setup.py).
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from dynamo_fast.codec import TwoPartCodec, TwoPartDecoder, TwoPartMessage, TwoPartMessageType
 from dynamo_fast.config import WorkerConfig
@@ -32,7 +36,8 @@ from dynamo_fast.ingress.cancellation import Cancellation
 from dynamo_fast.ingress.dialler import Dialler
 from dynamo_fast.ingress.request_stream import RequestStream
 from dynamo_fast.ingress.response_addresses import ResponseAddresses
-from dynamo_fast.ingress.response_connection import ResponseConnection
+from dynamo_fast.ingress.response_connection import ResponseConnection, Uncorking
+from dynamo_fast.net._direct import DirectTransport
 from dynamo_fast.observability import tracing
 from dynamo_fast.observability.worker_metrics import WorkerMetrics
 from dynamo_fast.wire.control import (
@@ -43,7 +48,7 @@ from dynamo_fast.wire.control import (
 )
 from dynamo_fast.wire.text import shown
 
-__all__ = ["AcceptingEndpoint", "Host", "Request"]
+__all__ = ["AcceptingEndpoint", "Host", "Request", "endpoint_of"]
 
 _TWO_PART = TwoPartCodec()
 _HEADER_AND_DATA, _HEADER_ONLY = TwoPartMessageType.HEADER_AND_DATA, TwoPartMessageType.HEADER_ONLY
@@ -83,7 +88,6 @@ class Request:
     __slots__ = (
         "_answer",
         "_control",
-        "_endpoint",
         "_info",
         "_input",
         "_input_info",
@@ -92,6 +96,7 @@ class Request:
         "cancellation",
         "context",
         "descriptors",
+        "endpoint",
         "size",
         "stream",
     )
@@ -116,7 +121,8 @@ class Request:
             self._input_info = TcpStreamConnectionInfo.from_connection_info(info)
             endpoint.addresses.check(self._input_info.address)
             self.descriptors = 2
-        self._endpoint = endpoint
+        self.endpoint = endpoint
+        """That accepted it."""
         self.context = _context(self._control, headers if endpoint.traces else None)
         worker, codec = endpoint.worker, self._control.payload_codec
         self.cancellation = Cancellation(worker.dialler.loop, worker.config.cancel_grace)
@@ -126,12 +132,12 @@ class Request:
         self.accepted_at = time.monotonic()
         """Seconds, for metrics and logs."""
 
-    async def run(self) -> None:
-        """Dial, call the handler, and stream its items. Raises nothing."""
-        await self.stream.uncorking(self._run())
+    def run(self) -> Uncorking:
+        """A coroutine: dial, call the handler, and stream its items. Raises nothing."""
+        return Uncorking(self.stream, self._run(), self)
 
     async def _run(self) -> None:
-        endpoint, stream = self._endpoint, self.stream
+        endpoint, stream = self.endpoint, self.stream
         self.cancellation.task = asyncio.current_task(endpoint.worker.dialler.loop)
         endpoint.began(self)
         try:
@@ -150,11 +156,11 @@ class Request:
         self.cancellation.ended()
         if self._input is not None:
             self._input.close()
-        self._endpoint.ended(self)
+        self.endpoint.ended(self)
 
     async def _dial(self) -> None:
         """Dial for the input of a bidirectional request first, as Dynamo does; then for the answer."""
-        worker = self._endpoint.worker
+        worker = self.endpoint.worker
         if self._input_info is not None:
             codec, limit = self._control.payload_codec, worker.config.max_input_size
             stream = RequestStream(self.context, codec, limit, worker.buffered)
@@ -162,11 +168,20 @@ class Request:
             await worker.dialler.dial(self._input_info, stream)
             self._input = stream
         worker.admission.dials(self)
-        self.stream.dialled(await worker.dialler.dial(self._info, self.stream))
+        self.stream.dialled(await self._dial_for_the_answer())
+
+    async def _dial_for_the_answer(self) -> asyncio.Transport | DirectTransport:
+        dialler, info = self.endpoint.worker.dialler, self._info
+        transport = dialler.dial_directly(info, self.stream)
+        if transport is None:
+            return await dialler.dial(info, cast(asyncio.Protocol, self.stream))
+        if not transport.connected:
+            await dialler.connected(info, transport)
+        return transport
 
     def _start(self) -> AsyncIterator[Any] | None:
         """The iterator of the handler; None if there is none, and the router was told."""
-        endpoint = self._endpoint
+        endpoint = self.endpoint
         if endpoint.cancelled:
             self._answer.refuse_shutdown()
             return None
@@ -185,12 +200,12 @@ class Request:
     def _decode(self) -> Any:
         """The argument for the handler. Releases the message. Raises ProtocolError."""
         message, self._message = self._message, _NO_MESSAGE
-        self._endpoint.worker.admission.decoded(self)
+        self.endpoint.worker.admission.decoded(self)
         if self._info.context != self._control.id:
             raise ControlError(
                 f"its id is {shown(self._control.id)}, but its response stream belongs to {shown(self._info.context)}"
             )
-        if self._endpoint.bidirectional:
+        if self.endpoint.bidirectional:
             return self._checked_input(message)
         if message.message_type is not _HEADER_AND_DATA:
             raise PayloadError("it has no body")
@@ -204,6 +219,15 @@ class Request:
         if self._input is None:
             raise ControlError("it does not say where its request stream is to be dialled")
         return self._input
+
+
+def endpoint_of(task: asyncio.Task[Any]) -> AcceptingEndpoint | None:
+    """The endpoint whose request `task` answers; None if it is the task of something else."""
+    coroutine = task.get_coro()
+    if not isinstance(coroutine, Uncorking):
+        return None
+    request: Request = coroutine.request
+    return request.endpoint
 
 
 def _context(control: RequestControlMessage, headers: Mapping[str, str] | None) -> Context:

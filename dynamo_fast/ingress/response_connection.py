@@ -1,18 +1,21 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`ResponseConnection`: the worker's end of a response stream. It writes the frames of one answer.
 
 What may be received in which state, and what follows from it, is the table `WORKER` of `wire.stream`; `EXECUTORS` carries
 out its actions.
 
 Frames are *corked*: the items that a handler yields without a pause leave in one write, with the prologue before or the
-end behind them. They are written before the task of the request gives the event loop a turn (see `uncorking`), or after
+end behind them. They are written before the task of the request gives the event loop a turn (see `Uncorking`), or after
 `_CORK_SECONDS`, `_CORK_FRAMES` frames, or `_CORK_BYTES` bytes if the handler does not pause (see `room`).
+
+This runs for every request. Where there is a compiler, Cython translates this very file, with the types in
+`response_connection.pxd` (see setup.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from functools import cache
 from typing import Any, Protocol
 
@@ -21,13 +24,14 @@ from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CodecError
 from dynamo_fast.ingress._cork import Cork
-from dynamo_fast.net.frame_protocol import FrameProtocol
+from dynamo_fast.net import frame_log
+from dynamo_fast.net._direct import DirectTransport
 from dynamo_fast.net.sockets import keep_alive
 from dynamo_fast.wire.control import ControlMessage, ResponseStreamPrologue
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classify
 
-__all__ = ["EXECUTORS", "ConnectionOwner", "ResponseConnection"]
+__all__ = ["EXECUTORS", "ConnectionOwner", "ResponseConnection", "Uncorking"]
 
 # A router writes "stop" or "kill", in 30 bytes. A longer message is a violation; it is refused before it is complete.
 _MAX_CONTROL_SIZE = 1024
@@ -84,16 +88,21 @@ class ConnectionOwner(Protocol):
         """`connection` is lost."""
 
 
-class ResponseConnection(FrameProtocol[TwoPartMessage]):
+class ResponseConnection:
     """One answer on its way to the router: bytes to frames, frames to events, events to the actions of the table.
 
     The request makes it and owns it; the dialler connects it and keeps its deadlines. `cut_short` is called once if the
     stream ends before the request has ended it. It ends when the machine is closed and the transport is lost.
+
+    The event loop, or its direct transport, calls it as an `asyncio.Protocol`. It does not inherit from `FrameProtocol`: a
+    compiled class has no base in Python.
     """
 
     __slots__ = (
+        "__weakref__",
         "_context",
         "_cut_short",
+        "_decoder",
         "_dialler",
         "_frames",
         "_head",
@@ -101,6 +110,7 @@ class ResponseConnection(FrameProtocol[TwoPartMessage]):
         "_peer_finished",
         "_room",
         "_tail",
+        "_transport",
         "abandoned",
         "bytes",
         "corked",
@@ -113,8 +123,8 @@ class ResponseConnection(FrameProtocol[TwoPartMessage]):
     def __init__(
         self, dialler: ConnectionOwner, context: Context, codec: PayloadCodec, cut_short: Callable[[], None]
     ) -> None:
-        super().__init__(TwoPartDecoder(_MAX_CONTROL_SIZE))
-        self._transport = None  # until the handshake is written
+        self._decoder: TwoPartDecoder | None = None  # until the router says something, which few do
+        self._transport: Any = None  # until the handshake is written
         self._dialler = dialler
         self._context = context
         self._cut_short = cut_short
@@ -141,7 +151,7 @@ class ResponseConnection(FrameProtocol[TwoPartMessage]):
 
     # Called by the request
 
-    def dialled(self, transport: asyncio.Transport) -> None:
+    def dialled(self, transport: asyncio.Transport | DirectTransport) -> None:
         """The handshake is written on `transport`; from now on this writes there.
 
         The input of the request may kill the context while the router is dialled. The connection is closed only now: if
@@ -175,7 +185,7 @@ class ResponseConnection(FrameProtocol[TwoPartMessage]):
 
     def uncork(self) -> bool:
         """Write what is corked. Returns whether `room()` must be awaited."""
-        self._flush()
+        self.flush()
         return self.corked.is_due(0)
 
     @property
@@ -185,7 +195,7 @@ class ResponseConnection(FrameProtocol[TwoPartMessage]):
 
     async def room(self) -> None:
         """Write what is corked, give the loop a turn, and wait while the router reads more slowly than this writes."""
-        self._flush()
+        self.flush()
         if not self.corked.paused:
             await asyncio.sleep(0)
         elif self.open:
@@ -197,31 +207,11 @@ class ResponseConnection(FrameProtocol[TwoPartMessage]):
                 self._room = None
                 self._dialler.stalled.discard(self)
 
-    @types.coroutine
-    def uncorking(self, coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
-        """Await `coroutine`, which sends items here. Write what is corked before it gives the event loop a turn."""
-        resume: Callable[[Any], Any] = (send := coroutine.send)
-        corked, restart = self.corked, self.corked.restart
-        value: Any = None
-        while True:
-            try:
-                waits_for = resume(value)
-            except StopIteration:
-                return
-            finally:
-                value = None  # the traceback of an error that was thrown in refers to this frame
-            if corked.data or self._frames:
-                self._flush()
-            try:
-                value = yield waits_for
-                resume = send
-            except BaseException as error:  # a cancellation: the coroutine handles it
-                if isinstance(error, GeneratorExit):
-                    self._abandon()
-                resume, value = coroutine.throw, error
-            restart()
+    def has_corked(self) -> bool:
+        """Whether something waits to be written."""
+        return bool(self.corked.data or self._frames)
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
         """The task is garbage collected: its event loop was closed or left, and nothing can be written."""
         self.abandoned = True
         self.open = False
@@ -236,6 +226,24 @@ class ResponseConnection(FrameProtocol[TwoPartMessage]):
             self.bytes += len(final)
 
     # Called by the event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol. It is connected when its handshake is written: see `dialled`."""
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol, and `FrameProtocol` for what follows from it."""
+        if self._decoder is None:
+            self._decoder = TwoPartDecoder(_MAX_CONTROL_SIZE)
+        try:
+            messages = self._decoder.feed(data)
+        except CodecError:  # the first frame of this read is bad; `failed` is set
+            messages = []
+        if frame_log.ENABLED:
+            frame_log.log_frames(self._transport, messages)
+        for message in messages:
+            self.message_received(message)
+        if self._decoder.failed is not None:
+            self.stream_failed(self._decoder.failed)
 
     def message_received(self, message: TwoPartMessage) -> None:
         event = classify(message)
@@ -314,13 +322,13 @@ class ResponseConnection(FrameProtocol[TwoPartMessage]):
         self._dialler.started.add(self)
 
     def _write_end(self, frames: bytes) -> None:
-        self._flush(frames)
+        self.flush(frames)
         self._dialler.closing.add(self)
         if self._peer_finished:
             self._finish()
 
     def _cut(self, _: bytes = b"") -> None:
-        self._flush()
+        self.flush()
         self._dialler.closing.add(self)
         self._wake()
         if self._transport is not None:
@@ -358,7 +366,7 @@ class ResponseConnection(FrameProtocol[TwoPartMessage]):
             self.bytes += len(frames) - _FRAME_OVERHEAD * len(data)
             data.clear()
 
-    def _flush(self, end: bytes = b"") -> None:
+    def flush(self, end: bytes = b"") -> None:
         """Write what is corked, and `end`."""
         self._frame_plain()
         frames = self._frames
@@ -380,6 +388,69 @@ class ResponseConnection(FrameProtocol[TwoPartMessage]):
         self._wake()
         if self._transport is not None:
             self._transport.abort()
+
+
+class Uncorking:
+    """The coroutine of a request's task: `coroutine`, which sends items on `stream`. What is corked is written before
+    `coroutine` gives the event loop a turn.
+
+    The task owns it, and it owns `coroutine`. `request` is for those who find the task and ask what it does.
+    """
+
+    __slots__ = ("__weakref__", "_coroutine", "_stream", "request")
+
+    def __init__(self, stream: ResponseConnection, coroutine: Coroutine[Any, Any, None], request: Any) -> None:
+        self.request = request
+        self._stream = stream
+        self._coroutine: Coroutine[Any, Any, None] | None = coroutine
+
+    def __await__(self) -> Uncorking:
+        return self
+
+    def __iter__(self) -> Uncorking:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+    def send(self, value: Any) -> Any:
+        """See `Coroutine`."""
+        if self._coroutine is None:
+            raise RuntimeError("the task of a request goes on after its end")
+        self._stream.corked.restart()
+        try:
+            waits_for: Any = self._coroutine.send(value)
+        except BaseException:
+            self._coroutine = None
+            raise
+        if self._stream.has_corked():
+            self._stream.flush()
+        return waits_for
+
+    def throw(self, *error: Any) -> Any:
+        """See `Coroutine`: a cancellation, which the coroutine handles."""
+        if self._coroutine is None:
+            raise RuntimeError("the task of a request goes on after its end")
+        try:
+            waits_for = self._coroutine.throw(*error)
+        except BaseException:
+            self._coroutine = None
+            raise
+        finally:
+            error = ()  # its traceback refers to this frame
+        if self._stream.has_corked():
+            self._stream.flush()
+        return waits_for
+
+    def close(self) -> None:
+        """See `Coroutine`: the task is not run on."""
+        coroutine, self._coroutine = self._coroutine, None
+        if coroutine is not None:
+            self._stream.abandon()
+            coroutine.close()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 #: How each action of `WORKER` is carried out, with the frames that the event has to write.

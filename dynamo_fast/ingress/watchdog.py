@@ -11,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from types import FrameType
 
-from dynamo_fast.ingress.answer import HandlingEndpoint, handler_of
+from dynamo_fast.ingress.request import AcceptingEndpoint, endpoint_of
 from dynamo_fast.logs import get_logger
 
 __all__ = ["Watchdog"]
@@ -60,8 +59,8 @@ class Watchdog:
 
     def _report(self) -> bool:
         """Log the handler that runs now. Returns whether there is one."""
+        found = self._endpoint()
         frame = sys._current_frames().get(self._loop_thread)
-        found = _handler_in(frame)
         if frame is None or found is None:
             return False
         logger.warning(
@@ -76,12 +75,7 @@ class Watchdog:
         )
         return True
 
-
-def _handler_in(frame: FrameType | None) -> HandlingEndpoint | None:
-    """The endpoint whose handler runs in `frame`, or in what called it."""
-    while frame is not None:
-        handler = handler_of(frame)
-        if handler is not None:
-            return handler
-        frame = frame.f_back
-    return None
+    def _endpoint(self) -> AcceptingEndpoint | None:
+        """The endpoint whose request the loop serves now."""
+        task = asyncio.current_task(self._loop)
+        return None if task is None else endpoint_of(task)

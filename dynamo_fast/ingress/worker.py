@@ -208,6 +208,7 @@ class Worker:
         leaving = [*self.endpoints.values(), *self.replaced, *self.companions]
         await asyncio.gather(*(each.close() for each in leaving))
         await self.dialler.all_closed()
+        self.dialler.close()
         self.watchdog.close()
         await self.server.close()
         await self.discovery.close()

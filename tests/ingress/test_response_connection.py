@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import socket
 from collections.abc import AsyncIterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pytest
 
@@ -64,7 +64,9 @@ class Stream:
         ours, self.router = socket.socketpair()
         self.router.setblocking(False)
         loop = asyncio.get_running_loop()
-        self.transport, _ = await loop.create_unix_connection(lambda: self.connection, sock=ours)
+        self.transport, _ = await loop.create_unix_connection(
+            lambda: cast(asyncio.Protocol, self.connection), sock=ours
+        )
         self.connection.dialled(self.transport)
 
     async def reach(self, state: State) -> bytes:

@@ -192,3 +192,9 @@ async def test_a_worker_that_is_closed_while_it_registers_serves_nothing(monkeyp
     assert await discovery.list() == []
     assert not worker.status.healthy
     assert asyncio.all_tasks() == {asyncio.current_task()}  # no health check goes on
+
+
+async def test_a_loop_without_direct_connections_dials_for_the_answer(worker: Worker) -> None:
+    worker.dialler.close()
+    async with Requester(address_of(worker)) as requester:
+        assert await data_of(await begun(requester, [1, 2])) == [1, 2]

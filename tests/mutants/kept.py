@@ -836,8 +836,8 @@ MUTANTS = [
     Mutant(
         "a handler never hears of its cancellation",
         INGRESS,
-        "                cancellation = await self._send_items(Resumed(iterator, cancellation))\n",
-        "                cancellation = await self._send_items(iterator)\n",
+        "                outcome = await self._send_items(Resumed(iterator, outcome))\n",
+        "                outcome = await self._send_items(iterator)\n",
         "tests/ingress/test_cancellation.py::test_a_timeout_around_a_yield_is_a_timeout_though_the_"
         "router_does_not_read",
         hangs=True,
@@ -852,7 +852,7 @@ MUTANTS = [
     Mutant(
         "what was yielded before a handler stopped itself is dropped",
         INGRESS,
-        '    def _cut(self, _: bytes = b"") -> None:\n        self._flush()\n',
+        '    def _cut(self, _: bytes = b"") -> None:\n        self.flush()\n',
         '    def _cut(self, _: bytes = b"") -> None:\n',
         "tests/ingress/test_cancellation.py::test_what_a_handler_yielded_before_it_stopped_its_own_context_"
         "is_delivered",
@@ -868,8 +868,8 @@ MUTANTS = [
     Mutant(
         "a router that never closes is waited for",
         INGRESS,
-        "        self._flush(frames)\n        self._dialler.closing.add(self)\n",
-        "        self._flush(frames)\n",
+        "        self.flush(frames)\n        self._dialler.closing.add(self)\n",
+        "        self.flush(frames)\n",
         "tests/ingress/test_push_handler.py::test_a_router_that_never_closes_is_closed",
         hangs=True,
     ),
@@ -906,7 +906,7 @@ MUTANTS = [
     Mutant(
         "the watchdog names nobody",
         INGRESS,
-        "        frame = frame.f_back\n",
+        "        return None if task is None else endpoint_of(task)\n",
         "        return None\n",
         "tests/ingress/test_watchdog.py::test_a_handler_that_blocks_the_loop_is_named",
     ),
@@ -999,8 +999,8 @@ MUTANTS = [
     Mutant(
         "the rest of a stopped answer is waited for",
         INGRESS,
-        "        self._flush()\n        self._dialler.closing.add(self)\n        self._wake()\n",
-        "        self._flush()\n        self._wake()\n",
+        "        self.flush()\n        self._dialler.closing.add(self)\n        self._wake()\n",
+        "        self.flush()\n        self._wake()\n",
         "tests/ingress/test_clocked.py::test_an_answer_that_its_handler_stopped_is_closed_though_its_router_never_does",
     ),
     Mutant(

@@ -112,3 +112,49 @@ async def test_a_dial_waits_for_a_descriptor(
             assert not pauses
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# Direct connections
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="epoll is Linux's")
+async def test_a_direct_dial_to_this_machine_is_connected_at_once(listening: socket.socket) -> None:
+    own = Connector(PATIENCE, direct=True)
+    transport = own.dial_directly("127.0.0.1", port_of(listening), asyncio.Protocol(), b"first")
+    assert transport is not None
+    assert transport.connected
+    transport.abort()
+    own.close()
+    own.close()
+    assert own.dial_directly("127.0.0.1", port_of(listening), asyncio.Protocol(), b"first") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="epoll is Linux's")
+async def test_a_direct_dial_has_a_time_limit(full: int) -> None:
+    own = Connector(0.05, direct=True)
+    transport = own.dial_directly("127.0.0.1", full, asyncio.Protocol(), b"first")
+    assert transport is not None
+    with pytest.raises(ConnectionTimeout) as raised:
+        await own.connected(transport, "127.0.0.1", full)
+    assert str(raised.value) == f"127.0.0.1:{full} took no connection within 0.05 s"
+    assert transport.is_closing()
+    own.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of descriptors")
+@pytest.mark.parametrize("retry", [True, False], ids=["retry", "once"])
+async def test_a_direct_dial_without_a_descriptor_is_left_to_the_loop(listening: socket.socket, retry: bool) -> None:
+    import resource
+
+    own = Connector(PATIENCE, retry=retry, direct=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        if retry:
+            assert own.dial_directly("127.0.0.1", port_of(listening), asyncio.Protocol(), b"first") is None
+        else:
+            with pytest.raises(OSError, match="Too many open files"):
+                own.dial_directly("127.0.0.1", port_of(listening), asyncio.Protocol(), b"first")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        own.close()

@@ -1,0 +1,25 @@
+# The types with which Cython translates `admission.py`.
+cimport cython
+
+@cython.final
+cdef class Admission:
+    cdef object __weakref__
+    cdef readonly object _clock
+    cdef public object _descriptors
+    cdef readonly object _loop
+    cdef readonly Py_ssize_t _max_bytes
+    cdef readonly object _queue
+    cdef readonly dict _tasks
+    cdef readonly Py_ssize_t bytes
+    cdef readonly Py_ssize_t capacity
+    cdef readonly Py_ssize_t promised
+    cdef readonly Py_ssize_t queue_capacity
+    cdef readonly Py_ssize_t rejected
+    cdef readonly object wait
+
+    @cython.locals(running=Py_ssize_t, queued=Py_ssize_t)
+    cpdef object submit(self, object job)
+    cpdef object dials(self, object job)
+    cpdef object decoded(self, object job)
+    cdef object _refusal(self, str reason)
+    cdef object _start(self, object job)

@@ -1,0 +1,23 @@
+# The types with which Cython translates `answer.py`.
+cimport cython
+
+from dynamo_fast.ingress.response_connection cimport ResponseConnection
+
+@cython.final
+cdef class Batch:
+    cdef public object items
+
+@cython.final
+cdef class Answer:
+    cdef object _endpoint
+    cdef ResponseConnection _stream
+    cdef object _codec
+
+    cpdef object refuse_request(self, object error)
+    cpdef object refuse_shutdown(self)
+    cpdef object start(self, object request, object context)
+    cdef object _refuse(self, str text, object error)
+    @cython.locals(stream=ResponseConnection)
+    cdef bint _send_batch(self, object items) except -1
+    cdef object _unserialisable(self, object error)
+    cdef object _failed(self, object error)

@@ -1,0 +1,32 @@
+# The types with which Cython translates `request.py`.
+cimport cython
+
+from dynamo_fast.ingress.answer cimport Answer
+from dynamo_fast.ingress.cancellation cimport Cancellation
+from dynamo_fast.ingress.response_connection cimport ResponseConnection, Uncorking
+
+@cython.final
+cdef class Request:
+    cdef object __weakref__
+    cdef Answer _answer
+    cdef readonly object _control
+    cdef readonly object _info
+    cdef readonly object _input
+    cdef readonly object _input_info
+    cdef readonly object _message
+    cdef readonly double accepted_at
+    cdef readonly Cancellation cancellation
+    cdef readonly object context
+    cdef public Py_ssize_t descriptors
+    cdef readonly object endpoint
+    cdef public Py_ssize_t size
+    cdef readonly ResponseConnection stream
+
+    cpdef Uncorking run(self)
+    cdef object _ended(self)
+    cdef object _start(self)
+    cdef object _decode(self)
+    cdef object _checked_input(self, object message)
+
+cdef object _context(object control, object headers)
+cdef object _two_part(object payload)

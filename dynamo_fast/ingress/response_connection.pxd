@@ -1,0 +1,57 @@
+# The types with which Cython translates `response_connection.py`.
+cimport cython
+
+from dynamo_fast.ingress._cork cimport Cork
+
+@cython.final
+cdef class ResponseConnection:
+    cdef object __weakref__
+    cdef readonly object _context
+    cdef readonly object _cut_short
+    cdef readonly object _decoder
+    cdef readonly object _dialler
+    cdef readonly list _frames
+    cdef readonly object _machine
+    cdef readonly bint _peer_finished
+    cdef readonly object _room
+    cdef readonly object _transport
+    cdef bytes _head
+    cdef bytes _tail
+    cdef public bint abandoned
+    cdef readonly Py_ssize_t bytes
+    cdef readonly Cork corked
+    cdef public str end
+    cdef readonly Py_ssize_t items
+    cdef public bint open
+    cdef readonly bint orderly
+
+    cpdef object dialled(self, object transport)
+    cpdef object start(self)
+    cpdef object refuse(self, object prologue)
+    cpdef bint send(self, bytes item) except -1
+    cpdef object cork(self, bytes item)
+    cpdef bint uncork(self) except -1
+    cpdef bint has_corked(self) except -1
+    cpdef object abandon(self)
+    cpdef object finish(self, bytes final)
+    cpdef object message_received(self, object message)
+    cpdef object stream_failed(self, object error)
+    cpdef object eof_received(self)
+    cpdef object connection_lost(self, object error)
+    cpdef object _step(self, object event, str end, bytes frames=*)
+    @cython.locals(data=list, frames=bytes)
+    cdef object _frame_plain(self)
+    @cython.locals(frames=list)
+    cpdef object flush(self, bytes end=*)
+    cdef object _wake(self)
+    cdef object _abort(self)
+
+@cython.final
+cdef class Uncorking:
+    cdef object __weakref__
+    cdef ResponseConnection _stream
+    cdef object _coroutine
+    cdef readonly object request
+
+    cpdef object send(self, object value)
+    cpdef object close(self)
