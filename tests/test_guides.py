@@ -1,10 +1,11 @@
-"""The examples of the guides (workers, testing, migrating, kubernetes) are run as they stand in docs."""
+"""The examples of the guides (workers, testing, migrating, kubernetes, security) are run as they stand in docs."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +17,7 @@ import pytest
 from dynamo_fast import AddressedPushRouter, AddressedRequest, FileDiscovery, ManyIn, Worker
 from dynamo_fast.runtime import DistributedRuntime
 from tests.discovery.kube_api import NAMESPACE, KubeApi, uid
+from tests.net.certificates import Authority
 
 DOCS = Path(__file__).parents[1] / "docs"
 LIMIT = 20.0
@@ -133,6 +135,22 @@ def test_the_examples_of_testing(tmp_path: Path) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=3 * LIMIT, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout
+
+
+async def test_security_a_worker_and_a_router(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def handler(request: Any) -> AsyncIterator[Any]:
+        yield request
+
+    monkeypatch.chdir(tmp_path)
+    authority = Authority(tmp_path)
+    shutil.move(authority.path, tmp_path / "ca.crt")
+    authority.identity("tls", "dynamo.internal")
+    left = await run(example("security.md", "TlsConfig("), handler=handler)
+    (served,) = left["worker"].endpoints.values()
+    async with left["router"] as router:
+        stream = await router.generate(AddressedRequest.for_instance({"n": 1}, served.instance))
+        assert [item.data() async for item in stream] == [{"n": 1}]
+    await left["worker"].close()
 
 
 async def test_kubernetes_a_worker_and_the_drop_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

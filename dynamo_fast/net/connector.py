@@ -10,6 +10,7 @@ from typing import TypeVar
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import ConnectionTimeout
 from dynamo_fast.net.sockets import keep_alive
+from dynamo_fast.net.tls import ClientTls
 from dynamo_fast.wire.address import join_host_port
 
 __all__ = ["Connector"]
@@ -28,14 +29,23 @@ class Connector:
     loop; it ends with them.
     """
 
-    def __init__(self, seconds: float, *, retry: bool = False, user_timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        *,
+        retry: bool = False,
+        user_timeout: float | None = None,
+        tls: ClientTls | None = None,
+    ) -> None:
         """`seconds`: how long one dial may take, its retries included. `user_timeout`: see `keep_alive`.
 
-        `retry`: while this machine lacks a local port or a descriptor, try again until the time limit.
+        `retry`: while this machine lacks a local port or a descriptor, try again until the time limit. `tls`: None for
+        plain text.
         """
         self._loop = asyncio.get_running_loop()
         self._retry = retry
         self._user_timeout = user_timeout
+        self._tls = tls
         self._dialling: Deadlines[asyncio.Task[object]] = Deadlines(self._loop, seconds, _cancel)
 
     async def dial(
@@ -71,6 +81,8 @@ class Connector:
     ) -> tuple[asyncio.Transport, _Dialled]:
         while True:
             try:
+                if self._tls is not None:
+                    return await self._tls.connect(protocol, host, port)
                 transport, made = await self._loop.create_connection(protocol, host, port)
             except OSError as error:
                 if not self._retry or error.errno not in _TEMPORARY:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from dynamo_fast.config import RuntimeConfig, refuse_tls
+from dynamo_fast.config import RuntimeConfig, TlsConfig
 from dynamo_fast.discovery.connect import check_kind, connect
 from dynamo_fast.errors import InvalidConfig
 from dynamo_fast.ingress.worker import REQUEST_SERVERS
@@ -40,7 +40,8 @@ class DistributedRuntime:
             if not isinstance(value, str):
                 raise argument_error(name, value, "PyString")
         check_kind(discovery_backend)
-        refuse_tls()
+        tls = TlsConfig.from_env()
+        _ = tls.listens, tls.dials  # raise InvalidConfig for half an identity, before anything starts
         _check_planes(request_plane, event_plane, response_plane)
         self._event_loop = event_loop
         self._hub = Hub(event_loop, connect(discovery_backend), request_plane)
