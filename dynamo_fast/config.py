@@ -6,6 +6,7 @@ are the same, unless a setting says otherwise. Sizes are in bytes, times in seco
 
     the codec        CodecConfig
     the router       TcpClientConfig, PushRouterConfig, ResponseServerConfig
+    both ends        TlsConfig
     the worker       TcpServerConfig, WorkerConfig, InstanceConfig, HealthCheckConfig
     discovery        FileConfig, EtcdConfig, KubernetesConfig
     models           EventPlaneConfig, KvEventConfig
@@ -45,9 +46,9 @@ __all__ = [
     "StatusConfig",
     "TcpClientConfig",
     "TcpServerConfig",
+    "TlsConfig",
     "TracingConfig",
     "WorkerConfig",
-    "refuse_tls",
     "set_for_subprocesses",
     "setting",
     "text_of_variable",
@@ -160,22 +161,6 @@ POSITIVE = integer(1)
 
 
 # How a configuration is read ------------------------------------------------------------------------------------------
-
-
-def refuse_tls(environ: Mapping[str, str] = os.environ) -> None:
-    """Raise InvalidConfig if the environment asks for TLS on the TCP planes, which is not offered yet.
-
-    Both ends of both planes call this before they listen or dial: else they would send plain text without a warning.
-    """
-    for name, value in sorted(environ.items()):
-        if not name.startswith("DYN_TCP_TLS_") or not value:
-            continue
-        if name == "DYN_TCP_TLS_INSECURE" and value.strip().lower() in _FALSE:
-            continue
-        raise InvalidConfig(
-            f"{name}={value!r} asks for TLS, which dynamo_fast does not offer yet: unset it to send requests and answers "
-            "in plain text, or keep the traffic inside a network that encrypts it"
-        )
 
 
 def text_of_variable(name: str, default: str = "", environ: Mapping[str, str] = os.environ) -> str:
@@ -307,6 +292,66 @@ class ResponseServerConfig(_FromEnvironment):
     max_pending_connections: int | None = setting("DYNAMO_FAST_MAX_PENDING_CONNECTIONS", None, POSITIVE)
     """Connections that have not said which request they answer, beyond the calls that wait for one; at a further one the
     oldest silent one is reset. Unset: an eighth of the streams, 16 to 1,024."""
+
+
+# Both ends ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TlsConfig(_FromEnvironment):
+    """TLS of both planes of TCP (tls.md 2). Every process is a server on one plane and a client on the other.
+
+    Paths name PEM files. Nothing set: plain text. Discovery does not say who speaks TLS, so a fleet does, or does not.
+    """
+
+    cert_path: str = setting("DYN_TCP_TLS_CERT_PATH", "")
+    """The certificate of this process as a server, with its chain. With `key_path`: listen with TLS."""
+    key_path: str = setting("DYN_TCP_TLS_KEY_PATH", "")
+    client_ca_cert_path: str = setting("DYN_TCP_TLS_CLIENT_CA_CERT_PATH", "")
+    """Who must have signed the certificates of those that dial (mutual TLS)."""
+    ca_cert_path: str = setting("DYN_TCP_TLS_CA_CERT_PATH", "")
+    """Who must have signed the certificates of those that are dialled; the system's own anchors do not count. With it, or
+    with `insecure`: dial with TLS."""
+    insecure: bool = setting("DYN_TCP_TLS_INSECURE", False, truth)
+    """Dial with TLS, and verify nothing: for tests."""
+    client_cert_path: str = setting("DYN_TCP_TLS_CLIENT_CERT_PATH", "")
+    """The certificate to show to those that are dialled, with `client_key_path`."""
+    client_key_path: str = setting("DYN_TCP_TLS_CLIENT_KEY_PATH", "")
+    server_name: str = setting("DYN_TCP_TLS_SERVER_NAME", "")
+    """The name that the certificates of those that are dialled must have; empty: the address that is dialled."""
+    handshake_timeout: int = setting("DYN_TCP_TLS_HANDSHAKE_TIMEOUT_SECS", 3, POSITIVE)
+    """Seconds for one handshake."""
+
+    @property
+    def listens(self) -> bool:
+        """Whether this process accepts TLS. Raises InvalidConfig for half an identity."""
+        if bool(self.cert_path) != bool(self.key_path):
+            raise InvalidConfig(
+                "both DYN_TCP_TLS_CERT_PATH and DYN_TCP_TLS_KEY_PATH must be set to accept TLS, or neither: "
+                f"{'DYN_TCP_TLS_KEY_PATH' if self.cert_path else 'DYN_TCP_TLS_CERT_PATH'} is missing"
+            )
+        if self.client_ca_cert_path and not self.cert_path:
+            raise InvalidConfig(
+                "DYN_TCP_TLS_CLIENT_CA_CERT_PATH requires DYN_TCP_TLS_CERT_PATH and DYN_TCP_TLS_KEY_PATH to also be set"
+            )
+        return bool(self.cert_path)
+
+    @property
+    def dials(self) -> bool:
+        """Whether this process dials with TLS. Raises InvalidConfig for half an identity, or one without trust."""
+        if bool(self.client_cert_path) != bool(self.client_key_path):
+            missing = "DYN_TCP_TLS_CLIENT_KEY_PATH" if self.client_cert_path else "DYN_TCP_TLS_CLIENT_CERT_PATH"
+            raise InvalidConfig(
+                f"both DYN_TCP_TLS_CLIENT_CERT_PATH and DYN_TCP_TLS_CLIENT_KEY_PATH must be set, or neither: {missing} is "
+                "missing"
+            )
+        trusts = bool(self.ca_cert_path) or self.insecure
+        if self.client_cert_path and not trusts:
+            raise InvalidConfig(
+                "DYN_TCP_TLS_CLIENT_CERT_PATH needs DYN_TCP_TLS_CA_CERT_PATH, which says whom to trust (or "
+                "DYN_TCP_TLS_INSECURE=1)"
+            )
+        return trusts
 
 
 # The worker -----------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@
     |
     +-- TransportError (ConnectionError) the network, or a process at its other end, failed
     |   +-- CannotConnect                no connection, or it broke before the acknowledgement
+    |   |   +-- TlsError                 the TLS handshake failed, or the other end speaks the other way
     |   +-- Disconnected                 the connection to the worker was lost
     |   +-- ConnectionTimeout (TimeoutError)   a step of the transport did not happen in time
     |   +-- ResponseTimeout (TimeoutError)     the worker sent no item within the limit
@@ -65,6 +66,7 @@ __all__ = [
     "ResourceExhausted",
     "ResponseTimeout",
     "SerializationError",
+    "TlsError",
     "TrailingBytes",
     "TransportError",
     "Unavailable",
@@ -210,6 +212,10 @@ class CannotConnect(TransportError):
     """No connection to the worker, or it broke before the request was acknowledged."""
 
     error_type, error_class, reason = reasons.CANNOT_CONNECT
+
+
+class TlsError(CannotConnect):
+    """The TLS handshake failed: a certificate, or one end speaks TLS and the other plain text."""
 
 
 class Disconnected(TransportError):

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 from collections.abc import Mapping
 
-from dynamo_fast.config import TcpServerConfig
+from dynamo_fast.config import TcpServerConfig, TlsConfig
 from dynamo_fast.egress.request_client import Ack, RequestPlaneClient
 from dynamo_fast.errors import CannotConnect, RequestRefused
 from dynamo_fast.ingress.buffered_bytes import BufferedBytes
@@ -30,7 +30,7 @@ class InProcessPlane:
         self.servers: dict[str, InProcessServer] = {}
         self.numbers = itertools.count(1)
 
-    def server(self, config: TcpServerConfig, buffered: BufferedBytes) -> RequestServer:
+    def server(self, config: TcpServerConfig, buffered: BufferedBytes, tls: TlsConfig) -> RequestServer:
         """A `RequestServerFactory`. (Requests come whole: there is nothing to count in `buffered`.)"""
         return InProcessServer(self)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +18,7 @@ from dynamo_fast import AddressedPushRouter, AddressedRequest, FileDiscovery, Ma
 from dynamo_fast.runtime import DistributedRuntime
 from tests.discovery.kube_api import NAMESPACE, KubeApi, uid
 from tests.llm.folders import make_folder
+from tests.net.certificates import Authority
 
 DOCS = Path(__file__).parents[1] / "docs"
 LIMIT = 20.0
@@ -157,6 +159,22 @@ def test_the_examples_of_testing(tmp_path: Path) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=3 * LIMIT, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout
+
+
+async def test_security_a_worker_and_a_router(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def handler(request: Any) -> AsyncIterator[Any]:
+        yield request
+
+    monkeypatch.chdir(tmp_path)
+    authority = Authority(tmp_path)
+    shutil.move(authority.path, tmp_path / "ca.crt")
+    authority.identity("tls", "dynamo.internal")
+    left = await run(example("security.md", "TlsConfig("), handler=handler)
+    (served,) = left["worker"].endpoints.values()
+    async with left["router"] as router:
+        stream = await router.generate(AddressedRequest.for_instance({"n": 1}, served.instance))
+        assert [item.data() async for item in stream] == [{"n": 1}]
+    await left["worker"].close()
 
 
 async def test_kubernetes_a_worker_and_the_drop_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

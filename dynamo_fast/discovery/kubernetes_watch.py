@@ -67,7 +67,7 @@ class Reflector(Generic[_T]):
         """Called with a name and the object, None if that was deleted."""
         self._version: str | None = None
         """Everything up to this one was told; None: it must be listed."""
-        self._unreadable: dict[str, str] = {}
+        self._unreadable: set[str] = set()
         self._loop: BackgroundLoop | None = None
 
     async def start(self) -> None:
@@ -125,18 +125,18 @@ class Reflector(Generic[_T]):
         try:
             found = msgspec.json.decode(raw, type=self._resource.type)
         except (msgspec.MsgspecError, RecursionError) as error:
-            if self._unreadable.get(name) != str(error):
-                self._unreadable[name] = str(error)
+            if name not in self._unreadable:
+                self._unreadable.add(name)
                 kept = "its last content stays in force" if name in self.objects else "it is ignored"
                 logger.warning("the %s %s cannot be read, and %s: %s", self._resource, name, kept, error)
             return name
-        self._unreadable.pop(name, None)
+        self._unreadable.discard(name)
         self._update(name, found)
         return name
 
     def _update(self, name: str, found: _T | None) -> None:
         if found is None:
-            self._unreadable.pop(name, None)
+            self._unreadable.discard(name)
             if self.objects.pop(name, None) is None:
                 return
         else:

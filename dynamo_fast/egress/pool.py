@@ -16,9 +16,10 @@ from typing import Protocol, cast
 from dynamo_fast.codec import TcpResponseDecoder, TcpResponseMessage
 from dynamo_fast.config import TcpClientConfig
 from dynamo_fast.egress.request_client import Ack
-from dynamo_fast.errors import CannotConnect, CodecError, ConnectionTimeout, ResourceExhausted
+from dynamo_fast.errors import CannotConnect, CodecError, ConnectionTimeout, ResourceExhausted, TlsError
 from dynamo_fast.net.connector import Connector
 from dynamo_fast.net.frame_protocol import FrameProtocol
+from dynamo_fast.net.tls import is_alert, lost
 from dynamo_fast.observability.metrics import RequestPlaneMetrics
 from dynamo_fast.wire.address import join_host_port
 
@@ -67,7 +68,9 @@ class PendingRequest:
         self._client.settled(self)
         if not self.future.done():
             self._client.metrics.tcp_errors += 1
-            error = CannotConnect(f"TCP connection to {self._peer} failed")
+            # The words of Dynamo. It says no more of TLS, either; but nobody finds such a fault without the reason.
+            kind, why = (TlsError, f": {cause}") if isinstance(cause, TlsError) else (CannotConnect, "")
+            error = kind(f"TCP connection to {self._peer} failed{why}")
             error.__cause__ = cause
             self.future.set_exception(error)
 
@@ -96,18 +99,19 @@ class WorkerPool:
     __slots__ = (
         "_client",
         "_connect_task",
-        "_host",
         "_last_used",
         "_next",
         "_port",
         "_waiting",
         "connections",
+        "host",
         "peer",
     )
 
     def __init__(self, client: PoolOwner, host: str, port: int) -> None:
         self._client = client
-        self._host = host
+        self.host = host
+        """The address of the worker."""
         self._port = port
         self.peer = join_host_port(host, port)
         self.connections: list[PooledConnection] = []
@@ -182,7 +186,7 @@ class WorkerPool:
         try:
             async with client.connects:
                 transport, connection = await client.connector.dial(
-                    self._host, self._port, lambda: PooledConnection(client, self)
+                    self.host, self._port, lambda: PooledConnection(client, self)
                 )
                 if transport.is_closing():  # lost before this task had its turn: it has left the pool already
                     raise ConnectionResetError("the worker closed the connection at once")
@@ -207,7 +211,7 @@ class PooledConnection(FrameProtocol[TcpResponseMessage]):
     connection, ends it.
     """
 
-    __slots__ = ("_client", "_on_lost", "_paused", "_pool", "_unacknowledged", "retired")
+    __slots__ = ("_client", "_failure", "_on_lost", "_paused", "_pool", "_unacknowledged", "retired")
 
     _transport: asyncio.Transport
 
@@ -218,8 +222,14 @@ class PooledConnection(FrameProtocol[TcpResponseMessage]):
         self._unacknowledged: deque[PendingRequest] = deque()
         self._paused = False
         self._on_lost: set[Callable[[], None]] = set()
+        self._failure: TlsError | None = None
         self.retired = False
         """Whether an acknowledgement did not come in time: the worker, or the network on the way, may not respond."""
+
+    @property
+    def host(self) -> str:
+        """See RequestConnection."""
+        return self._pool.host
 
     def has_room(self) -> bool:
         """Whether a request may be sent now."""
@@ -272,8 +282,9 @@ class PooledConnection(FrameProtocol[TcpResponseMessage]):
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, error: Exception | None) -> None:
+        cause = self._failure or lost(error, self._pool.peer)
         while self._unacknowledged:
-            self._unacknowledged.popleft().fail(error)
+            self._unacknowledged.popleft().fail(cause)
         callbacks, self._on_lost = self._on_lost, set()
         for callback in callbacks:
             callback()
@@ -291,6 +302,12 @@ class PooledConnection(FrameProtocol[TcpResponseMessage]):
             self._unacknowledged.popleft().acknowledge(Ack(bytes(message.data), self))
         else:
             self._transport.abort()  # it acknowledges no request: the other end is no Dynamo worker
+
+    def bytes_refused(self, data: bytes) -> None:
+        if is_alert(data):
+            self._failure = TlsError(
+                f"{self._pool.peer} speaks TLS, and this process dials in plain text (see DYN_TCP_TLS_CA_CERT_PATH)"
+            )
 
     def stream_failed(self, error: CodecError) -> None:
         self._transport.abort()

@@ -13,6 +13,10 @@ __all__ = ["Ack", "RequestConnection", "RequestPlaneClient"]
 class RequestConnection(Protocol):
     """The connection that carried a request: as long as it lives, so does the worker."""
 
+    @property
+    def host(self) -> str:
+        """The address of the worker."""
+
     def on_lost(self, callback: Callable[[], None]) -> None:
         """Call `callback()` when the connection is lost; at once if it is lost already."""
 

@@ -33,6 +33,7 @@ from dynamo_fast.errors import (
     RemoteError,
 )
 from dynamo_fast.net.frame_protocol import DataFrameProtocol
+from dynamo_fast.net.tls import is_hello
 from dynamo_fast.wire.control import (
     MAX_CONTROL_MESSAGE_SIZE,
     CallHomeHandshake,
@@ -75,6 +76,8 @@ class ConnectionOwner(Protocol):
     """Connections that were reset without a valid handshake."""
 
     def limit_strangers(self) -> None: ...
+
+    def refused(self, host: str, why: str) -> None: ...
 
     def take(self, subject: str) -> ResponseReceiver | None: ...
 
@@ -153,6 +156,11 @@ class ResponseConnection(DataFrameProtocol):
                 self.step(event, message.data)
             else:
                 self.step(event, ControlError(f"the worker sent {message}"))
+
+    def bytes_refused(self, data: bytes) -> None:
+        if is_hello(data) and self._machine.state is _HANDSHAKE:
+            host = self._transport.get_extra_info("peername")[0]
+            self._server.refused(host, "it dials with TLS, and this process accepts plain text")
 
     def stream_failed(self, error: CodecError) -> None:
         self.step(Event.VIOLATION, error)

@@ -127,6 +127,11 @@ class ResponseReceiver:
         """Where the worker is to dial, for the control message."""
         return TcpStreamConnectionInfo(self._owner.address, self.subject, self.context.id(), StreamType.RESPONSE)
 
+    @property
+    def worker_host(self) -> str | None:
+        """The address of the worker that has acknowledged the request; None if it is not known."""
+        return None if self._request_connection is None else self._request_connection.host
+
     # The request connection -------------------------------------------------------------------------------------
 
     def follow(self, ack: asyncio.Future[Ack], timing: RequestTiming) -> None:

@@ -10,12 +10,13 @@ import asyncio
 from collections.abc import Iterator
 from functools import partial
 
-from dynamo_fast.config import ResponseServerConfig, refuse_tls
+from dynamo_fast.config import ResponseServerConfig, TlsConfig
 from dynamo_fast.egress.response_connection import ResponseConnection
 from dynamo_fast.egress.stream_registry import StreamRegistry
 from dynamo_fast.net.addresses import resolve
 from dynamo_fast.net.listener import Listener
 from dynamo_fast.net.sockets import close_in_forked_children
+from dynamo_fast.net.tls import server_tls
 from dynamo_fast.wire.address import join_host_port
 
 __all__ = ["TcpStreamServer"]
@@ -27,18 +28,26 @@ class TcpStreamServer(StreamRegistry):
     Owns the listener; `close` ends it, and all that is in the registry. One event loop.
     """
 
-    def __init__(self, config: ResponseServerConfig) -> None:
-        refuse_tls()
+    def __init__(self, config: ResponseServerConfig, tls: TlsConfig | None = None) -> None:
         super().__init__(config)
         listening = resolve(config.host, "DYN_TCP_RESPONSE_STREAM_HOST")
-        self._listener = Listener(listening.bind_ip, config.port, config.backlog, partial(ResponseConnection, self))
+        self._listener = Listener(
+            listening.bind_ip,
+            config.port,
+            config.backlog,
+            partial(ResponseConnection, self),
+            tls=server_tls(tls or TlsConfig.from_env(), "the response server"),
+            refused=self.refused,
+        )
         self.address = join_host_port(listening.advertised_ip, self._listener.port)
         close_in_forked_children(self)
 
     @classmethod
-    async def create(cls, config: ResponseServerConfig | None = None) -> TcpStreamServer:
-        """Listen as `config` says, by default as the environment does. Raises InvalidConfig, OSError."""
-        return cls(ResponseServerConfig.from_env() if config is None else config)
+    async def create(
+        cls, config: ResponseServerConfig | None = None, *, tls: TlsConfig | None = None
+    ) -> TcpStreamServer:
+        """Listen as `config` and `tls` say, by default as the environment does. Raises InvalidConfig, OSError."""
+        return cls(ResponseServerConfig.from_env() if config is None else config, tls)
 
     async def close(self) -> None:
         """Stop listening; calls that wait fail with Disconnected, streams under way are cut and their workers told."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from dynamo_fast.codec import encode_two_part
+from dynamo_fast.config import TlsConfig
 from dynamo_fast.context import Context
 from dynamo_fast.egress.request_client import Ack, RequestPlaneClient
 from dynamo_fast.egress.request_sender import ManyIn
@@ -112,13 +113,14 @@ class AddressedPushRouter:
         response_server: TcpStreamServer | None = None,
         *,
         inactivity_timeout: float | None = None,
+        tls: TlsConfig | None = None,
     ) -> AddressedPushRouter:
-        """A router on `client` and `response_server`; what is not given is made as the environment says.
+        """A router on `client` and `response_server`; what is not given is made as `tls` and the environment say.
 
         Raises InvalidConfig, and OSError if the response server cannot listen.
         """
-        client = client or TcpRequestClient()
-        server = response_server or await TcpStreamServer.create()
+        client = client or TcpRequestClient(tls=tls)
+        server = response_server or await TcpStreamServer.create(tls=tls)
         return cls(client, server, inactivity_timeout=inactivity_timeout)
 
     async def close(self) -> None:

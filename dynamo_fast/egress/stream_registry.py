@@ -17,7 +17,7 @@ from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.egress.request_sender import ManyIn, RequestSender
 from dynamo_fast.egress.response_connection import ResponseConnection
 from dynamo_fast.egress.response_receiver import ResponseReceiver
-from dynamo_fast.errors import Disconnected, ResourceExhausted
+from dynamo_fast.errors import Disconnected, ResourceExhausted, TlsError
 from dynamo_fast.logs import get_logger
 from dynamo_fast.net.descriptors import PROCESS
 from dynamo_fast.wire.address import EndpointInstanceId
@@ -33,6 +33,7 @@ _FEWEST_STRANGERS, _MOST_STRANGERS = 16, 1024
 _SECONDS_BETWEEN_WARNINGS = 10.0
 _STRANGERS_TO_LOOK_AT = 16
 _TOMBSTONE_SECONDS = 5.0
+_REFUSED_SECONDS = 3.0  # as long as a handshake may take by default
 
 
 class StreamRegistry:
@@ -69,6 +70,7 @@ class StreamRegistry:
         self._waiting: dict[str, ResponseReceiver] = {}
         self._inputs: dict[str, RequestSender] = {}
         self._tombstones: dict[EndpointInstanceId, float] = {}
+        self._refusals: dict[str, asyncio.TimerHandle] = {}
         self._closed = False
         PROCESS.add(self, calls=True)
 
@@ -81,6 +83,8 @@ class StreamRegistry:
             connection.step(Event.DROPPED)
         for deadlines in (self.strangers, self.call_home, self.orphans):
             deadlines.close()
+        for timer in self._refusals.values():
+            timer.cancel()
 
     @property
     def pending(self) -> int:
@@ -168,6 +172,24 @@ class StreamRegistry:
                 self.address,
                 self.strangers_reset,
             )
+
+    # Workers that cannot call home (tls.md 4) ---------------------------------------------------------------------------
+
+    def refused(self, host: str, why: str) -> None:
+        """A connection from `host` failed before it said which request it answers.
+
+        It may be the worker of a call that waits. So the calls to workers at that address, if they still wait after
+        the time that a handshake may take, fail with TlsError. (Dynamo's wait for ever.)
+        """
+        if host not in self._refusals and not self._closed:
+            concerned = [each.subject for each in self._waiting.values() if each.worker_host == host]
+            self._refusals[host] = self.loop.call_later(_REFUSED_SECONDS, self._give_up, host, why, concerned)
+
+    def _give_up(self, host: str, why: str, subjects: list[str]) -> None:
+        del self._refusals[host]
+        for subject in subjects:
+            if (receiver := self._waiting.get(subject)) is not None:
+                receiver.fail(TlsError(f"The worker at {host} cannot open its response stream: {why}"))
 
     # Instances and their tombstones (transport.md 5.5) --------------------------------------------------------------
 

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
 from dynamo_fast.codec import TcpRequestCodec, TcpRequestMessage
-from dynamo_fast.config import TcpClientConfig, refuse_tls
+from dynamo_fast.config import TcpClientConfig, TlsConfig
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.egress.pool import PendingRequest, WorkerPool
 from dynamo_fast.egress.request_client import Ack, RequestPlaneClient
 from dynamo_fast.errors import CannotConnect, MessageTooLarge, RequestTooLarge
 from dynamo_fast.net.connector import Connector
 from dynamo_fast.net.sockets import close_in_forked_children
+from dynamo_fast.net.tls import client_tls
 from dynamo_fast.observability.metrics import REQUEST_PLANE, RequestPlaneMetrics
 from dynamo_fast.wire.address import TcpAddress, join_host_port
 from dynamo_fast.wire.headers import ENDPOINT_PATH, FRONTEND_SEND_TS_NS, encode_headers
@@ -32,13 +33,23 @@ class TcpRequestClient(RequestPlaneClient):
     calls it on one event loop; `close` ends it.
     """
 
-    def __init__(self, config: TcpClientConfig | None = None, *, metrics: RequestPlaneMetrics = REQUEST_PLANE) -> None:
-        refuse_tls()
+    def __init__(
+        self,
+        config: TcpClientConfig | None = None,
+        *,
+        tls: TlsConfig | None = None,
+        metrics: RequestPlaneMetrics = REQUEST_PLANE,
+    ) -> None:
+        """`config`, `tls`: by default as the environment says. Raises InvalidConfig."""
         self.loop = asyncio.get_running_loop()
         self.config = TcpClientConfig.from_env() if config is None else config
         self.metrics = metrics
         self.connects = asyncio.Semaphore(self.config.connect_limit)
-        self.connector = Connector(self.config.connect_timeout, user_timeout=self.config.user_timeout)
+        self.connector = Connector(
+            self.config.connect_timeout,
+            user_timeout=self.config.user_timeout,
+            tls=client_tls(tls or TlsConfig.from_env(), "the request client"),
+        )
         self._codec = TcpRequestCodec(self.config.max_message_size)
         self._deadlines: Deadlines[PendingRequest] = Deadlines(
             self.loop, self.config.request_timeout, PendingRequest.time_out

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable
 
 from dynamo_fast.codec import encode_two_part
-from dynamo_fast.config import WorkerConfig, refuse_tls
+from dynamo_fast.config import TlsConfig, WorkerConfig
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CannotConnect, ConnectionTimeout
 from dynamo_fast.ingress.clock import clock_of
@@ -15,6 +15,7 @@ from dynamo_fast.ingress.response_connection import ResponseConnection
 from dynamo_fast.net._direct import DirectTransport
 from dynamo_fast.net.connector import Connector
 from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of
+from dynamo_fast.net.tls import client_tls
 from dynamo_fast.wire.control import CallHomeHandshake, StreamType, TcpStreamConnectionInfo
 
 __all__ = ["Dialler"]
@@ -30,8 +31,8 @@ class Dialler:
     tables below and call `closed` when they are lost. Made and used on one event loop.
     """
 
-    def __init__(self, config: WorkerConfig) -> None:
-        refuse_tls()
+    def __init__(self, config: WorkerConfig, tls: TlsConfig | None = None) -> None:
+        """`tls`: by default as the environment says. Raises InvalidConfig."""
         self.loop = loop = asyncio.get_running_loop()
         self.clock = clock_of(loop)
         self.closing: Deadlines[ResponseConnection] = Deadlines(
@@ -44,7 +45,12 @@ class Dialler:
         """Connections that were started less than 5 seconds ago."""
         self.started: set[ResponseConnection] = set()
         """Connections on which an answer has begun."""
-        self._connector = Connector(config.connect_timeout, retry=True, direct=True)
+        self._connector = Connector(
+            config.connect_timeout,
+            retry=True,
+            direct=True,
+            tls=client_tls(tls or TlsConfig.from_env(), "the worker"),
+        )
         self._all_closed: asyncio.Future[None] | None = None
         close_in_forked_children(self)
 

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from dynamo_fast.config import TcpServerConfig
+from dynamo_fast.config import TcpServerConfig, TlsConfig
 from dynamo_fast.ingress.buffered_bytes import BufferedBytes
 from dynamo_fast.wire.instance import TransportType
 
@@ -52,6 +52,6 @@ class RequestServer(ABC):
         """Take no more requests and close all connections. Accepted requests run on. May be called twice."""
 
 
-RequestServerFactory: TypeAlias = Callable[[TcpServerConfig, BufferedBytes], RequestServer]
+RequestServerFactory: TypeAlias = Callable[[TcpServerConfig, BufferedBytes, TlsConfig], RequestServer]
 """Makes the server of a worker. The bytes that its connections hold of unfinished requests count in the `BufferedBytes`.
 Raises InvalidConfig."""

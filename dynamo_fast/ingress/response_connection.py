@@ -24,6 +24,7 @@ from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CodecError
 from dynamo_fast.ingress._cork import Cork
+from dynamo_fast.logs import get_logger
 from dynamo_fast.net import frame_log
 from dynamo_fast.net._direct import DirectTransport
 from dynamo_fast.net.sockets import keep_alive
@@ -33,8 +34,12 @@ from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classif
 
 __all__ = ["EXECUTORS", "ConnectionOwner", "ResponseConnection", "Uncorking"]
 
+logger = get_logger(__name__)
+
 # A router writes "stop" or "kill", in 30 bytes. A longer message is a violation; it is refused before it is complete.
 _MAX_CONTROL_SIZE = 1024
+# What a TLS server answers to plain text. (A message of a router has more.)
+_SIZE_OF_AN_ALERT = 7
 _CORK_SECONDS = 0.001
 _CORK_FRAMES = 128
 _CORK_BYTES = 64 * 1024
@@ -253,6 +258,8 @@ class ResponseConnection:
         self._step(Event.VIOLATION, f"ended by the router's bytes: {error}")
 
     def eof_received(self) -> bool:
+        if self._decoder is not None and self._decoder.pending == _SIZE_OF_AN_ALERT:
+            logger.warning("a router answered with %d bytes that are no frame: it may speak TLS", _SIZE_OF_AN_ALERT)
         self._peer_finished = True
         self._step(_EOF, "")
         return self._machine.state is not _CLOSED  # else keep the connection open for writing
@@ -331,7 +338,7 @@ class ResponseConnection:
         self.flush()
         self._dialler.closing.add(self)
         self._wake()
-        if self._transport is not None:
+        if self._transport is not None and self._transport.can_write_eof():  # TLS has no half-close
             self._transport.write_eof()
         if self._peer_finished:
             self._finish()

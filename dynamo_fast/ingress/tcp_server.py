@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from typing import cast
 
 from dynamo_fast.codec import TcpRequestDecoder, TcpRequestMessage, TcpResponseCodec, TcpResponseMessage
-from dynamo_fast.config import TcpServerConfig, refuse_tls
+from dynamo_fast.config import TcpServerConfig, TlsConfig
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CodecError, MessageTooLarge, RequestRefused, ResourceExhausted
 from dynamo_fast.ingress.buffered_bytes import BufferedBytes
@@ -38,6 +38,7 @@ from dynamo_fast.net.descriptors import PROCESS
 from dynamo_fast.net.frame_protocol import FrameProtocol
 from dynamo_fast.net.listener import Listener
 from dynamo_fast.net.sockets import close_in_forked_children
+from dynamo_fast.net.tls import server_tls
 from dynamo_fast.observability.limited_log import LimitedLog
 from dynamo_fast.wire.address import join_host_port
 from dynamo_fast.wire.headers import decode_headers
@@ -48,6 +49,8 @@ __all__ = ["SharedTcpServer"]
 logger = get_logger(__name__)
 
 _ACCEPTED = TcpResponseCodec().encode_message(TcpResponseMessage.from_parts(b""))
+# What a TLS client begins with, as the length of a path: 0x1603. No path is so long.
+_EXPECTED_OF_A_HELLO = 2 + 0x1603 + 2
 # How long a closed connection may take to read the acknowledgements that were written to it.
 _CLOSE_SECONDS = 10.0
 _SHOWN = 300  # characters of a refusal in the log: it may carry what the peer sent
@@ -60,9 +63,17 @@ class SharedTcpServer(RequestServer):
     closed or lost. A closed connection stays in `_closing` until its acknowledgements are read. It ends with `close`.
     """
 
-    def __init__(self, config: TcpServerConfig | None = None, buffered: BufferedBytes | None = None) -> None:
-        """`config`: by default as the environment says. `buffered`: counts the bytes of unfinished frames."""
-        refuse_tls()
+    def __init__(
+        self,
+        config: TcpServerConfig | None = None,
+        buffered: BufferedBytes | None = None,
+        tls: TlsConfig | None = None,
+    ) -> None:
+        """`config`, `tls`: by default as the environment says. `buffered`: counts the bytes of unfinished frames.
+
+        Raises InvalidConfig.
+        """
+        self._tls = server_tls(tls or TlsConfig.from_env(), "the request server")
         self.config = config or TcpServerConfig.from_env()
         self.buffered = buffered or BufferedBytes(self.config.buffered_bytes)
         loop = asyncio.get_running_loop()
@@ -93,6 +104,7 @@ class SharedTcpServer(RequestServer):
             self.config.backlog,
             lambda: _RequestConnection(self),
             user_timeout=self.config.user_timeout,
+            tls=self._tls,
         )
 
     @property
@@ -204,6 +216,9 @@ class _RequestConnection(FrameProtocol[TcpRequestMessage]):
         if got_request:
             self._write_acknowledgements()
         if self._open:
+            if self._new and self._decoder.expected == _EXPECTED_OF_A_HELLO:
+                self.close("tls", "it speaks TLS, and this process accepts plain text (see DYN_TCP_TLS_CERT_PATH)")
+                return
             self._restart_deadlines(got_request)
 
     def _write_acknowledgements(self) -> None:

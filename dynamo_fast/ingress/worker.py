@@ -26,7 +26,7 @@ import contextlib
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from dynamo_fast.config import HealthCheckConfig, InstanceConfig, TcpServerConfig, WorkerConfig
+from dynamo_fast.config import HealthCheckConfig, InstanceConfig, TcpServerConfig, TlsConfig, WorkerConfig
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.errors import Disconnected, DynamoError, InvalidConfig, InvalidRequest
@@ -77,6 +77,8 @@ class Worker:
         server_config: TcpServerConfig | None = None,
         status: SystemStatus | None = None,
         transport: str = "tcp",
+        *,
+        tls: TlsConfig | None = None,
     ) -> None:
         self.discovery = discovery
         self.config = config or WorkerConfig.from_env()
@@ -86,9 +88,10 @@ class Worker:
         """Which requests run and which wait, for all endpoints."""
         self.buffered = BufferedBytes(limits.buffered_bytes)
         """What connections hold of unfinished requests, the inputs of bidirectional requests included."""
-        self.server = _request_server(transport)(limits, self.buffered)
+        tls = tls or TlsConfig.from_env()
+        self.server = _request_server(transport)(limits, self.buffered, tls)
         self.metrics = WorkerMetrics(discovery.connection_id, self.admission)
-        self.dialler = Dialler(self.config)
+        self.dialler = Dialler(self.config, tls)
         self.endpoints: dict[EndpointId, ServedEndpoint] = {}
         self.replaced: set[ServedEndpoint] = set()
         """Endpoints that were served again with another handler, until their last requests have their answers."""
@@ -112,13 +115,16 @@ class Worker:
         server_config: TcpServerConfig | None = None,
         status: SystemStatus | None = None,
         transport: str = "tcp",
+        *,
+        tls: TlsConfig | None = None,
     ) -> Worker:
         """A worker that listens and serves nothing yet. Settings that are not given are read from the environment.
 
         A `status` that is given was opened, and is closed, by its owner. `transport` is how requests come in: a key of
-        `REQUEST_SERVERS`. Raises OSError if the port is taken, InvalidConfig for a setting or an unknown transport.
+        `REQUEST_SERVERS`; `tls` is for its port, and for the routers that it dials. Raises OSError if the port is taken,
+        InvalidConfig for a setting or an unknown transport.
         """
-        worker = cls(discovery, config, server_config, status, transport)
+        worker = cls(discovery, config, server_config, status, transport, tls=tls)
         try:
             await worker.server.start()
             if status is None:
@@ -364,13 +370,16 @@ async def serve(
     *,
     transport: str = "tcp",
     model: Model | None = None,
+    tls: TlsConfig | None = None,
 ) -> Worker:
     """A worker that serves one endpoint, found through `discovery`: by default files, as the environment says.
 
     `transport` is how requests come in: a key of `REQUEST_SERVERS`. With `model`, Dynamo's frontends list the endpoint as
     that model: `dynamo_fast.llm.ModelCard.from_folder(path)`. Raises what `Worker.start` and `Worker.serve` raise.
     """
-    worker = await Worker.start(FileDiscovery() if discovery is None else discovery, config, transport=transport)
+    worker = await Worker.start(
+        FileDiscovery() if discovery is None else discovery, config, transport=transport, tls=tls
+    )
     try:
         await worker.serve(handler, endpoint, model=model)
     except BaseException:

@@ -41,6 +41,7 @@ cdef class DirectTransport:
     cpdef bint is_closing(self)
     @cython.locals(sent=Py_ssize_t)
     cpdef object write(self, bytes data)
+    cpdef bint can_write_eof(self)
     cpdef object write_eof(self)
     cpdef object close(self)
     cpdef object abort(self)

@@ -207,6 +207,10 @@ class DirectTransport:
             self._paused = True
             self._protocol.pause_writing()
 
+    def can_write_eof(self) -> bool:
+        """See asyncio.WriteTransport."""
+        return True
+
     def write_eof(self) -> None:
         """Finish writing: an end of file follows what was written."""
         if self._closing or self._ends_writing:

@@ -11,6 +11,7 @@ from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import ConnectionTimeout
 from dynamo_fast.net._direct import DirectTransport, Poller
 from dynamo_fast.net.sockets import close_in_forked_children, keep_alive
+from dynamo_fast.net.tls import ClientTls
 from dynamo_fast.wire.address import join_host_port
 
 __all__ = ["Connector"]
@@ -31,18 +32,26 @@ class Connector:
     """
 
     def __init__(
-        self, seconds: float, *, retry: bool = False, direct: bool = False, user_timeout: float | None = None
+        self,
+        seconds: float,
+        *,
+        retry: bool = False,
+        direct: bool = False,
+        user_timeout: float | None = None,
+        tls: ClientTls | None = None,
     ) -> None:
         """`seconds`: how long one dial may take, its retries included. `user_timeout`: see `keep_alive`.
 
         `retry`: while this machine lacks a local port or a descriptor, try again until the time limit. `direct`: offer
-        `dial_directly`, which needs `close`.
+        `dial_directly`, which needs `close`; it dials in plain text only. `tls`: None for plain text.
         """
         self._loop = asyncio.get_running_loop()
         self._retry = retry
         self._user_timeout = user_timeout
+        self._tls = tls
         self._dialling: Deadlines[asyncio.Task[object]] = Deadlines(self._loop, seconds, _cancel)
-        self._poller = Poller(self._loop) if direct and Poller.is_offered(self._loop) else None
+        is_direct = direct and tls is None and Poller.is_offered(self._loop)
+        self._poller = Poller(self._loop) if is_direct else None
         if self._poller is not None:
             close_in_forked_children(self._poller)
 
@@ -107,6 +116,8 @@ class Connector:
     ) -> tuple[asyncio.Transport, _Dialled]:
         while True:
             try:
+                if self._tls is not None:
+                    return await self._tls.connect(protocol, host, port)
                 transport, made = await self._loop.create_connection(protocol, host, port)
             except OSError as error:
                 if not self._retry or error.errno not in _TEMPORARY:

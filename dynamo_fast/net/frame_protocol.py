@@ -67,6 +67,9 @@ class FrameProtocol(asyncio.Protocol, Generic[_Message]):
         """A frame is bad: the rest of the stream cannot be read. Called again if more bytes come."""
         raise NotImplementedError
 
+    def bytes_refused(self, data: bytes) -> None:  # most need not know
+        """`data` has no message before a bad frame: `stream_failed` follows. Maybe it is another protocol."""
+
     def read_finished(self, size: int) -> None:
         """Every message of a read of `size` bytes was handled."""
 
@@ -81,6 +84,7 @@ class FrameProtocol(asyncio.Protocol, Generic[_Message]):
             messages = decoder.feed(data)
         except CodecError:  # the first frame of this read is bad; `failed` is set
             messages = []
+            self.bytes_refused(data)
         if frame_log.ENABLED:
             frame_log.log_frames(self._transport, messages)
         for message in messages:
@@ -116,7 +120,7 @@ class DataFrameProtocol(FrameProtocol[TwoPartMessage]):
                 bodies, messages = decoder.feed_data(data)
                 sink.extend(bodies)
         except CodecError:  # the first frame of this read is bad; `failed` is set
-            pass
+            self.bytes_refused(data)
         if frame_log.ENABLED:
             frame_log.log_frames(self._transport, messages)
         for message in messages:

@@ -13,6 +13,8 @@ from typing import Any
 
 from dynamo_fast.logs import get_logger
 from dynamo_fast.net.sockets import keep_alive
+from dynamo_fast.net.tls import ServerTls
+from dynamo_fast.net.tls_accept import Handshake
 
 __all__ = ["Listener", "listening_socket"]
 
@@ -26,6 +28,8 @@ _ACCEPTS_PER_TURN = 64
 # A look costs two system calls. What is accepted between two of them comes out of the reserve.
 _ACCEPTS_PER_LOOK = 4
 _RESERVE = 32
+# Of TLS, at once; at a further one the oldest makes way.
+_MOST_HANDSHAKES = 1024
 
 
 def listening_socket(ip: str, port: int, backlog: int, user_timeout: float | None = None) -> socket.socket:
@@ -59,15 +63,24 @@ class Listener:
         protocol: Callable[[], asyncio.BaseProtocol],
         *,
         user_timeout: float | None = None,
+        tls: ServerTls | None = None,
+        refused: Callable[[str, str], None] | None = None,
     ) -> None:
-        """Listen on `ip` and `port` (0: chosen by the system); see `keep_alive` for `user_timeout`. Raises OSError."""
+        """Listen on `ip` and `port` (0: chosen by the system); see `keep_alive` for `user_timeout`. Raises OSError.
+
+        `tls`: None for plain text. `refused` is told of each handshake that failed: the address, and why.
+        """
+        self._tls = tls
+        self.handshakes: dict[Handshake, None] = {}
+        """TLS handshakes under way, the oldest first."""
+        self._tell_refused = refused
         self._loop = asyncio.get_running_loop()
         self._protocol = protocol
         self._backlog = backlog
         self._highest = _highest_descriptor()
         self._accepts_per_look = self._before_look = _ACCEPTS_PER_LOOK
         self._back_off = 0.0
-        self._warn_after = 0.0
+        self._warn_after = self._tell_refused_after = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._server: asyncio.AbstractServer | None = None
         self.paused = False
@@ -127,7 +140,21 @@ class Listener:
         self._before_look -= 1
         if not self._before_look:
             self._look()
-        return self._protocol()
+        return self._protocol() if self._tls is None else self._handshake(self._tls)
+
+    def _handshake(self, tls: ServerTls) -> Handshake:
+        if len(self.handshakes) >= _MOST_HANDSHAKES:
+            next(iter(self.handshakes)).abort()
+        return Handshake(self, tls, self._protocol)
+
+    def refused(self, host: str, why: str) -> None:
+        """See `HandshakeOwner`."""
+        now = self._loop.time()
+        if now >= self._tell_refused_after:
+            self._tell_refused_after = now + _SECONDS_BETWEEN_WARNINGS
+            logger.warning("TLS: refusing a connection of %s to port %d: %s", host, self.port, why)
+        if self._tell_refused is not None:
+            self._tell_refused(host, why)
 
     def _look(self) -> None:
         """Pause if descriptors run short: uvloop accepts to the last one, and then resets what comes."""

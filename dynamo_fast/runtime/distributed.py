@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from dynamo_fast.config import RuntimeConfig, refuse_tls
+from dynamo_fast.config import RuntimeConfig, TlsConfig
 from dynamo_fast.discovery.connect import check_kind, connect
 from dynamo_fast.errors import InvalidConfig
 from dynamo_fast.ingress.worker import REQUEST_SERVERS
@@ -53,7 +53,8 @@ class DistributedRuntime:
         if enable_nats is not None:
             warnings.warn(NATS_WARNING, DeprecationWarning, stacklevel=2)
         check_kind(discovery_backend)
-        refuse_tls()
+        tls = TlsConfig.from_env()
+        _ = tls.listens, tls.dials  # raise InvalidConfig for half an identity, before anything starts
         _check_planes(request_plane, event_plane, response_plane)
         self._event_loop = event_loop
         self._hub = Hub(event_loop, connect(discovery_backend), request_plane)
