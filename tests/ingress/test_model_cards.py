@@ -379,6 +379,24 @@ async def test_a_card_that_cannot_be_removed_can_be_removed_later(
     await worker.close()
 
 
+async def test_a_card_that_could_not_be_put_can_be_put_later(model: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = await start(MemoryDiscovery())
+    served = await worker.serve(echo, ENDPOINT)
+    bucket: Any = worker.discovery.store.bucket(MODEL_CARDS)
+
+    async def fail(*_: Any) -> bool:
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket, "put", fail)
+        patch.setattr(bucket, "remove", fail)
+        with pytest.raises(OSError, match="the disk is gone"):
+            await served.add_model(model)
+    await served.add_model(model)
+    assert len(await cards_in(worker.discovery)) == 1
+    await worker.close()
+
+
 async def test_equal_cards_of_text_need_no_checksum(discovery_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "blake3", None)
     first, second = await start(FileDiscovery(discovery_folder)), await start(FileDiscovery(discovery_folder))
