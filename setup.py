@@ -20,6 +20,8 @@ SOURCES = {
     "dynamo_fast.ingress.admission": "dynamo_fast/ingress/admission.py",
     "dynamo_fast.ingress.answer": "dynamo_fast/ingress/answer.py",
     "dynamo_fast.ingress.cancellation": "dynamo_fast/ingress/cancellation.py",
+    "dynamo_fast.ingress.dialler": "dynamo_fast/ingress/dialler.py",
+    "dynamo_fast.ingress.push_handler": "dynamo_fast/ingress/push_handler.py",
     "dynamo_fast.ingress.request": "dynamo_fast/ingress/request.py",
     "dynamo_fast.ingress.response_connection": "dynamo_fast/ingress/response_connection.py",
     "dynamo_fast.net._direct": "dynamo_fast/net/_direct.py",

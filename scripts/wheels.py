@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
 #: Modules of `ingress` that Cython translates, besides `_cork`.
-_INGRESS = ("admission", "answer", "cancellation", "request", "response_connection")
+_INGRESS = ("admission", "answer", "cancellation", "dialler", "push_handler", "request", "response_connection")
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 #: They test the source tree, or need a real Dynamo.
 NOT_OF_A_WHEEL = (
@@ -116,7 +116,7 @@ def look_into(built: Path, backend: str) -> None:
             name,
         )
     ]
-    expected = 9 if backend == "cython" else 0
+    expected = 11 if backend == "cython" else 0
     if len(compiled) != expected:
         sys.exit(f"{built.name} should hold {expected} extensions, and holds {compiled}")
     needed = {"dynamo_fast/py.typed", "dynamo_fast/_codec.pyi", "dynamo_fast/conformance/vectors/index.json"}

@@ -1,4 +1,8 @@
-"""`Dialler`: connects a worker to the routers that wait for its answers, and keeps the deadlines of these connections."""
+# cython: freethreading_compatible=True, annotation_typing=False
+"""`Dialler`: connects a worker to the routers that wait for its answers, and keeps the deadlines of these connections.
+
+Where there is a compiler, Cython translates this very file, with the types in `dialler.pxd` (see setup.py).
+"""
 
 from __future__ import annotations
 

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`PushHandler`: one endpoint. It takes the requests for its handler, and knows which of them run.
 
     accept      in the read callback: `Request` reads whom to answer, and the admission runs it now or later
@@ -6,6 +7,8 @@
     cancel      the worker shuts down
 
 (Source: transport.md 6.2 to 6.4.)
+
+Where there is a compiler, Cython translates this very file, with the types in `push_handler.pxd` (see setup.py).
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ from dynamo_fast.wire.payload import PayloadCodec
 __all__ = ["Handler", "PushHandler", "takes_context", "takes_response_sender"]
 
 _MAX_TIME_DIGITS = 20  # of an unsigned 64-bit number
+
+_INFO, _WARNING = logging.INFO, logging.WARNING
 
 logger = get_logger(__name__)
 
@@ -157,8 +162,16 @@ class PushHandler:
         metrics.response_bytes += stream.bytes
         metrics.cancellations += request.cancellation.was_cut_short
         metrics.inflight -= 1
+        level = _INFO if stream.orderly else _WARNING
+        if logger.isEnabledFor(level):
+            self._log(level, request, seconds)
+        if not metrics.inflight and self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    def _log(self, level: int, request: Request, seconds: float) -> None:
+        stream = request.stream
         logger.log(
-            logging.INFO if stream.orderly else logging.WARNING,
+            level,
             "request %s for %s was %s after %d items, %d bytes, %.3f s",
             request.context.id(),
             self.endpoint,
@@ -167,8 +180,6 @@ class PushHandler:
             stream.bytes,
             seconds,
         )
-        if not metrics.inflight and self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
 
 
 def takes_context(handler: Handler) -> bool:

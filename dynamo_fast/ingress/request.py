@@ -147,7 +147,7 @@ class Request:
                 await self._answer.push(iterator)
         except (TransportError, InvalidAddress, ControlError) as error:
             endpoint.metrics.error("response_stream")
-            stream.end = str(error)
+            stream.not_dialled(error)
         finally:
             if not stream.abandoned:
                 self._ended()

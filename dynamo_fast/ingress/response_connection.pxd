@@ -20,12 +20,14 @@ cdef class ResponseConnection:
     cdef public bint abandoned
     cdef readonly Py_ssize_t bytes
     cdef readonly Cork corked
-    cdef public str end
+    cdef str _end
+    cdef object _ended_in
     cdef readonly Py_ssize_t items
     cdef public bint open
     cdef readonly bint orderly
 
     cpdef object dialled(self, object transport)
+    cpdef object not_dialled(self, object error)
     cpdef object start(self)
     cpdef object refuse(self, object prologue)
     cpdef bint send(self, bytes item) except -1

@@ -109,6 +109,8 @@ class ResponseConnection:
         "_cut_short",
         "_decoder",
         "_dialler",
+        "_end",
+        "_ended_in",
         "_frames",
         "_head",
         "_machine",
@@ -119,7 +121,6 @@ class ResponseConnection:
         "abandoned",
         "bytes",
         "corked",
-        "end",
         "items",
         "open",
         "orderly",
@@ -146,8 +147,8 @@ class ResponseConnection:
         """Items put into frames."""
         self.bytes = 0
         """Bytes of the bodies of data frames: items, and the final marker."""
-        self.end = ""
-        """Who ended the stream and in which state, for the log."""
+        self._end = ""
+        self._ended_in: State | None = None
         self.orderly = False
         """Whether it ended as the protocol provides: by the worker, by the handler, or by stop or kill of the router."""
         self.abandoned = False
@@ -165,6 +166,15 @@ class ResponseConnection:
         self._transport = transport
         if not self.open:
             self._finish()
+
+    @property
+    def end(self) -> str:
+        """Who ended the stream and in which state, for the log."""
+        return self._end if self._ended_in is None else f"{self._end} in state {self._ended_in.name}"
+
+    def not_dialled(self, error: Exception) -> None:
+        """The router cannot be reached, for the log."""
+        self._end, self._ended_in = str(error), None
 
     def start(self) -> None:
         """The handler was started: write the prologue."""
@@ -311,7 +321,7 @@ class ResponseConnection:
         action = self._machine.step(event)
         if self.open and self._machine.state in _OVER:
             self.open = False
-            self.end = f"{end} in state {before.name}"
+            self._end, self._ended_in = end, before
             self.orderly = event in _ORDERLY_ENDS
             self._context.off_cancel(self._context_changed)
         EXECUTORS[action](self, frames)

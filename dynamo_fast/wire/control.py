@@ -152,7 +152,7 @@ def encode_single_in(id: str, address: str, subject: str, codec: PayloadCodec, m
     What `RequestControlMessage.encode` writes, at a third of the cost for nearly every request. Raises
     SerializationError for a text that is not Unicode.
     """
-    if metadata or not (id.isascii() and id.isprintable()) or '"' in id or "\\" in id:
+    if metadata or not _needs_no_escape(id):
         return _single_in(id, address, subject, codec, metadata)
     to_id, to_address, to_subject, to_context, end = _SINGLE_IN_MSGPACK if codec is _MSGPACK else _SINGLE_IN_JSON
     return f"{to_id}{id}{to_address}{address}{to_subject}{subject}{to_context}{id}{end}".encode()
@@ -163,6 +163,11 @@ def _single_in(id: str, address: str, subject: str, codec: PayloadCodec, metadat
     return RequestControlMessage(id=id, connection_info=info, payload_codec=codec, metadata=metadata).encode()
 
 
+def _needs_no_escape(text: str) -> bool:
+    """Whether `text` stands in JSON as it is."""
+    return text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
+
+
 class CallHomeHandshake(msgspec.Struct, frozen=True, gc=False):
     """The first frame on a connection that a worker has dialled."""
 
@@ -171,7 +176,10 @@ class CallHomeHandshake(msgspec.Struct, frozen=True, gc=False):
 
     def encode(self) -> bytes:
         """The JSON text."""
-        return orjson.dumps({"subject": self.subject, "stream_type": self.stream_type})
+        subject = self.subject
+        if self.stream_type is _RESPONSE and _needs_no_escape(subject):
+            return f'{{"subject":"{subject}","stream_type":"response"}}'.encode()
+        return orjson.dumps({"subject": subject, "stream_type": self.stream_type})
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> CallHomeHandshake:
@@ -259,6 +267,7 @@ _request_control = msgspec.json.Decoder(_RawRequestControl)
 _encode_request_control = msgspec.json.Encoder().encode
 _encode_tcp_stream_info = msgspec.json.Encoder().encode
 _JSON, _MSGPACK = PayloadCodec.JSON, PayloadCodec.MSGPACK
+_RESPONSE = StreamType.RESPONSE
 _SINGLE_IN_JSON, _SINGLE_IN_MSGPACK = (
     _single_in("?", "?", "?", codec, {}).decode().split("?") for codec in PayloadCodec
 )

@@ -1,0 +1,19 @@
+# The types with which Cython translates `dialler.py`.
+cimport cython
+
+@cython.final
+cdef class Dialler:
+    cdef object __weakref__
+    cdef readonly object loop
+    cdef readonly object clock
+    cdef readonly object closing
+    cdef readonly object stalled
+    cdef readonly object young
+    cdef readonly set started
+    cdef readonly object _connector
+    cdef readonly object _all_closed
+
+    cpdef object dial_directly(self, object info, object protocol)
+    cpdef object closed(self, object connection)
+
+cdef bytes _handshake(object info)
