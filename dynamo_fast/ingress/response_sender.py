@@ -7,7 +7,7 @@
             yield                      # it is an async generator that yields nothing
 
 The handler of an engine saves a turn of its generator for each item. Nothing holds it back while the router reads slowly,
-so what waits has a limit (`WorkerConfig.push_buffer`).
+so what waits has a limit (`WorkerConfig.push_buffer`). (Source: runtime.md 4.10.)
 """
 
 from __future__ import annotations
