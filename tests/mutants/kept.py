@@ -1912,9 +1912,16 @@ MUTANTS = [
     Mutant(
         "a push handler whose first items overtake the prologue",
         INGRESS,
-        "        early, self._early = self._early or [], None\n",
-        "        early, self._early = [], None\n",
+        "        while self._begun and self._held_items:\n",
+        "        while self._held_items:\n",
         "tests/runtime/test_push.py::test_what_is_sent_while_the_handler_is_called_comes_after_the_prologue",
+    ),
+    Mutant(
+        "what a thread has pushed is lost when its handler ends at once",
+        INGRESS,
+        "            self.drain()\n            self._stream.finish(self._codec.final)\n",
+        "            self._stream.finish(self._codec.final)\n",
+        "tests/runtime/test_push.py::test_what_is_sent_before_the_loop_can_write_it_has_the_same_limit",
     ),
     Mutant(
         "a push handler that fills the memory while its caller reads slowly",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,34 @@ async def test_what_waits_for_a_slow_caller_has_a_limit(monkeypatch: pytest.Monk
     assert 3 < sent < 20  # the limit, and what the kernel took
     assert len(items) == sent
     assert "bytes wait for a caller that reads slowly (the limit is 3000000, DYNAMO_FAST_MAX_PUSHED_BYTES)" in error
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_what_is_sent_before_the_loop_can_write_it_has_the_same_limit(
+    monkeypatch: pytest.MonkeyPatch, in_thread: bool
+) -> None:
+    monkeypatch.setenv("DYNAMO_FAST_MAX_PUSHED_BYTES", "3000000")
+    refusals: list[str] = []
+
+    def handler(request: Any, context: Context, response_sender: ResponseSender) -> AsyncIterator[Any]:
+        def send() -> None:
+            try:
+                for _ in range(1000):
+                    response_sender.send("x" * 1_000_000)
+            except RuntimeError as error:
+                refusals.append(str(error))
+
+        if in_thread:
+            thread = threading.Thread(target=send)
+            thread.start()
+            thread.join()
+        else:
+            send()
+        return nothing()
+
+    items, error = await answer(handler)
+    assert (len(items), error) == (3, "")  # the envelope of each makes the third one too many
+    assert "(the limit is 3000000, DYNAMO_FAST_MAX_PUSHED_BYTES)" in refusals[0]
 
 
 async def test_what_another_task_pushes_is_written_at_once() -> None:
