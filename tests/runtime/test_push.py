@@ -100,31 +100,38 @@ async def test_what_waits_for_a_slow_caller_has_a_limit(monkeypatch: pytest.Monk
     assert "bytes wait for a caller that reads slowly (the limit is 3000000, DYNAMO_FAST_MAX_PUSHED_BYTES)" in error
 
 
-@pytest.mark.parametrize("in_thread", [False, True])
+@pytest.mark.parametrize("where", ["the call", "a thread of the call", "a thread of the generator"])
 async def test_what_is_sent_before_the_loop_can_write_it_has_the_same_limit(
-    monkeypatch: pytest.MonkeyPatch, in_thread: bool
+    monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     monkeypatch.setenv("DYNAMO_FAST_MAX_PUSHED_BYTES", "3000000")
     refusals: list[str] = []
 
-    def handler(request: Any, context: Context, response_sender: ResponseSender) -> AsyncIterator[Any]:
-        def send() -> None:
-            try:
-                for _ in range(1000):
-                    response_sender.send("x" * 1_000_000)
-            except RuntimeError as error:
-                refusals.append(str(error))
+    def send(sender: ResponseSender) -> None:
+        try:
+            for _ in range(1000):
+                sender.send("x" * 1_000_000)
+        except RuntimeError as error:
+            refusals.append(str(error))
 
-        if in_thread:
-            thread = threading.Thread(target=send)
-            thread.start()
-            thread.join()
-        else:
-            send()
+    def in_a_thread(sender: ResponseSender) -> None:
+        thread = threading.Thread(target=send, args=(sender,))
+        thread.start()
+        thread.join()
+
+    async def generate(sender: ResponseSender) -> AsyncIterator[Any]:
+        in_a_thread(sender)
+        if NEVER:
+            yield
+
+    def handler(request: Any, context: Context, response_sender: ResponseSender) -> AsyncIterator[Any]:
+        if where == "a thread of the generator":
+            return generate(response_sender)
+        (send if where == "the call" else in_a_thread)(response_sender)
         return nothing()
 
     items, error = await answer(handler)
-    assert (len(items), error) == (3, "")  # the envelope of each makes the third one too many
+    assert (len(items), error) == (3, "")  # the envelope of each makes the fourth one too many
     assert "(the limit is 3000000, DYNAMO_FAST_MAX_PUSHED_BYTES)" in refusals[0]
 
 
