@@ -7,13 +7,15 @@
             yield                      # it is an async generator that yields nothing
 
 The handler of an engine saves a turn of its generator for each item. Nothing holds it back while the router reads slowly,
-so what waits has a limit (`WorkerConfig.push_buffer`).
+so what waits has a limit (`WorkerConfig.push_buffer`). (Source: runtime.md 4.10.)
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from dynamo_fast.errors import RemoteError, SerializationError
@@ -34,7 +36,18 @@ class ResponseSender:
     use it. It ends with `close`, `close_with_error`, or with the handler.
     """
 
-    __slots__ = ("_closed", "_codec", "_early", "_flush_is_due", "_limit", "_loop", "_stream")
+    __slots__ = (
+        "_begun",
+        "_closed",
+        "_codec",
+        "_flush_is_due",
+        "_held",
+        "_held_items",
+        "_limit",
+        "_lock",
+        "_loop",
+        "_stream",
+    )
 
     def __init__(
         self, stream: ResponseConnection, codec: PayloadCodec, loop: asyncio.AbstractEventLoop, limit: int
@@ -44,9 +57,13 @@ class ResponseSender:
         self._codec = codec
         self._loop = loop
         self._limit = limit
-        self._early: list[bytes] | None = []  # sent while the handler was being called: the prologue comes first
+        self._begun = False
         self._closed = False
         self._flush_is_due = False
+        # Items that are not at the stream yet: sent by another thread, or before the prologue. And their bytes.
+        self._held_items: deque[bytes] = deque()
+        self._held = 0
+        self._lock = threading.Lock()  # for `_held`
 
     # For the handler
 
@@ -61,16 +78,16 @@ class ResponseSender:
         stream = self._stream
         if not stream.open:
             raise RuntimeError(_CONSUMER_GONE)
-        if stream.corked.paused and (waiting := stream.waiting) > self._limit:
+        if (stream.corked.paused or self._held) and (waiting := stream.waiting + self._held) > self._limit:
             raise RuntimeError(
                 f"response stream is full: {waiting} bytes wait for a caller that reads slowly "
                 f"(the limit is {self._limit}, DYNAMO_FAST_MAX_PUSHED_BYTES)"
             )
-        if asyncio._get_running_loop() is self._loop and self._early is None:
+        if self._begun and not self._held and asyncio._get_running_loop() is self._loop:
             due = stream.corked.add(obj)
             self._added(stream.send(self._encode(obj)) if due is None else due)
         else:
-            self._later(self._encode(obj))
+            self._hold(self._encode(obj))
 
     def close(self) -> None:
         """End the answer; the handler may go on. May be called again."""
@@ -86,27 +103,29 @@ class ResponseSender:
 
     def begin(self) -> None:
         """The prologue is written: write what was sent before it."""
-        early, self._early = self._early or [], None
-        for item in early:
-            self._write(item)
+        self._begun = True
+        self.drain()
         if self._closed:
             self._finish()
 
-    @property
-    def closed(self) -> bool:
-        """Whether the handler has closed it."""
-        return self._closed
+    def drain(self) -> None:
+        """On the loop: write what is held, in its order; nothing before `begin`."""
+        while self._begun and self._held_items:
+            item = self._held_items.popleft()
+            with self._lock:
+                self._held -= len(item)
+            self._added(self._stream.send(item))
 
     def _end(self, error_item: bytes) -> None:
         if self._closed:
             return
         self._closed = True
         if error_item:
-            self._later(error_item)
-        if asyncio._get_running_loop() is not self._loop:
-            self._tell_loop(self._finish)
-        elif self._early is None:
+            self._hold(error_item)
+        if asyncio._get_running_loop() is self._loop:
             self._finish()
+        else:
+            self._tell_loop(self._finish)
 
     def _encode(self, obj: Any) -> bytes:
         try:
@@ -115,24 +134,18 @@ class ResponseSender:
             text = f"critical error: failed serializing python response as {self._codec.value}: {error.problem}"
             raise ValueError(text) from error
 
-    def _later(self, item: bytes) -> None:
-        """Write an encoded item: after the prologue, on the loop."""
-        if asyncio._get_running_loop() is not self._loop:
-            self._tell_loop(self._write, item)
-        elif self._early is not None:
-            self._early.append(item)
+    def _hold(self, item: bytes) -> None:
+        with self._lock:
+            self._held += len(item)
+        self._held_items.append(item)
+        if asyncio._get_running_loop() is self._loop:
+            self.drain()
         else:
-            self._write(item)
+            self._tell_loop(self.drain)
 
-    def _tell_loop(self, call: Any, *arguments: Any) -> None:
+    def _tell_loop(self, call: Callable[[], None]) -> None:
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(call, *arguments)
-
-    def _write(self, item: bytes) -> None:
-        if self._early is not None:
-            self._early.append(item)
-        else:
-            self._added(self._stream.send(item))
+            self._loop.call_soon_threadsafe(call)
 
     def _added(self, due: bool) -> None:
         """Write now, or at the end of this turn of the loop: the handler need not be the task that sends."""
@@ -148,7 +161,8 @@ class ResponseSender:
             self._stream.uncork()
 
     def _finish(self) -> None:
-        if self._early is None:
+        if self._begun:
+            self.drain()
             self._stream.finish(self._codec.final)
 
 
@@ -174,6 +188,8 @@ class Pushed:
         except StopAsyncIteration:
             self._sender.close()
             raise
+        finally:
+            self._sender.drain()  # what other threads have sent comes before an error
         raise RemoteError(_YIELDED)
 
     async def aclose(self) -> None:

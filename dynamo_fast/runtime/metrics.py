@@ -1,4 +1,4 @@
-"""`RuntimeMetrics` and `FirstTokenSource`: what an endpoint offers beside calls (runtime.md 5.3)."""
+"""`RuntimeMetrics` and `FirstTokenSource`: what an endpoint offers beside calls (runtime.md 4.10)."""
 
 from __future__ import annotations
 

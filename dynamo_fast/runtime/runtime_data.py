@@ -1,4 +1,4 @@
-"""Waits for instances whose model cards have certain runtime data (model_card.md 2.2).
+"""Waits for instances whose model cards have certain runtime data (runtime.md 4.10, model_card.md 2.2).
 
 A worker writes such data into its card (`ModelRuntimeConfig.set_engine_specific`), for other workers to find it by.
 """
