@@ -41,6 +41,7 @@ from dynamo_fast.config import RuntimeConfig as RuntimeSettings
 from dynamo_fast.config import WorkerConfig as ServingConfig
 from dynamo_fast.errors import DynamoError, InvalidConfig
 from dynamo_fast.ingress.worker import ServedEndpoint
+from dynamo_fast.llm import update_model_taints
 from dynamo_fast.logs import get_logger
 from dynamo_fast.runtime.distributed import DistributedRuntime
 from dynamo_fast.runtime.endpoint import Endpoint
@@ -170,6 +171,7 @@ class _Driven:
         await register(endpoint, config, self._engine_config)
         self._open_routes("control", self._ask("supported_controls"), "engine_control")
         self._open_routes("update", self._ask("supported_updates"), "engine_update")
+        self._runtime.register_engine_route("update/model_taints", self._update_taints)
         worker = await endpoint.worker()
         worker.config = self._leaving(worker.config)
         self._served = await worker.serve(
@@ -237,6 +239,16 @@ class _Driven:
         """Answer `POST /engine/{kind}/{name}` of the status server with the engine's method."""
         for name in names or ():
             self._runtime.register_engine_route(f"{kind}/{name}", _route(getattr(self._engine, method), kind, name))
+
+    async def _update_taints(self, body: Any) -> dict[str, Any]:
+        """Replace the taints in the model card: a route that Dynamo's worker has for every engine."""
+        if not isinstance(body, dict):
+            raise ValueError("request body must be a JSON object")
+        taints = body.get("taints")
+        if not isinstance(taints, list) or not all(isinstance(each, str) for each in taints):
+            raise ValueError("'taints' must be a JSON array of strings")
+        await update_model_taints(self._endpoint, set(taints))
+        return {"status": "ok", "taints": sorted(taints)}
 
     def _labels(self, engine_config: Any, worker_id: int) -> dict[str, str]:
         return {
