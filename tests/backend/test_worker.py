@@ -100,14 +100,14 @@ async def test_without_kv_routing_nothing_is_published(model: str) -> None:
     assert engine.calls == [*START, *SERVING, "cleanup"]
 
 
-async def test_a_raw_engine_has_no_kv_events() -> None:
+async def test_a_raw_engine_has_fewer_methods_that_are_called() -> None:
     engine = Engine()
     config = {"model_input": ModelInput.Text, "endpoint_types": "images", "enable_kv_routing": False}
     async with running(engine, raw=True, **config), client() as caller:
         chunks = [{"data": [1]}, {"finish_reason": "no word of ours"}]
         answered = await answer(caller, {"prompt": "a cat", "chunks": chunks})
     assert answered[:2] == chunks
-    assert "kv_event_sources" not in engine.calls
+    assert engine.calls == [*START, "health_check_payload", "generate", "generated", "cleanup"]
 
 
 async def test_an_engine_needs_three_methods_only(model: str) -> None:
