@@ -189,6 +189,10 @@ class _Driven:
         if self._served is None:
             return
         await self._served.close()
+        worker = self._served.worker
+        worker.config = replace(
+            worker.config, leave_delay=0.0
+        )  # its other endpoints, of KV events, need not wait again
         began = time.monotonic()
         if self._config.disaggregation_mode is DisaggregationMode.Prefill:
             await self._until_quiescent()

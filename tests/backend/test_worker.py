@@ -216,6 +216,20 @@ async def test_a_signal_ends_it_after_the_requests_in_flight(
     assert signal.getsignal(number) == before
 
 
+async def test_the_grace_period_is_waited_for_once(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS", "0.1")
+    delays = []
+
+    class Watched(Engine):
+        async def cleanup(self) -> None:
+            delays.append((await self.endpoint.worker()).config.leave_delay)
+
+    engine = Watched(model)
+    async with running(engine, model_name=model):
+        delays.append((await engine.endpoint.worker()).config.leave_delay)
+    assert delays == [0.1, 0.0]  # the endpoints of KV events are closed after the cleanup
+
+
 async def test_requests_that_do_not_end_are_cancelled_when_time_is_up(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
