@@ -54,14 +54,16 @@ class Front:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "hello world"}], **options}
         return self.ask("POST", "/v1/chat/completions", body)
 
-    def models(self) -> list[str]:
-        """The models that it lists; none while it does not listen."""
+    def is_up(self) -> bool:
         assert self.process.poll() is None, "the frontend has ended"
         try:
-            status, text = self.ask("GET", "/v1/models")
+            return self.ask("GET", "/v1/models")[0] == 200
         except ConnectionError:
-            return []
-        return [each["id"] for each in json.loads(text)["data"]] if status == 200 else []
+            return False
+
+    def models(self) -> list[str]:
+        """The models that it lists."""
+        return [each["id"] for each in json.loads(self.ask("GET", "/v1/models")[1])["data"]]
 
 
 @contextmanager
@@ -99,6 +101,7 @@ def front(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     command += ["--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq"]
     with program("frontend", command, folder) as process:
         started = Front(version, folder, port, process)
+        until_in_thread(started.is_up)
         yield started
 
 
