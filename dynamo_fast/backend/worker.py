@@ -5,9 +5,9 @@
             engine.component_metrics_dp_ranks()
             engine.kv_event_sources()           one publisher for each source     (an engine of tokens, with KV routing)
             engine.attach_snapshot_publisher()  if there are ranks, and KV routing
-            engine.on_endpoint_ready(endpoint)
+            engine.on_endpoint_ready(endpoint)  (an engine of tokens)
             the model card is published
-            engine.supported_controls(), .supported_updates()
+            engine.supported_controls(), .supported_updates()   (an engine of tokens)
             engine.health_check_payload()
             the endpoint is served:             engine.generate(request, context), engine.abort(context)
     stop -> the model card and the instance leave discovery; requests that come are still answered
@@ -25,7 +25,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -41,6 +41,7 @@ from dynamo_fast.config import RuntimeConfig as RuntimeSettings
 from dynamo_fast.config import WorkerConfig as ServingConfig
 from dynamo_fast.errors import DynamoError, InvalidConfig
 from dynamo_fast.ingress.worker import ServedEndpoint
+from dynamo_fast.llm import update_model_taints
 from dynamo_fast.logs import get_logger
 from dynamo_fast.runtime.distributed import DistributedRuntime
 from dynamo_fast.runtime.endpoint import Endpoint
@@ -166,10 +167,11 @@ class _Driven:
     async def serve(self) -> None:
         """Publish the model, and take requests."""
         engine, config, endpoint = self._engine, self._config, self._endpoint
-        await self._call("on_endpoint_ready", endpoint)
+        if not self._raw:
+            await self._call("on_endpoint_ready", endpoint)
         await register(endpoint, config, self._engine_config)
-        self._open_routes("control", self._ask("supported_controls"), "engine_control")
-        self._open_routes("update", self._ask("supported_updates"), "engine_update")
+        if not self._raw:
+            self._open_routes()
         worker = await endpoint.worker()
         worker.config = self._leaving(worker.config)
         self._served = await worker.serve(
@@ -187,6 +189,10 @@ class _Driven:
         if self._served is None:
             return
         await self._served.close()
+        worker = self._served.worker
+        worker.config = replace(
+            worker.config, leave_delay=0.0
+        )  # its other endpoints, of KV events, need not wait again
         began = time.monotonic()
         if self._config.disaggregation_mode is DisaggregationMode.Prefill:
             await self._until_quiescent()
@@ -233,10 +239,26 @@ class _Driven:
             return None
         return payload
 
-    def _open_routes(self, kind: str, names: Sequence[str] | None, method: str) -> None:
-        """Answer `POST /engine/{kind}/{name}` of the status server with the engine's method."""
-        for name in names or ():
-            self._runtime.register_engine_route(f"{kind}/{name}", _route(getattr(self._engine, method), kind, name))
+    def _open_routes(self) -> None:
+        """Answer `POST /engine/control/{name}` and `/engine/update/{name}` of the status server."""
+        for kind, names, method in (
+            ("control", self._ask("supported_controls"), "engine_control"),
+            ("update", self._ask("supported_updates"), "engine_update"),
+        ):
+            for name in names or ():
+                route = _route(getattr(self._engine, method), kind, name)
+                self._runtime.register_engine_route(f"{kind}/{name}", route)
+        self._runtime.register_engine_route("update/model_taints", self._update_taints)
+
+    async def _update_taints(self, body: Any) -> dict[str, Any]:
+        """Replace the taints in the model card: a route that Dynamo's worker has for every engine."""
+        if not isinstance(body, dict):
+            raise ValueError("request body must be a JSON object")
+        taints = body.get("taints")
+        if not isinstance(taints, list) or not all(isinstance(each, str) for each in taints):
+            raise ValueError("'taints' must be a JSON array of strings")
+        await update_model_taints(self._endpoint, set(taints))
+        return {"status": "ok", "taints": sorted(taints)}
 
     def _labels(self, engine_config: Any, worker_id: int) -> dict[str, str]:
         return {

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -97,14 +100,14 @@ async def test_without_kv_routing_nothing_is_published(model: str) -> None:
     assert engine.calls == [*START, *SERVING, "cleanup"]
 
 
-async def test_a_raw_engine_has_no_kv_events() -> None:
+async def test_a_raw_engine_has_fewer_methods_that_are_called() -> None:
     engine = Engine()
     config = {"model_input": ModelInput.Text, "endpoint_types": "images", "enable_kv_routing": False}
     async with running(engine, raw=True, **config), client() as caller:
         chunks = [{"data": [1]}, {"finish_reason": "no word of ours"}]
         answered = await answer(caller, {"prompt": "a cat", "chunks": chunks})
     assert answered[:2] == chunks
-    assert "kv_event_sources" not in engine.calls
+    assert engine.calls == [*START, "health_check_payload", "generate", "generated", "cleanup"]
 
 
 async def test_an_engine_needs_three_methods_only(model: str) -> None:
@@ -211,6 +214,20 @@ async def test_a_signal_ends_it_after_the_requests_in_flight(
         await asyncio.wait_for(run, LIMIT)
     assert engine.calls[-2:] == ["generated", "cleanup"]
     assert signal.getsignal(number) == before
+
+
+async def test_the_grace_period_is_waited_for_once(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS", "0.1")
+    delays = []
+
+    class Watched(Engine):
+        async def cleanup(self) -> None:
+            delays.append((await self.endpoint.worker()).config.leave_delay)
+
+    engine = Watched(model)
+    async with running(engine, model_name=model):
+        delays.append((await engine.endpoint.worker()).config.leave_delay)
+    assert delays == [0.1, 0.0]  # the endpoints of KV events are closed after the cleanup
 
 
 async def test_requests_that_do_not_end_are_cancelled_when_time_is_up(
@@ -375,6 +392,74 @@ async def test_snapshots_are_published_as_gauges(model: str) -> None:
             "model": "the-model",
             "model_name": "served",
         }
+
+
+def fetch(url: str, body: Any = None) -> tuple[int, str]:
+    data = None if body is None else json.dumps(body).encode()
+    asked = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=LIMIT) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+@pytest.fixture
+def status_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DYN_SYSTEM_PORT", "0")
+    monkeypatch.setenv("DYN_SYSTEM_HOST", "127.0.0.1")
+
+
+@pytest.mark.usefixtures("status_server")
+async def test_the_status_server_has_its_metrics_and_the_engines(model: str) -> None:
+    class Snapshot:
+        kv_used_blocks, kv_total_blocks, gpu_cache_usage, kv_cache_hit_rate = 3, 10, 0.5, None
+
+    engine = Engine(model)
+    async with running(engine, model_name=model):
+        url = engine.endpoint._hub.status.url
+        engine.metrics.register_prometheus_expfmt_callback(lambda: "mine_total 5\n")
+        engine.metrics.register_prometheus_typed_callback(list)
+        await until(lambda: len(engine.publishers) == 2)
+        engine.publishers[1].publish(0, Snapshot())
+        status, text = await asyncio.to_thread(fetch, f"{url}/metrics")
+        health, _ = await asyncio.to_thread(fetch, f"{url}/health")
+    assert (status, health) == (200, 200)
+    labels = engine.metrics.auto_labels
+    found = [line for line in text.splitlines() if line.startswith(("dynamo_component_", "mine_"))]
+    for name, value, extra in (
+        ("gpu_cache_usage_percent", "0.5", {"dp_rank": "0"}),
+        ("total_blocks", "10.0", {"dp_rank": "0"}),
+        ("drain_time_seconds", "0.0", {}),
+    ):
+        shown = ",".join(f'{key}="{each}"' for key, each in sorted({**labels, **extra}.items()))
+        assert f"dynamo_component_{name}{{{shown}}} {value}" in found
+    assert "mine_total 5" in found
+    assert not [line for line in found if "kv_cache_hit_rate" in line]
+
+
+@pytest.mark.usefixtures("status_server")
+async def test_the_status_server_has_a_route_for_each_control_and_update(model: str, tmp_path: Path) -> None:
+    engine = Engine(model)
+    async with running(engine, model_name=model):
+        url = f"{engine.endpoint._hub.status.url}/engine"
+        status, text = await asyncio.to_thread(fetch, f"{url}/control/pause", {"a": 1})
+        assert (status, json.loads(text)) == (200, {"control": "pause", "body": {"a": 1}})
+        status, text = await asyncio.to_thread(fetch, f"{url}/update/weights", {})
+        assert (status, json.loads(text)) == (200, {"update": "weights", "body": {}})
+        status, text = await asyncio.to_thread(fetch, f"{url}/control/pause", [1])
+        assert json.loads(text)["message"] == "engine control request body must be a JSON object"
+        status, _ = await asyncio.to_thread(fetch, f"{url}/control/nope", {})
+        assert status == 404
+
+        for body, wrong in ({"taints": 5}, "'taints' must be a JSON array of strings"), ([], "must be a JSON object"):
+            status, text = await asyncio.to_thread(fetch, f"{url}/update/model_taints", body)
+            assert (status, wrong in text) == (500, True)
+        status, text = await asyncio.to_thread(fetch, f"{url}/update/model_taints", {"taints": ["b", "a"]})
+        assert (status, json.loads(text)) == (200, {"status": "ok", "taints": ["a", "b"]})
+        (card,) = (tmp_path / "store" / "v1" / "mdc").iterdir()
+        assert json.loads(card.read_text())["card_json"]["runtime_config"]["taints"] == ["a", "b"]
 
 
 def test_in_another_thread_it_runs_without_signals(model: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,10 +20,10 @@ from dynamo_fast.standin import FOLDER
 from tests.interop.peers import ROOT
 from tests.interop.wheels import dynamo_python, environment, site_packages
 
-pytestmark = [pytest.mark.frontend, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.frontend, pytest.mark.timeout(600)]
 
 VERSION = "1.6.1"
-LIMIT = 120
+LIMIT = 280
 OUTCOMES = ("failure", "error", "skipped")
 
 FILES = [

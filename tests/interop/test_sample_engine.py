@@ -54,14 +54,16 @@ class Front:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "hello world"}], **options}
         return self.ask("POST", "/v1/chat/completions", body)
 
-    def models(self) -> list[str]:
-        """The models that it lists; none while it does not listen."""
+    def is_up(self) -> bool:
         assert self.process.poll() is None, "the frontend has ended"
         try:
-            status, text = self.ask("GET", "/v1/models")
+            return self.ask("GET", "/v1/models")[0] == 200
         except ConnectionError:
-            return []
-        return [each["id"] for each in json.loads(text)["data"]] if status == 200 else []
+            return False
+
+    def models(self) -> list[str]:
+        """The models that it lists."""
+        return [each["id"] for each in json.loads(self.ask("GET", "/v1/models")[1])["data"]]
 
 
 @contextmanager
@@ -99,25 +101,26 @@ def front(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     command += ["--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq"]
     with program("frontend", command, folder) as process:
         started = Front(version, folder, port, process)
+        until_in_thread(started.is_up)
         yield started
 
 
 @contextmanager
-def sample(front: Front, *options: str, **settings: str) -> Iterator[subprocess.Popen[str]]:
+def sample(front: Front, *options: str, kind: str = "sample_main", **settings: str) -> Iterator[subprocess.Popen[str]]:
     """The sample engine of the same release. At the end of the block it has left."""
     model, wheel = front.folder / MODEL, front.folder / f"ai-dynamo-{front.version}"
     if not model.exists():
         make_folder(model)
         pure_wheel(front.version, front.folder)
-    command = ours("-m", "dynamo.common.backend.sample_main", "--model-name", MODEL, "--discovery-backend", "file")
+    command = ours("-m", f"dynamo.common.backend.{kind}", "--model-name", MODEL, "--discovery-backend", "file")
     settings = {"PYTHONPATH": str(wheel), "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS": "0", **settings}
-    with program("sample", [*command, "--delay", "0", *options], front.folder, **settings) as process:
+    with program("sample", [*command, *options], front.folder, **settings) as process:
         yield process
 
 
 @contextmanager
 def listed(front: Front, *options: str, **settings: str) -> Iterator[subprocess.Popen[str]]:
-    with sample(front, *options, **settings) as process:
+    with sample(front, "--delay", "0", *options, **settings) as process:
         until_in_thread(lambda: front.models() == [MODEL] or fail_if_ended(process))
         until_in_thread(lambda: front.chat(max_tokens=1)[0] == 200)  # it lists a model a moment before it serves it
         yield process
@@ -174,6 +177,21 @@ def test_an_answer_in_flight_is_finished_before_it_leaves(front: Front) -> None:
         assert '"finish_reason":"length"' in rest
         assert "[DONE]" in rest
         assert process.wait(LIMIT) == 0
+
+
+def test_an_engine_that_takes_the_clients_request(front: Front) -> None:
+    """The sample for images: it has no model folder."""
+
+    def answer() -> tuple[int, str]:
+        return front.ask("POST", "/v1/images/generations", {"model": "painter", "prompt": "a cat", "size": "256x256"})
+
+    with sample(front, "--model-name", "painter", kind="sample_diffusion_main") as process:
+        until_in_thread(lambda: answer()[0] == 200 or fail_if_ended(process))
+        (image,) = json.loads(answer()[1])["data"]
+        assert image["url"].startswith("data:image/png;base64,")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT) == 0
+    until_in_thread(lambda: front.models() == [])
 
 
 def test_a_model_that_is_no_folder_ends_it_with_an_error(front: Front) -> None:

@@ -1,0 +1,83 @@
+"""The life of an engine on the real `Worker` of 1.6.1 and on ours: one program sees the same calls and the same errors.
+
+1.3.1 has other texts (`BackendUnknown: ...`); where the releases differ, this project does as 1.6.1.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.interop.wheels import dynamo_python, environment, ours, pure_wheel
+from tests.llm.folders import make_folder
+
+pytestmark = [pytest.mark.frontend, pytest.mark.timeout(120)]
+
+LIMIT = 60
+VERSION = "1.6.1"
+PROGRAM = str(Path(__file__).with_name("recorded_engine.py"))
+
+FAILING = [
+    "start",
+    "register_prometheus",
+    "component_metrics_dp_ranks",
+    "kv_event_sources",
+    "on_ready",
+    "attach_snapshot_publisher",
+    "on_endpoint_ready",
+    "supported_controls",
+    "supported_updates",
+]
+SERVING = [
+    [],
+    ["--no-kv-routing"],
+    ["--raw", "--no-kv-routing"],
+    ["--mode", "prefill"],
+    ["--mode", "prefill", "--fail", "cleanup"],
+    ["--mode", "decode"],
+    ["--fail", "health_check_payload"],
+]
+
+
+def life(command: list[str], folder: Path, **settings: str) -> tuple[list[dict[str, Any]], int]:
+    """What the engine tells, and the exit status. The program gets SIGTERM as soon as it has told how it is checked."""
+    folder.mkdir()
+    make_folder(folder / "model")
+    settings = {"DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS": "1", "DYN_PREFILL_DRAIN_TIMEOUT_S": "1", **settings}
+    told = []
+    with subprocess.Popen(
+        command, cwd=folder, env=environment(folder, **settings), stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith('{"event"'):  # 1.6.1 logs to standard output, too
+                    told.append(json.loads(line))
+                    if told[-1]["event"] == "health_check_payload":
+                        process.send_signal(signal.SIGTERM)
+            return told, process.wait(LIMIT)
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(["--fail", step] for step in FAILING),
+        ["--fail", "start", "--error", "ValueError"],
+        ["--fail", "start", "--error", "InvalidArgument"],
+        *SERVING,
+    ],
+    ids=" ".join,
+)
+def test_an_engine_lives_as_on_the_real_worker(options: list[str], tmp_path: Path) -> None:
+    expected, _ = life([str(dynamo_python(VERSION)), PROGRAM, "model", *options], tmp_path / "real")
+    wheel = pure_wheel(VERSION, tmp_path)
+    got, status = life(ours(PROGRAM, "model", *options), tmp_path / "ours", PYTHONPATH=str(wheel))
+    assert got == expected
+    assert status == (0 if got[-1]["event"] == "ended" else 7)  # the real one may crash at the interpreter's exit
