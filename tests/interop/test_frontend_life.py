@@ -119,7 +119,8 @@ def test_the_only_instance_is_killed(front: Frontend, path: str, kind: str) -> N
 def test_a_terminated_worker_delivers_what_it_has_begun(front: Frontend, path: str, kind: str) -> None:
     """Its model leaves the list at once. The answer in flight comes to its end."""
     name = "terminated"
-    with model_worker(kind, front, Model(name, "held", path=path)) as worker:
+    at_once = {"DYNAMO_FAST_LEAVE_DELAY": "0"}  # so that it waits for the answer, and not for the news to spread
+    with model_worker(kind, front, Model(name, "held", path=path), settings=at_once) as worker:
         stream, _ = begun(front, name, worker)
         worker.process.send_signal(signal.SIGTERM)
         front.wait_until_gone(name)
