@@ -94,7 +94,8 @@ class ModelCards:
         except BaseException:
             for key in put:
                 with contextlib.suppress(DynamoError, OSError):
-                    await self._remove(key)
+                    await self._bucket.remove(key)
+                self._forget(key)
             raise
 
     async def remove(self, endpoint: EndpointId, suffix: str | None = None) -> bool:
@@ -171,7 +172,7 @@ class ModelCards:
             if other.endpoint_id == record.endpoint_id or other.instance_id == self._instance_id:
                 raise InvalidRequest(
                     f"{where} has the model {what}: a frontend refuses the second card, so give it another name or "
-                    "endpoint and namespace, or stop that instance first"
+                    "endpoint and namespace, or stop that instance first (the record of a killed one expires)"
                 )
             logger.warning("%s has the model %s: a frontend of Dynamo 1.3 refuses the second card", where, what)
 
@@ -183,6 +184,9 @@ class ModelCards:
 
     async def _remove(self, key: str) -> None:
         await self._bucket.remove(key)
+        self._forget(key)
+
+    def _forget(self, key: str) -> None:
         published = self._published.pop(key, None)
         if published is not None and self._status.files is not None:
             for path in published.paths:

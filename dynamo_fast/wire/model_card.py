@@ -214,8 +214,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     def mdc_sum(self) -> str:
         """The checksum of the card, 64 hexadecimal digits: frontends send it with each request, and compare it.
 
-        Instances whose sums differ are different models to a frontend (model_card.md 2.4). Raises InvalidConfig without
-        the package `blake3`.
+        Instances whose sums differ are different models to a frontend (model_card.md 2.4). A frontend of Dynamo 1.3 knows
+        no aliases, and leaves them out. Raises InvalidConfig without the package `blake3`.
         """
         from_needs = self.needs or []
         parts = [self.display_name.encode(), (self.source_path or "").encode()]

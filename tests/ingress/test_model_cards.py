@@ -70,9 +70,21 @@ def model(tmp_path: Path) -> ModelCard:
     return ModelCard.from_folder(make_folder(tmp_path / "tiny"), name="tiny")
 
 
-async def start(discovery: Discovery, **settings: Any) -> Worker:
-    config = WorkerConfig(**{"leave_delay": 0.0, "cancel_grace": 0.05, **settings})
-    return await Worker.start(discovery, config, TcpServerConfig(host="127.0.0.1"))
+STARTED: list[Worker] = []
+
+
+@pytest.fixture(autouse=True)
+async def ended() -> AsyncIterator[None]:
+    """Closes the workers of a test that failed: they have threads."""
+    yield
+    while STARTED:
+        await STARTED.pop().close()
+
+
+async def start(discovery: Discovery) -> Worker:
+    config = WorkerConfig(leave_delay=0.0, cancel_grace=0.05)
+    STARTED.append(await Worker.start(discovery, config, TcpServerConfig(host="127.0.0.1")))
+    return STARTED[-1]
 
 
 async def cards_in(discovery: Discovery) -> dict[str, Any]:
@@ -277,8 +289,13 @@ async def test_what_is_no_record_of_another_instance_is_passed_over(discover: Op
     await worker.close()
 
 
-async def test_a_faulty_card_publishes_nothing(model: ModelCard) -> None:
+async def test_a_faulty_card_publishes_nothing(model: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = await start(MemoryDiscovery())
+
+    async def register(instance: Any) -> None:
+        raise AssertionError("the instance must not even come and go")
+
+    monkeypatch.setattr(worker.discovery, "register", register)
     wrong: Any = [1]
     faulty = ModelCard(msgspec.structs.replace(model.card, aliases=wrong))
     with pytest.raises(InvalidRequest, match=r"the card of the model 'tiny': .*\$.aliases"):
@@ -359,6 +376,24 @@ async def test_a_card_that_cannot_be_removed_can_be_removed_later(
     monkeypatch.setattr(bucket, "remove", fail)
     await served.close()  # accepted requests come first
     assert "could not be removed: the disk is gone" in caplog.text
+    await worker.close()
+
+
+async def test_a_card_that_could_not_be_put_can_be_put_later(model: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = await start(MemoryDiscovery())
+    served = await worker.serve(echo, ENDPOINT)
+    bucket: Any = worker.discovery.store.bucket(MODEL_CARDS)
+
+    async def fail(*_: Any) -> bool:
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket, "put", fail)
+        patch.setattr(bucket, "remove", fail)
+        with pytest.raises(OSError, match="the disk is gone"):
+            await served.add_model(model)
+    await served.add_model(model)
+    assert len(await cards_in(worker.discovery)) == 1
     await worker.close()
 
 

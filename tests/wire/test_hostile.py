@@ -25,6 +25,7 @@ from dynamo_fast.wire.control import (
 from dynamo_fast.wire.error import MAX_CAUSES, decode_error, encode_error
 from dynamo_fast.wire.headers import decode_headers
 from dynamo_fast.wire.instance import Instance
+from dynamo_fast.wire.model_card import ModelRecord
 from dynamo_fast.wire.payload import PayloadCodec
 from tests.captured import captured
 
@@ -45,6 +46,7 @@ DECODERS: dict[str, tuple[Callable[[bytes], object], type[DynamoError] | None]] 
     "control word": (ControlMessage.decode, ControlError),
     "headers": (decode_headers, None),
     "record": (Instance.decode, PayloadError),
+    "model": (ModelRecord.decode, PayloadError),
     "JSON body": (PayloadCodec.JSON.decode, PayloadError),
     "JSON item": (PayloadCodec.JSON.decode_item, PayloadError),
     "MessagePack body": (PayloadCodec.MSGPACK.decode, PayloadError),
