@@ -141,17 +141,23 @@ class Frontend:
         return self._ask("POST", path, body)
 
     def chat(self, model: str, text: str = "hi", **options: Any) -> Answer:
-        return self.post("/v1/chat/completions", chat_request(model, text, **options))
+        return self.post(ROUTES["Chat"], chat_request(model, text, **options))
 
     def complete(self, model: str, prompt: str = "hi", **options: Any) -> Answer:
-        return self.post("/v1/completions", {"model": model, "prompt": prompt, **options})
+        return self.post(ROUTES["Completions"], {"model": model, "prompt": prompt, **options})
 
     def stream(self, model: str, text: str = "hi", **options: Any) -> Stream:
         """A chat whose answer streams. Returns when the head of the answer is there."""
         connection = self._connect()
         request = chat_request(model, text, stream=True, **options)
-        _send(connection, "POST", "/v1/chat/completions", request)
+        _send(connection, "POST", ROUTES["Chat"], request)
         return Stream(connection, connection.getresponse())
+
+    def asked(self, model: str) -> http.client.HTTPConnection:
+        """A connection on which a chat was asked for that does not stream. Its owner closes it."""
+        connection = self._connect()
+        _send(connection, "POST", ROUTES["Chat"], chat_request(model, "hi"))
+        return connection
 
     def models(self) -> set[str]:
         """The names that it lists."""

@@ -174,14 +174,15 @@ async def held(request: Any, context: Any) -> AsyncIterator[Item]:
     tell(event="request", request=request, id=context.id())
     going = asyncio.ensure_future(_go().wait())
     stopped = asyncio.ensure_future(context.async_killed_or_stopped())
-    yield {"token_ids": tokens("a")}
     try:
+        yield {"token_ids": tokens("a")}
+        tell(event="held")
         await asyncio.wait({going, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if context.is_stopped():
-            tell(event="stopped", at=time.monotonic())
-            return
-        yield {"token_ids": tokens("z"), "finish_reason": "stop"}
+        if going.done():
+            yield {"token_ids": tokens("z"), "finish_reason": "stop"}
     finally:
+        if not going.done():  # Dynamo's own worker may close the generator before it tells the context
+            tell(event="stopped", at=time.monotonic())
         going.cancel()
         stopped.cancel()
 

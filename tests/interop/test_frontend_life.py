@@ -24,6 +24,8 @@ TRIES = 5
 """Attempts at what must be quick; a busy machine delays some of them."""
 LOST = {"1.6.1": 503, "1.3.1": 500}
 """What a frontend makes of a worker that is lost."""
+BOTH = {"1.6.1": 200, "1.3.1": 404}
+"""Completions of a model of text that is one for chat, too."""
 OVERLOADED = 529
 
 
@@ -66,6 +68,20 @@ def test_the_handler_of_a_client_that_is_gone_is_stopped(front: Frontend, path: 
     assert min(took) < 0.1
 
 
+@pytest.mark.parametrize("kind", OURS)
+def test_the_same_for_an_answer_that_does_not_stream(front: Frontend, path: str, kind: str) -> None:
+    """Dynamo's own handler does not always hear of it."""
+    took = []
+    with model_worker(kind, front, Model("gone", "held", path=path)) as worker:
+        for _ in range(TRIES):
+            connection = front.asked("gone")
+            worker.expect("held")
+            left = time.monotonic()
+            connection.close()
+            took.append(worker.expect("stopped")["at"] - left)
+    assert min(took) < 0.1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_handler_gets(front: Frontend, path: str, kind: str) -> None:
     name = "heard"
@@ -80,6 +96,21 @@ def test_what_a_handler_gets(front: Frontend, path: str, kind: str) -> None:
     assert request["sampling_options"]["temperature"] == 0.5
     assert request["output_options"]["logprobs"] == 2
     assert request["eos_token_ids"] == [model_folder.EOS]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_completions_and_embeddings_of_models_of_text(front: Frontend, path: str, kind: str) -> None:
+    models = (
+        Model("words", "complete_text", input="Text", kinds=("Completions",), path=path),
+        Model("both", "complete_text", input="Text", path=path),
+        Model("vectors", "embed_text", input="Text", kinds=("Embedding",), path=path),
+    )
+    with model_worker(kind, front, *models):
+        answer = front.complete("words", "good")
+        assert (answer.status, answer.content) == (200, "after good")
+        assert front.complete("both", "good").status == BOTH[front.version]
+        answer = front.post("/v1/embeddings", {"model": "vectors", "input": ["ab", "abcde"]})
+        assert [each["embedding"] for each in answer.json["data"]] == [[0.5, 2.0], [0.5, 5.0]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -119,7 +150,8 @@ def test_the_only_instance_is_killed(front: Frontend, path: str, kind: str) -> N
 def test_a_terminated_worker_delivers_what_it_has_begun(front: Frontend, path: str, kind: str) -> None:
     """Its model leaves the list at once. The answer in flight comes to its end."""
     name = "terminated"
-    with model_worker(kind, front, Model(name, "held", path=path)) as worker:
+    at_once = {"DYNAMO_FAST_LEAVE_DELAY": "0"}  # so that it waits for the answer, and not for the news to spread
+    with model_worker(kind, front, Model(name, "held", path=path), settings=at_once) as worker:
         stream, _ = begun(front, name, worker)
         worker.process.send_signal(signal.SIGTERM)
         front.wait_until_gone(name)
