@@ -71,7 +71,8 @@ def sdist() -> Path:
     (archive,) = DIST.glob("*.tar.gz")
     with tarfile.open(archive) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
-    needed = {"setup.py", "dynamo_fast/_codec.pyx", "dynamo_fast/wire/_plain.pxd", "dynamo_fast/ingress/_cork.pxd"}
+    types = [str(each.relative_to(ROOT)) for each in (ROOT / "dynamo_fast").rglob("*.pxd")]
+    needed = {"setup.py", "dynamo_fast/_codec.pyx", *types}
     missing = {*needed, "dynamo_fast/conformance/vectors/index.json"} - names
     if missing:
         sys.exit(f"{archive.name} lacks {', '.join(sorted(missing))}")

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`ResponseReceiver`: one request's answer at the router, from its registration to its end.
 
 Three parties meet here, and none waits for another: the request connection (the acknowledgement), the response connection
@@ -89,11 +90,6 @@ class ResponseReceiver:
         "unread",
     )
 
-    _timing: RequestTiming
-    _inactivity_timer: asyncio.TimerHandle
-    _silent_since: float | None
-    """When the caller began to wait for the next frame; None if it has not waited yet."""
-
     def __init__(self, owner: StreamOwner, subject: str, context: Context) -> None:
         self._owner = owner
         self.subject = subject
@@ -119,7 +115,10 @@ class ResponseReceiver:
         self._connection: StreamConnection | None = None
         self._request_connection: RequestConnection | None = None
         self._waiters: list[asyncio.Future[None]] = []
+        self._timing: RequestTiming = None  # type: ignore[assignment]  # `follow` sets it
         self._inactivity: float | None = None
+        self._inactivity_timer: asyncio.TimerHandle = None  # type: ignore[assignment]  # as long as there is a limit
+        self._silent_since: float | None = None  # when the caller began to wait; None if it has not waited yet
         context.on_cancel(self._context_changed, owner.loop)
 
     @property

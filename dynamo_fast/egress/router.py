@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`AddressedPushRouter`: sends a request to a worker whose address is known, and streams its answer (transport.md 5)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`StreamRegistry`: the response streams of a router, from their registration to their end (transport.md 4.1, 5.5).
 
 A request registers a subject: a random text that the worker sends when it dials. The first handshake with a subject takes
@@ -42,12 +43,11 @@ class StreamRegistry:
     registers, response connections take, receivers forget; `end_streams` ends it. One event loop.
     """
 
-    address: str
-    """What workers dial, `host:port`."""
-
     def __init__(self, config: ResponseServerConfig) -> None:
         self.loop = asyncio.get_running_loop()
         self.config = config
+        self.address = ""
+        """What workers dial, `host:port`."""
         self.call_home: Deadlines[ResponseReceiver] = Deadlines(
             self.loop, config.call_home_timeout, ResponseReceiver.timed_out
         )

@@ -84,7 +84,7 @@ class ConnectionOwner(Protocol):
         """`connection` is lost."""
 
 
-class ResponseConnection(FrameProtocol[TwoPartMessage]):
+class ResponseConnection(FrameProtocol):
     """One answer on its way to the router: bytes to frames, frames to events, events to the actions of the table.
 
     The request makes it and owns it; the dialler connects it and keeps its deadlines. `cut_short` is called once if the

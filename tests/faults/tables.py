@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -51,9 +52,12 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
     for cls in type(value).__mro__:
         slots = cls.__dict__.get("__slots__", ())
         names += [slots] if isinstance(slots, str) else slots
+        names += [
+            name for name, each in cls.__dict__.items() if inspect.isgetsetdescriptor(each)
+        ]  # of compiled classes
     names += [name for name in COUNTS if isinstance(getattr(type(value), name, None), property)]
     for name in names:
-        if name not in ("__weakref__", *IGNORED) and hasattr(value, name):
+        if name not in ("__weakref__", "__dict__", *IGNORED) and hasattr(value, name):
             yield name, getattr(value, name)
 
 

@@ -25,6 +25,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from inspect import isgetsetdescriptor
 from typing import Any
 
 import msgspec
@@ -365,6 +366,7 @@ def tables(roots: list[object]) -> dict[str, int]:
             names = {
                 *getattr(value, "__dict__", ()),
                 *(n for kind in type(value).__mro__ for n in getattr(kind, "__slots__", ())),
+                *(n for kind in type(value).__mro__ for n, each in vars(kind).items() if isgetsetdescriptor(each)),
             }
             for name in names:
                 if name not in ("__weakref__", "__dict__") and hasattr(value, name):
