@@ -24,11 +24,13 @@ TRANSLATED = [
     "dynamo_fast.egress.stream_registry",
     "dynamo_fast.egress.tcp_client",
     "dynamo_fast.ingress._cork",
+    "dynamo_fast.net.descriptors",
     "dynamo_fast.net.frame_protocol",
     "dynamo_fast.observability.histogram",
     "dynamo_fast.observability.metrics",
     "dynamo_fast.wire._plain",
     "dynamo_fast.wire.control",
+    "dynamo_fast.wire.headers",
     "dynamo_fast.wire.ids",
     "dynamo_fast.wire.stream",
 ]

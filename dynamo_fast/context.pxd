@@ -1,5 +1,7 @@
 # The types with which Cython translates `context.py`.
 
+from dynamo_fast.wire.ids cimport random_uuid
+
 cdef class Context:
     cdef object __weakref__
     cdef readonly object _id

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
+
+import msgspec
 
 __all__ = ["Ack", "RequestConnection", "RequestPlaneClient"]
 
@@ -20,7 +22,7 @@ class RequestConnection(Protocol):
         """Do not call it any more."""
 
 
-class Ack(NamedTuple):
+class Ack(msgspec.Struct, frozen=True):
     """A worker's acknowledgement of one request."""
 
     text: bytes

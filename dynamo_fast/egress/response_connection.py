@@ -92,7 +92,9 @@ class ResponseConnection(DataFrameProtocol):
     __slots__ = ("_machine", "_paused", "_receiver", "_server")
 
     def __init__(self, server: ConnectionOwner) -> None:
-        super().__init__(TwoPartDecoder(server.config.max_message_size))
+        self._decoder = TwoPartDecoder(server.config.max_message_size)  # no call of the bases, one for each request
+        self._transport = None
+        self._sink = None
         self._server = server
         self._machine = StreamMachine.requester()
         self._receiver: ResponseReceiver | None = None

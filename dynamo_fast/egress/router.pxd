@@ -4,6 +4,8 @@ cimport cython
 from dynamo_fast.context cimport Context
 from dynamo_fast.egress.response_receiver cimport ResponseReceiver
 from dynamo_fast.observability.metrics cimport RequestPlaneMetrics, RequestTiming
+from dynamo_fast.wire._plain cimport encode_plain
+from dynamo_fast.wire.control cimport encode_single_in
 
 cdef class AddressedPushRouter:
     cdef object __weakref__
@@ -17,5 +19,5 @@ cdef class AddressedPushRouter:
     @cython.locals(context=Context, timing=RequestTiming)
     cpdef _send(self, request, ResponseReceiver receiver, RequestTiming timing)
 
-@cython.locals(context=Context)
+@cython.locals(context=Context, control=bytes)
 cdef bytes _payload(request, ResponseReceiver receiver, server)

@@ -25,6 +25,7 @@ from dynamo_fast.observability.metrics import (
     RequestPlaneMetrics,
     RequestTiming,
 )
+from dynamo_fast.wire._plain import encode_plain
 from dynamo_fast.wire.address import EndpointInstanceId
 from dynamo_fast.wire.control import MAX_CONTROL_MESSAGE_SIZE, RequestControlMessage, RequestType, encode_single_in
 from dynamo_fast.wire.headers import REQUEST_ID
@@ -204,7 +205,8 @@ def _payload(request: AddressedRequest, receiver: ResponseReceiver, server: TcpS
         body = b""
     else:
         control = encode_single_in(context.id(), server.address, receiver.subject, codec, context.metadata)
-        body = data.body if isinstance(data, EncodedBody) else codec.encode(data)
+        plain = data.body if isinstance(data, EncodedBody) else encode_plain(codec.write, data)
+        body = codec.encode(data) if plain is None else plain
     if len(control) > MAX_CONTROL_MESSAGE_SIZE:
         raise RequestTooLarge(
             f"Generic error: request control message too large: {len(control)} bytes exceeds limit "

@@ -1,5 +1,6 @@
 # The types with which Cython translates `stream_registry.py`.
 from dynamo_fast.deadlines cimport Deadlines
+from dynamo_fast.wire.ids cimport random_uuid
 
 cdef class StreamRegistry:
     cdef object __weakref__

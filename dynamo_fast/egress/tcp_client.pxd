@@ -5,6 +5,7 @@ from dynamo_fast._native cimport Native
 from dynamo_fast.deadlines cimport Deadlines
 from dynamo_fast.egress.pool cimport PendingRequest, WorkerPool
 from dynamo_fast.observability.metrics cimport RequestPlaneMetrics
+from dynamo_fast.wire.headers cimport encode_headers
 
 cdef class TcpRequestClient(Native):
     cdef object __weakref__
@@ -22,5 +23,5 @@ cdef class TcpRequestClient(Native):
     @cython.locals(pool=WorkerPool, request=PendingRequest)
     cpdef send_request(self, address, bytes payload, headers)
     cpdef settled(self, PendingRequest request)
-    @cython.locals(given=bytes)
+    @cython.locals(given=bytes, sent=bytes)
     cpdef bytes _frame(self, target, bytes payload, headers)

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from time import time_ns
 from typing import NamedTuple
 
 from dynamo_fast._native import Native
@@ -103,10 +103,11 @@ class TcpRequestClient(Native):
         self._deadlines.discard(request)
 
     def _frame(self, target: Target, payload: bytes, headers: Mapping[str, str]) -> bytes:
-        if _OWN.intersection(headers):
+        if not _OWN.isdisjoint(headers):
             headers = {name: value for name, value in headers.items() if name not in _OWN}
         given = encode_headers(headers).removesuffix(b"}")
-        all_headers = b'%b%b%b%d"}' % (given, b"," if headers else b"", target.headers, time.time_ns())
+        sent = str(time_ns()).encode()
+        all_headers = b"".join((given, b"," if headers else b"", target.headers, sent, b'"}'))
         message = TcpRequestMessage.from_parts(target.path, all_headers, payload)
         try:
             return self._codec.encode_message(message)

@@ -6,6 +6,6 @@ cpdef classify(message)
 @cython.final
 cdef class StreamMachine:
     cdef readonly dict _table
-    cdef readonly object state
+    cdef public object state
 
     cpdef step(self, event)
