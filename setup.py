@@ -11,12 +11,14 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# `_plain` and `_cork` are Python that Cython translates, with types in the .pxd beside it: without a compiler, the same
-# files run.
+# All but the codec are Python that Cython translates, with types in the .pxd beside it: without a compiler, the same files
+# run.
 SOURCES = {
     "dynamo_fast._codec": "dynamo_fast/_codec.pyx",
     "dynamo_fast.wire._plain": "dynamo_fast/wire/_plain.py",
+    "dynamo_fast.egress._items": "dynamo_fast/egress/_items.py",
     "dynamo_fast.ingress._cork": "dynamo_fast/ingress/_cork.py",
+    "dynamo_fast.runtime._arrived": "dynamo_fast/runtime/_arrived.py",
 }
 MODE = os.environ.get("DYNAMO_FAST_BUILD", "auto")
 DEBUG = os.environ.get("DYNAMO_FAST_DEBUG", "") == "1"
