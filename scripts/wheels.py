@@ -29,6 +29,11 @@ NOT_OF_A_WHEEL = (
 )
 #: They compare both backends, and import them by name.
 OF_BOTH_BACKENDS = (*(f"tests/test_codec{part}.py" for part in ("", "_edges", "_differential")), "tests/conformance")
+#: What is Python, and compiled with the types beside it.
+TYPED = [
+    name.replace(".", "/")
+    for name in re.findall(r'^    "dynamo_fast\.([\w.]+)",$', (ROOT / "setup.py").read_text("utf-8"), re.MULTILINE)
+]
 LARGEST = 1_000_000
 """Bytes of a wheel."""
 SHOW = "import dynamo_fast; from dynamo_fast import codec; print(codec.BACKEND, dynamo_fast.__file__)"
@@ -101,11 +106,9 @@ def look_into(built: Path, backend: str) -> None:
     if stray := [name for name in names if name.endswith((".c", ".pyx", ".pxd", ".pyc")) or name.startswith("tests/")]:
         sys.exit(f"{built.name} holds {', '.join(stray)}")
     compiled = [
-        name
-        for name in names
-        if re.fullmatch(r"dynamo_fast/(_codec|wire/_plain|ingress/_cork)\.[\w.-]+\.(so|pyd)", name)
+        name for name in names if re.fullmatch(rf"dynamo_fast/(_codec|{'|'.join(TYPED)})\.[\w.-]+\.(so|pyd)", name)
     ]
-    expected = 3 if backend == "cython" else 0
+    expected = 1 + len(TYPED) if backend == "cython" else 0
     if len(compiled) != expected:
         sys.exit(f"{built.name} should hold {expected} extensions, and holds {compiled}")
     needed = {"dynamo_fast/py.typed", "dynamo_fast/_codec.pyi", "dynamo_fast/conformance/vectors/index.json"}

@@ -17,6 +17,7 @@ cdef class ResponseReceiver:
     cdef readonly object _silent_since
     cdef readonly RequestTiming _timing
     cdef readonly list _waiters
+    cdef readonly object _reader
     cdef readonly Context context
     cdef readonly bint ended
     cdef readonly object error
@@ -35,5 +36,8 @@ cdef class ResponseReceiver:
     cpdef ready(self)
     cpdef _establish_if_complete(self)
     cpdef wake(self)
+    cpdef _wait_for_frames(self)
+    cpdef readable(self)
+    cpdef listen(self, reader)
     cpdef end(self, error=*)
     cpdef drop(self)

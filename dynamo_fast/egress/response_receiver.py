@@ -72,6 +72,7 @@ class ResponseReceiver:
         "_inactivity",
         "_inactivity_timer",
         "_owner",
+        "_reader",
         "_ready",
         "_request_connection",
         "_silent_since",
@@ -116,6 +117,7 @@ class ResponseReceiver:
         self._request_connection: RequestConnection | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self._timing: RequestTiming = None  # type: ignore[assignment]  # `follow` sets it
+        self._reader: Callable[[], None] | None = None
         self._inactivity: float | None = None
         self._inactivity_timer: asyncio.TimerHandle = None  # type: ignore[assignment]  # as long as there is a limit
         self._silent_since: float | None = None  # when the caller began to wait; None if it has not waited yet
@@ -190,6 +192,8 @@ class ResponseReceiver:
 
     def wake(self) -> None:
         """Wake the caller: frames have come, or the stream has ended."""
+        if self._reader is not None:
+            self._reader()
         if self._waiters:
             for waiter in self._waiters:
                 if not waiter.done():
@@ -223,14 +227,26 @@ class ResponseReceiver:
 
     def readable(self) -> asyncio.Future[None]:
         """Done when there are frames, or at the end. Called when all frames were taken: resumes reading the socket."""
+        self._wait_for_frames()
+        waiter: asyncio.Future[None] = self._owner.loop.create_future()
+        self._waiters.append(waiter)
+        return waiter
+
+    def listen(self, reader: Callable[[], None] | None) -> None:
+        """Call `reader` each time that frames have come, and at the end, until another one is given, or None.
+
+        Called when all frames were taken, as `readable`, or with None.
+        """
+        self._reader = reader
+        if reader is not None:
+            self._wait_for_frames()
+
+    def _wait_for_frames(self) -> None:
         if self._inactivity is not None and (self.unread or self._silent_since is None):
             self._silent_since = self._owner.loop.time()
         self.unread = 0
         if self._connection is not None:
             self._connection.resume_reading()
-        waiter: asyncio.Future[None] = self._owner.loop.create_future()
-        self._waiters.append(waiter)
-        return waiter
 
     def limit_inactivity(self, seconds: float) -> None:
         """From now on, end the answer with ResponseTimeout if the caller waits longer than that for the next frame.
