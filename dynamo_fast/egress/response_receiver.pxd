@@ -21,7 +21,7 @@ cdef class ResponseReceiver:
     cdef readonly Context context
     cdef readonly bint ended
     cdef readonly object error
-    cdef readonly object established
+    cdef public object established
     cdef readonly object frames
     cdef readonly object input_error
     cdef public object instance

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
@@ -91,12 +91,14 @@ class ResponseReceiver:
         "unread",
     )
 
-    def __init__(self, owner: StreamOwner, subject: str, context: Context) -> None:
+    def __init__(
+        self, owner: StreamOwner, subject: str, context: Context, established: asyncio.Future[Any] | None = None
+    ) -> None:
         self._owner = owner
         self.subject = subject
         self.context = context
         self.instance: EndpointInstanceId | None = None
-        self.established: asyncio.Future[None] = owner.loop.create_future()
+        self.established: asyncio.Future[Any] = owner.loop.create_future() if established is None else established
         """Done when the request is acknowledged and the worker's handler started; or the error that came instead."""
         self.frames: deque[bytes | memoryview] = deque()
         """Wrapped items that the caller has not taken yet."""

@@ -15,9 +15,21 @@ cdef class AddressedPushRouter:
     cdef readonly RequestPlaneMetrics metrics
     cdef public object inactivity_timeout
 
-    cpdef _leave(self)
+    @cython.locals(timing=RequestTiming, exchange=Exchange)
+    cpdef begin(self, request, Context context=*, established=*)
     @cython.locals(context=Context, timing=RequestTiming)
     cpdef _send(self, request, ResponseReceiver receiver, RequestTiming timing)
+
+@cython.final
+cdef class Exchange:
+    cdef readonly AddressedPushRouter _router
+    cdef readonly object _request
+    cdef public object ack
+    cdef readonly ResponseReceiver receiver
+
+    @cython.locals(receiver=ResponseReceiver, router=AddressedPushRouter)
+    cpdef stream(self)
+    cpdef give_up(self)
 
 @cython.locals(context=Context, control=bytes)
 cdef bytes _payload(request, ResponseReceiver receiver, server)

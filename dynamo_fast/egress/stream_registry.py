@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from itertools import islice
+from typing import Any
 
 from dynamo_fast.config import ResponseServerConfig
 from dynamo_fast.context import Context
@@ -87,8 +88,8 @@ class StreamRegistry:
         """Registered streams whose worker has not dialled yet."""
         return len(self._waiting)
 
-    def register(self, context: Context) -> ResponseReceiver:
-        """A new subject, whose answer will be cancelled by `context`.
+    def register(self, context: Context, established: asyncio.Future[Any] | None = None) -> ResponseReceiver:
+        """A new subject, whose answer will be cancelled by `context`; see the receiver for `established`.
 
         Raises ResourceExhausted if as many streams are open as may be, or if the process has no descriptor for the
         worker's connection, and Disconnected once the server is closed.
@@ -102,7 +103,7 @@ class StreamRegistry:
             )
         _promise_descriptor()
         subject = random_uuid()
-        receiver = ResponseReceiver(self, subject, context)
+        receiver = ResponseReceiver(self, subject, context, established)
         self._waiting[subject] = receiver
         return receiver
 

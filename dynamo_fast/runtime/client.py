@@ -14,11 +14,11 @@ from dynamo_fast.egress._items import with_fast_anext
 from dynamo_fast.egress.call import Call
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.egress.response_stream import ResponseStream
+from dynamo_fast.egress.router import Exchange
 from dynamo_fast.errors import DynamoError, InvalidRequest, SerializationError
 from dynamo_fast.observability import tracing
 from dynamo_fast.runtime._arrived import FutureItems
 from dynamo_fast.runtime.context import Context
-from dynamo_fast.runtime.eager import start
 from dynamo_fast.runtime.exceptions import NotOffered, argument_error, at_await, at_call, at_iterate
 from dynamo_fast.wire.instance import Instance as Record
 from dynamo_fast.wire.instance import TransportType
@@ -126,7 +126,7 @@ class Client:
         except BaseException:
             _undo(unlink)
             raise
-        return start(_send(call, bool(annotated), unlink), loop)
+        return _Answer(call, bool(annotated), unlink, loop).begun()
 
 
 @with_fast_anext
@@ -261,15 +261,60 @@ class Instance:
         return f"Instance({self})"
 
 
-async def _send(call: Call, annotated: bool, unlink: Callable[[], None] | None) -> AsyncResponseStream:
-    try:
-        return AsyncResponseStream(call, await call.send(), annotated, unlink)
-    except DynamoError as error:
-        _undo(unlink)
-        raise at_await(error)  # noqa: B904  # which keeps its cause
-    except BaseException:
-        _undo(unlink)
-        raise
+class _Answer(asyncio.Future["AsyncResponseStream"]):
+    """What a call returns: the future of its answer. No task waits for it.
+
+    The receiver of the answer holds it as its `established`, and fulfils it. It owns the call and the exchange until it is
+    done; cancelled, it gives both up at once.
+    """
+
+    __slots__ = ("_annotated", "_call", "_exchange", "_unlink")
+
+    def __init__(
+        self, call: Call, annotated: bool, unlink: Callable[[], None] | None, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        super().__init__(loop=loop)
+        self._call = call
+        self._annotated = annotated
+        self._unlink = unlink
+        self._exchange: Exchange | None = None
+
+    def begun(self) -> _Answer:
+        """Send the request; returns the future itself."""
+        try:
+            self._exchange = self._call.begin(self)
+        except (Exception, asyncio.CancelledError) as error:
+            self.set_exception(error)
+        return self
+
+    def set_result(self, _: Any, /) -> None:
+        """The answer has begun."""
+        exchange, self._exchange = self._exchange, None
+        assert exchange is not None
+        super().set_result(AsyncResponseStream(self._call, exchange.stream(), self._annotated, self._unlink))
+
+    def set_exception(self, error: Any, /) -> None:
+        """It does not begin, because of `error`."""
+        if isinstance(error, DynamoError):
+            super().set_exception(at_await(error))
+            self._call.failed(error)
+        else:  # of the caller's own input
+            super().set_exception(error)
+        self._give_up()
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """See asyncio.Future."""
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self._give_up()
+        return cancelled
+
+    def _give_up(self) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.give_up()
+        self._call.release()
+        _undo(self._unlink)
 
 
 def _failing(error: DynamoError) -> Coroutine[Any, Any, Any]:
