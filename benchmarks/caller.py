@@ -1,4 +1,5 @@
-"""One caller under test, in a process of its own: `python caller.py KIND WORK ROUNDS`, settings from the environment.
+"""One caller under test, in a process of its own: `python caller.py KIND WORK ROUNDS [counted]`, settings from the
+environment.
 
     ours     the router of this project
     dropin   the client of `dynamo_fast.runtime`, the drop-in for `dynamo.runtime`
@@ -11,6 +12,9 @@
 Each caller reads an answer in the fastest way that it has: `data()` of our router's items, bare items of the others.
 Prints one JSON object per round: the event loop, items, requests, seconds, CPU seconds of this process (all threads, user
 and system), the times to the first item, and the 99th percentile of the time between items where they come one by one.
+With `counted` (see `cost.py`) it prints nothing, since writing the times of 300 requests costs instructions, too; and the
+garbage collector leaves alone what was made before the rounds, since a full collection falls into some runs and not into
+others.
 """
 
 from __future__ import annotations
@@ -279,6 +283,12 @@ async def main() -> None:
     work = WORKS[name]
     warm_up = Work(min(work.requests, 32), min(work.concurrent, 32), min(work.items, 100), work.size)
     await do(call, warm_up, wrapped)
+    if sys.argv[4:] == ["counted"]:
+        gc.collect()
+        gc.freeze()
+        for _ in range(rounds):
+            await do(call, work, wrapped)
+        return
     for _ in range(rounds):
         print(json.dumps(await do(call, work, wrapped)), flush=True)
 

@@ -122,7 +122,7 @@ def caller(kind: str, work: str, codec: str, times: tuple[int, int]) -> Case:
 
     def run(under: list[str], rounds: int) -> None:
         with replay_worker(codec) as folder:
-            run_python(under, "-m", "benchmarks.caller", kind, work, str(rounds), folder=folder)
+            run_python(under, "-m", "benchmarks.caller", kind, work, str(rounds), "counted", folder=folder)
 
     return Case(run, WORKS[work].requests * WORKS[work].items, times)
 

@@ -5,6 +5,7 @@ from dynamo_fast import serve                                              # the
 from dynamo_fast import TwoPartCodec, TwoPartDecoder, codec                # the frames alone
 """
 
+from dynamo_fast import sources  # isort: skip  # first: it says how the others are imported
 from dynamo_fast import codec
 from dynamo_fast.codec import (
     TcpRequestCodec,
@@ -65,5 +66,7 @@ __all__ = [
     "codec",
     "serve",
 ]
+
+del sources
 
 __version__ = "0.1.0"

@@ -12,7 +12,7 @@ from dynamo_fast.context import Context
 from dynamo_fast.egress.instance_table import Entry
 from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_stream import ResponseStream
-from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest, EncodedBody
+from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest, EncodedBody, Exchange
 from dynamo_fast.errors import DynamoError
 from dynamo_fast.wire.payload import Annotated
 
@@ -127,6 +127,13 @@ class Call:
             except BaseException:
                 self.release()
                 raise
+
+    def begin(self, established: asyncio.Future[Any]) -> Exchange:
+        """Send it, for who waits for `established`, and tries no other worker. Raises DynamoError: see `failed`."""
+        if self._error is not None:
+            raise self._error
+        assert self._attempt is not None
+        return self._owner.router.begin(self._attempt, self.context, established)
 
     def failed(self, error: DynamoError) -> bool:
         """The worker failed. Returns whether another one was picked, which `send` is for."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
+from dynamo_fast.egress._items import Items, with_fast_anext
 from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.errors import Disconnected, DynamoError, PayloadError, ProtocolError, ResponseTimeout
-from dynamo_fast.wire.payload import UNREADABLE, Annotated, NetworkStreamWrapper, PayloadCodec
+from dynamo_fast.wire.payload import Annotated, PayloadCodec
 
 __all__ = ["ResponseStream"]
 
@@ -16,7 +18,8 @@ __all__ = ["ResponseStream"]
 _SENTINEL_SECONDS = 1.0
 
 
-class ResponseStream:
+@with_fast_anext
+class ResponseStream(Items):
     """The items of one answer, in order.
 
         async for item in stream:
@@ -37,14 +40,9 @@ class ResponseStream:
 
     __slots__ = (
         "__weakref__",
-        "_final_seen",
-        "_frames",
         "_loop",
         "_on_close",
-        "_open",
         "_payload_codec",
-        "_read_item",
-        "_receiver",
     )
 
     def __init__(
@@ -54,49 +52,25 @@ class ResponseStream:
         loop: asyncio.AbstractEventLoop,
         on_close: Callable[[], None],
     ) -> None:
-        self._receiver = receiver
-        self._frames = receiver.frames
+        super().__init__(receiver, payload_codec.items)
         self._payload_codec = payload_codec
-        self._read_item = payload_codec.read_item
         self._loop = loop
         self._on_close = on_close
-        self._final_seen = False
-        self._open = True
 
     def __aiter__(self) -> ResponseStream:
         return self
 
-    async def __anext__(self) -> Annotated:
-        receiver, frames = self._receiver, self._frames
-        while self._open:
-            if frames:
-                frame = frames.popleft()
-                try:
-                    wrapper = self._read_item(frame)
-                except UNREADABLE:
-                    wrapper = self._decode_item(frame)
-                item = wrapper.data
-                # Nearly every frame is a plain item; `_unusual` handles the rest.
-                if item is None or item._event == "error" or wrapper.complete_final or self._final_seen:
-                    item = self._unusual(wrapper)
-                if item is not None:
-                    return item
-            elif receiver.ended:
-                self._end()
-            else:
-                await receiver.readable()
-        raise StopAsyncIteration
+    if TYPE_CHECKING:
 
-    def _decode_item(self, frame: bytes | memoryview) -> NetworkStreamWrapper:
-        """Decode with the rules of Dynamo, which accept more. Raises PayloadError, which says what is wrong."""
+        def __anext__(self) -> Coroutine[Any, Any, Annotated]: ...
+
+    def _unusual(self, frame: bytes | memoryview) -> Annotated | None:
+        """The item in a frame; None for the final marker. Raises what the item says, if it is an error."""
         try:
-            return self._payload_codec.decode_item(frame)
+            wrapper = self._payload_codec.decode_item(frame)
         except PayloadError:
             self._close()
             raise
-
-    def _unusual(self, wrapper: NetworkStreamWrapper) -> Annotated | None:
-        """The item of a wrapper; None for the final marker. Raises what the item says, if it is an error."""
         if self._final_seen:
             self._fail(ProtocolError("Response received after generation ended - this should never happen"))
         self._final_seen = wrapper.complete_final

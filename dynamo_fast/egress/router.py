@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`AddressedPushRouter`: sends a request to a worker whose address is known, and streams its answer (transport.md 5)."""
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dynamo_fast.observability.metrics import (
     RequestPlaneMetrics,
     RequestTiming,
 )
+from dynamo_fast.wire._plain import encode_plain
 from dynamo_fast.wire.address import EndpointInstanceId
 from dynamo_fast.wire.control import MAX_CONTROL_MESSAGE_SIZE, RequestControlMessage, RequestType, encode_single_in
 from dynamo_fast.wire.headers import REQUEST_ID
@@ -148,26 +150,34 @@ class AddressedPushRouter:
         Unavailable, ResourceExhausted or RequestRefused (the worker's server said no), CannotConnect or RemoteError
         (its handler could not be started), Disconnected (it died), Cancelled.
         """
+        exchange = self.begin(request, context)
+        try:
+            await exchange.receiver.established
+        except BaseException:
+            exchange.give_up()
+            raise
+        return exchange.stream()
+
+    def begin(
+        self, request: AddressedRequest, context: Context | None = None, established: asyncio.Future[Any] | None = None
+    ) -> Exchange:
+        """Send `request`, and wait for nothing. Raises what `generate` raises with nothing sent.
+
+        `established` is told when the answer begins, or why it does not; by default a future of its own is.
+        """
         context = Context() if context is None else context
         timing = RequestTiming(self.metrics)
-        receiver = self.response_server.register(context)
+        receiver = self.response_server.register(context, established)
         self.metrics.inflight += 1
-        ack = None
+        exchange = Exchange(self, request, receiver)
         try:
             if context.is_killed():  # looked at after the registration: another thread may kill it at any moment
                 raise Cancelled("Request cancelled before response stream was established")
-            ack = self._send(request, receiver, timing)
-            await receiver.established
+            exchange.ack = self._send(request, receiver, timing)
         except BaseException:
-            if ack is not None:
-                ack.cancel()  # no effect on one that has come
-            receiver.drop()
-            self._leave()
+            exchange.give_up()
             raise
-        inactivity_timeout = request.inactivity_timeout or self.inactivity_timeout
-        if inactivity_timeout is not None:
-            receiver.limit_inactivity(inactivity_timeout)
-        return ResponseStream(receiver, request.payload_codec, self.response_server.loop, self._leave)
+        return exchange
 
     def _leave(self) -> None:
         self.metrics.inflight -= 1
@@ -189,6 +199,49 @@ class AddressedPushRouter:
         return ack
 
 
+class _Established:
+    """Stands for a future that is done: the one of an answer that has begun need not be kept."""
+
+    def done(self) -> bool:
+        return True
+
+
+_ESTABLISHED: Any = _Established()
+
+
+class Exchange:
+    """A request that was sent, until its answer begins.
+
+    `AddressedPushRouter.begin` makes it, and the caller owns it. When `receiver.established` is done it ends with `stream`,
+    or, if that failed or is no longer waited for, with `give_up`.
+    """
+
+    __slots__ = ("_request", "_router", "ack", "receiver")
+
+    def __init__(self, router: AddressedPushRouter, request: AddressedRequest, receiver: ResponseReceiver) -> None:
+        self._router = router
+        self._request = request
+        self.receiver = receiver
+        self.ack: asyncio.Future[Ack] | None = None
+        """The acknowledgement; None before the request is sent."""
+
+    def stream(self) -> ResponseStream:
+        """The answer, which has begun."""
+        receiver, request, router = self.receiver, self._request, self._router
+        receiver.established = _ESTABLISHED
+        inactivity_timeout = request.inactivity_timeout or router.inactivity_timeout
+        if inactivity_timeout is not None:
+            receiver.limit_inactivity(inactivity_timeout)
+        return ResponseStream(receiver, request.payload_codec, router.response_server.loop, router._leave)
+
+    def give_up(self) -> None:
+        """Nobody waits for the answer: tell the worker to stop."""
+        if self.ack is not None:
+            self.ack.cancel()  # no effect on one that has come
+        self.receiver.drop()
+        self._router._leave()
+
+
 def _payload(request: AddressedRequest, receiver: ResponseReceiver, server: TcpStreamServer) -> bytes:
     """The two-part message of the request: control message and body, which a bidirectional one has not."""
     context, codec, data = receiver.context, request.payload_codec, request.data
@@ -205,7 +258,8 @@ def _payload(request: AddressedRequest, receiver: ResponseReceiver, server: TcpS
         body = b""
     else:
         control = encode_single_in(context.id(), server.address, receiver.subject, codec, context.metadata)
-        body = data.body if isinstance(data, EncodedBody) else codec.encode(data)
+        plain = data.body if isinstance(data, EncodedBody) else encode_plain(codec.write, data)
+        body = codec.encode(data) if plain is None else plain
     if len(control) > MAX_CONTROL_MESSAGE_SIZE:
         raise RequestTooLarge(
             f"Generic error: request control message too large: {len(control)} bytes exceeds limit "

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import operator
+from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from dynamo_fast.context import Context as RequestContext
-from dynamo_fast.egress.call import Call, RoutedStream
+from dynamo_fast.egress._items import with_fast_anext
+from dynamo_fast.egress.call import Call
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
+from dynamo_fast.egress.response_stream import ResponseStream
+from dynamo_fast.egress.router import Exchange
 from dynamo_fast.errors import DynamoError, InvalidRequest, SerializationError
 from dynamo_fast.observability import tracing
+from dynamo_fast.runtime._arrived import FutureItems
 from dynamo_fast.runtime.context import Context
-from dynamo_fast.runtime.eager import start
 from dynamo_fast.runtime.exceptions import argument_error, at_await, at_call, at_iterate
 from dynamo_fast.runtime.hub import Hub
 from dynamo_fast.runtime.runtime_data import check_arguments, wait_for_runtime_data
@@ -150,10 +154,11 @@ class Client:
         except BaseException:
             _undo(unlink)
             raise
-        return start(_send(call, bool(annotated), unlink), loop)
+        return _Answer(call, bool(annotated), unlink, loop).begun()
 
 
-class AsyncResponseStream:
+@with_fast_anext
+class AsyncResponseStream(FutureItems):
     """The items of an answer.
 
     A call of `Client` makes it, and the caller owns it. It ends after the last item or an error. If the caller drops it
@@ -161,38 +166,68 @@ class AsyncResponseStream:
     raises RuntimeError elsewhere); it may be dropped on any thread.
     """
 
-    __slots__ = ("__weakref__", "_annotated", "_loop", "_stream", "_unlink")
+    __slots__ = ("__weakref__", "_call", "_pending", "_unlink")
 
-    def __init__(self, stream: RoutedStream, annotated: bool, unlink: Callable[[], None] | None) -> None:
-        self._stream = stream
-        self._annotated = annotated
+    _stream: ResponseStream
+
+    def __init__(self, call: Call, stream: ResponseStream, annotated: bool, unlink: Callable[[], None] | None) -> None:
+        super().__init__(stream, asyncio.get_running_loop())
+        stream._bare = not annotated
+        self._call = call
         self._unlink = unlink
-        self._loop = asyncio.get_running_loop()
+        self._pending: deque[_Wait] = deque()
 
     def __aiter__(self) -> AsyncResponseStream:
         return self
 
-    def __anext__(self) -> asyncio.Future[Any]:
-        return start(self._next(), self._loop)
+    def _later(self) -> asyncio.Future[Any]:
+        wait = _Wait(self)
+        self._pending.append(wait)
+        self._waits += 1
+        if self._waits == 1:
+            self._stream.listen(self._serve)
+        return wait
 
-    async def _next(self) -> Any:
-        try:
-            while True:
-                item = await self._stream.__anext__()
-                if self._annotated:
-                    return item
-                data = item.data()
-                if data is not None:
-                    return data
-        except StopAsyncIteration:
-            self._end()
-            raise StopAsyncIteration("Stream exhausted") from None
-        except DynamoError as error:
-            self._end()
-            raise at_iterate(error)  # noqa: B904  # which keeps its cause
-        except Exception:  # of the caller's own input
-            self._end()
-            raise
+    def _serve(self) -> None:
+        """Frames have come, or the end has: give them to those who wait."""
+        pending, stream = self._pending, self._stream
+        stream.listen(None)  # what `pull` does may end the stream, which would call this again
+        while pending:
+            try:
+                value = stream.pull()
+            except BaseException as error:
+                pending.popleft().settle(error=self._raised(error))
+            else:
+                if value is None:
+                    stream.listen(self._serve)
+                    return
+                pending.popleft().settle(value)
+            self._waits -= 1
+
+    def _left(self, wait: _Wait) -> None:
+        """`wait` was cancelled."""
+        self._pending.remove(wait)
+        self._waits -= 1
+        if not self._pending:
+            self._stream.listen(None)
+
+    def _failed(self, error: BaseException) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        future.set_exception(self._raised(error))
+        return future
+
+    def _raised(self, error: BaseException) -> BaseException:
+        """The end of the answer, as the caller sees it."""
+        self._end()
+        if isinstance(error, DynamoError):
+            self._call.failed(error)
+            return at_iterate(error)
+        self._call.release()
+        if isinstance(error, StopAsyncIteration):
+            return StopAsyncIteration("Stream exhausted")
+        if isinstance(error, (Exception, asyncio.CancelledError)):  # of the caller's own input
+            return error
+        raise error
 
     def _end(self) -> None:
         unlink, self._unlink = self._unlink, None
@@ -200,6 +235,35 @@ class AsyncResponseStream:
 
     def __del__(self) -> None:
         self._end()
+
+
+class _Wait(asyncio.Future[Any]):
+    """The wait for an item that has not come. The stream fulfils it from the callback that reads the frame.
+
+    It keeps its stream alive, and leaves it at once if it is cancelled: then the stream may end, too.
+    """
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: AsyncResponseStream) -> None:
+        super().__init__(loop=stream._loop)
+        self._stream: AsyncResponseStream | None = stream
+
+    def settle(self, value: Any = None, error: BaseException | None = None) -> None:
+        """The item has come, or the end."""
+        self._stream = None
+        if error is None:
+            self.set_result(value)
+        else:
+            self.set_exception(error)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """See asyncio.Future."""
+        cancelled = super().cancel(msg)
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream._left(self)
+        return cancelled
 
 
 @dataclass(frozen=True)
@@ -225,16 +289,60 @@ class Instance:
         return f"Instance({self})"
 
 
-async def _send(call: Call, annotated: bool, unlink: Callable[[], None] | None) -> AsyncResponseStream:
-    try:
-        stream = RoutedStream(call, await call.send())
-        return AsyncResponseStream(stream, annotated, unlink)
-    except DynamoError as error:
-        _undo(unlink)
-        raise at_await(error)  # noqa: B904  # which keeps its cause
-    except BaseException:
-        _undo(unlink)
-        raise
+class _Answer(asyncio.Future["AsyncResponseStream"]):
+    """What a call returns: the future of its answer. No task waits for it.
+
+    The receiver of the answer holds it as its `established`, and fulfils it. It owns the call and the exchange until it is
+    done; cancelled, it gives both up at once.
+    """
+
+    __slots__ = ("_annotated", "_call", "_exchange", "_unlink")
+
+    def __init__(
+        self, call: Call, annotated: bool, unlink: Callable[[], None] | None, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        super().__init__(loop=loop)
+        self._call = call
+        self._annotated = annotated
+        self._unlink = unlink
+        self._exchange: Exchange | None = None
+
+    def begun(self) -> _Answer:
+        """Send the request; returns the future itself."""
+        try:
+            self._exchange = self._call.begin(self)
+        except (Exception, asyncio.CancelledError) as error:
+            self.set_exception(error)
+        return self
+
+    def set_result(self, _: Any, /) -> None:
+        """The answer has begun."""
+        exchange, self._exchange = self._exchange, None
+        assert exchange is not None
+        super().set_result(AsyncResponseStream(self._call, exchange.stream(), self._annotated, self._unlink))
+
+    def set_exception(self, error: Any, /) -> None:
+        """It does not begin, because of `error`."""
+        if isinstance(error, DynamoError):
+            super().set_exception(at_await(error))
+            self._call.failed(error)
+        else:  # of the caller's own input
+            super().set_exception(error)
+        self._give_up()
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """See asyncio.Future."""
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self._give_up()
+        return cancelled
+
+    def _give_up(self) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.give_up()
+        self._call.release()
+        _undo(self._unlink)
 
 
 def _failing(error: DynamoError) -> Coroutine[Any, Any, Any]:

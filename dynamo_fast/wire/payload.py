@@ -96,6 +96,15 @@ class NetworkStreamWrapper(msgspec.Struct, frozen=True, gc=False):
     data: Annotated | None = None
 
 
+class ItemReader(NamedTuple):
+    """How the frames of an answer are read."""
+
+    envelope: tuple[bytes, bytes]
+    """What stands before and after the data of an item that has nothing else."""
+    read_data: Callable[[bytes], Any]
+    """Its data. Raises one of UNREADABLE if it is not one value."""
+
+
 class _Format(NamedTuple):
     """One of the two formats: how values are written and read, and the bytes of the envelopes around an item."""
 
@@ -143,6 +152,7 @@ class PayloadCodec(Enum):
         # `write` writes a plain value; for other values it raises one of UNWRITABLE, or writes what Dynamo does not read.
         self.envelope = format_.item_head + format_.data_head, format_.data_tail + format_.item_tail
         """What stands before and after the data of an item that has nothing else: both envelopes."""
+        self.items = ItemReader(self.envelope, self._read)
         self.final = format_.write({"complete_final": True})
         """The wrapper that says that the answer is complete."""
 

@@ -34,7 +34,7 @@ GARBAGE = b"\xff" * 24
 TOO_LARGE = bytes(4) + GARBAGE  # a request without a path and headers
 
 
-class Recorder(FrameProtocol[Any]):
+class Recorder(FrameProtocol):
     def __init__(self, decoder: Decoder[Any]) -> None:
         super().__init__(decoder)
         self._transport = None
