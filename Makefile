@@ -126,7 +126,7 @@ peers: .peers/1.3.1/.done .peers/1.6.1/.done
 	@touch $@
 
 # The extensions are built into the source tree; a change of them or of what is installed builds again.
-SOURCES := setup.py pyproject.toml dynamo_fast/_codec.pyx dynamo_fast/egress/_send.pxd $(foreach file,wire/_plain ingress/_cork egress/_items runtime/_arrived,$(addprefix dynamo_fast/$(file),.py .pxd))
+SOURCES := setup.py pyproject.toml dynamo_fast/_codec.pyx dynamo_fast/egress/_send.pxd $(foreach file,wire/_plain wire/_raw ingress/_cork egress/_items runtime/_arrived,$(addprefix dynamo_fast/$(file),.py .pxd))
 
 $(BIN)/python:
 	$(call say,"a virtual environment in $(VENV)")

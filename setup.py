@@ -16,6 +16,7 @@ from setuptools.command.build_ext import build_ext
 SOURCES = {
     "dynamo_fast._codec": "dynamo_fast/_codec.pyx",
     "dynamo_fast.wire._plain": "dynamo_fast/wire/_plain.py",
+    "dynamo_fast.wire._raw": "dynamo_fast/wire/_raw.py",
     "dynamo_fast.egress._items": "dynamo_fast/egress/_items.py",
     "dynamo_fast.ingress._cork": "dynamo_fast/ingress/_cork.py",
     "dynamo_fast.runtime._arrived": "dynamo_fast/runtime/_arrived.py",

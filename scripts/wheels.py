@@ -30,7 +30,7 @@ NOT_OF_A_WHEEL = (
 #: They compare both backends, and import them by name.
 OF_BOTH_BACKENDS = (*(f"tests/test_codec{part}.py" for part in ("", "_edges", "_differential")), "tests/conformance")
 #: What is Python, and compiled with the types beside it.
-TYPED = ("wire/_plain", "ingress/_cork", "egress/_items", "runtime/_arrived")
+TYPED = ("wire/_plain", "wire/_raw", "ingress/_cork", "egress/_items", "runtime/_arrived")
 LARGEST = 1_000_000
 """Bytes of a wheel."""
 SHOW = "import dynamo_fast; from dynamo_fast import codec; print(codec.BACKEND, dynamo_fast.__file__)"

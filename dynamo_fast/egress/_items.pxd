@@ -14,17 +14,21 @@ cdef class Items:
     cdef public bint _final_seen
     cdef public bint _open
     cdef public bint _bare
+    cdef public bint _flowing
+    cdef public bint _in_take
     cdef object _frames
     cdef object _popleft
     cdef object _read_data
+    cdef bytes _null
     cdef bytes _head
     cdef bytes _tail
     cdef Py_ssize_t _begin
     cdef Py_ssize_t _after
 
     cpdef object pull(self)
+    cpdef object feed(self, object take)
     cpdef object wait(self)
-    @cython.locals(whole=bytes, begin=Py_ssize_t, end=Py_ssize_t)
+    @cython.locals(whole=bytes, data=bytes, begin=Py_ssize_t, end=Py_ssize_t)
     cdef object _plain(self, object frame)
 
 

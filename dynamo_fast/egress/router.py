@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import msgspec
 
@@ -16,6 +16,7 @@ from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.response_stream import ResponseStream
+from dynamo_fast.egress.sink import Delivery, Sink
 from dynamo_fast.egress.tcp_client import TcpRequestClient
 from dynamo_fast.egress.transports import RequestClients
 from dynamo_fast.errors import Cancelled, Disconnected, RequestTooLarge
@@ -28,9 +29,11 @@ from dynamo_fast.wire.address import EndpointInstanceId
 from dynamo_fast.wire.control import MAX_CONTROL_MESSAGE_SIZE, RequestControlMessage, RequestType, encode_single_in
 from dynamo_fast.wire.headers import REQUEST_ID
 from dynamo_fast.wire.instance import Instance, TransportType, not_offered
-from dynamo_fast.wire.payload import PayloadCodec
+from dynamo_fast.wire.payload import Annotated, ItemReader, PayloadCodec
 
 __all__ = ["AddressedPushRouter", "AddressedRequest", "EncodedBody"]
+
+_T = TypeVar("_T")
 
 
 class EncodedBody(NamedTuple):
@@ -134,18 +137,75 @@ class AddressedPushRouter:
     ) -> None:
         await self.close()
 
-    async def generate(self, request: AddressedRequest, context: Context | None = None) -> ResponseStream:
+    @overload
+    async def generate(
+        self, request: AddressedRequest, context: Context | None = None, *, raw: Literal[True]
+    ) -> ResponseStream[bytes]: ...
+
+    @overload
+    async def generate(
+        self, request: AddressedRequest, context: Context | None = None, *, response_type: type[_T]
+    ) -> ResponseStream[_T]: ...
+
+    @overload
+    async def generate(
+        self,
+        request: AddressedRequest,
+        context: Context | None = None,
+        *,
+        raw: Literal[True],
+        sink: Sink[Annotated[bytes]],
+    ) -> Delivery: ...
+
+    @overload
+    async def generate(
+        self,
+        request: AddressedRequest,
+        context: Context | None = None,
+        *,
+        response_type: type[_T],
+        sink: Sink[Annotated[_T]],
+    ) -> Delivery: ...
+
+    @overload
+    async def generate(
+        self, request: AddressedRequest, context: Context | None = None, *, sink: Sink[Annotated[Any]]
+    ) -> Delivery: ...
+
+    @overload
+    async def generate(self, request: AddressedRequest, context: Context | None = None) -> ResponseStream[Any]: ...
+
+    async def generate(
+        self,
+        request: AddressedRequest,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> ResponseStream[Any] | Delivery:
         """Send `request`; returns its answer once the worker's handler was started.
+
+        `raw`: the data of an item is the bytes that the worker sent, in the format that the request names. `response_type`:
+        it is a value of that type; an item that does not fit ends the answer with a PayloadError. `sink`: takes the items,
+        and the answer is its `Delivery`.
 
         Every wait ends: the acknowledgement has `DYN_TCP_REQUEST_TIMEOUT`, the worker's call home
         `DYNAMO_FAST_CALL_HOME_TIMEOUT`, or about a second once the connection to the worker is lost. Each wait for an item
         has the inactivity timeout, which is not set by default.
 
-        Raises, with nothing sent: InvalidAddress, SerializationError, RequestTooLarge, Disconnected (the worker was
-        removed from discovery), Cancelled (the context was killed). After that: CannotConnect, ConnectionTimeout,
-        Unavailable, ResourceExhausted or RequestRefused (the worker's server said no), CannotConnect or RemoteError
-        (its handler could not be started), Disconnected (it died), Cancelled.
+        Raises, with nothing sent: TypeError (the type cannot be decoded), InvalidAddress, SerializationError,
+        RequestTooLarge, Disconnected (the worker was removed from discovery), Cancelled (the context was killed). After
+        that: CannotConnect, ConnectionTimeout, Unavailable, ResourceExhausted or RequestRefused (the worker's server said
+        no), CannotConnect or RemoteError (its handler could not be started), Disconnected (it died), Cancelled.
         """
+        stream = await self.stream(request, context, request.payload_codec.reader(response_type, raw))
+        return stream if sink is None else Delivery(stream, sink).begin()
+
+    async def stream(
+        self, request: AddressedRequest, context: Context | None, reader: ItemReader
+    ) -> ResponseStream[Any]:
+        """As `generate`, with what reads the items."""
         context = Context() if context is None else context
         timing = RequestTiming(self.metrics)
         receiver = self.response_server.register(context)
@@ -165,7 +225,7 @@ class AddressedPushRouter:
         inactivity_timeout = request.inactivity_timeout or self.inactivity_timeout
         if inactivity_timeout is not None:
             receiver.limit_inactivity(inactivity_timeout)
-        return ResponseStream(receiver, request.payload_codec, self.response_server.loop, self._leave)
+        return ResponseStream(receiver, reader, self.response_server.loop, self._leave)
 
     def _leave(self) -> None:
         self.metrics.inflight -= 1

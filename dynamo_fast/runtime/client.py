@@ -14,6 +14,7 @@ from dynamo_fast.egress._items import with_fast_anext
 from dynamo_fast.egress.call import Call
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.egress.response_stream import ResponseStream
+from dynamo_fast.egress.sink import Delivery, Sink
 from dynamo_fast.errors import DynamoError, InvalidRequest, SerializationError
 from dynamo_fast.observability import tracing
 from dynamo_fast.runtime._arrived import FutureItems
@@ -34,6 +35,10 @@ class Client:
     `Endpoint.client` makes it. It owns a `PushRouter`, which remembers the workers that failed; the runtime's hub owns the
     connections and ends them. Every call returns a future that runs already. The call itself raises if the request cannot
     be encoded, and raises RuntimeError on another event loop than the one on which the client was made.
+
+    Three extras, which Dynamo's client has not, are keywords of every call (see `AddressedPushRouter.generate`): with `raw`
+    the data of an item is the bytes that the worker sent, with `response_type` a value of that type; with `sink` the items
+    go to that object, and the future's result is their `Delivery`.
     """
 
     def __init__(self, router: PushRouter, mode: RouterMode | None) -> None:
@@ -55,37 +60,73 @@ class Client:
         return asyncio.ensure_future(self._router.wait_for_instances())
 
     def round_robin(
-        self, request: Any, annotated: bool | None = True, context: Context | None = None
-    ) -> asyncio.Future[AsyncResponseStream]:
+        self,
+        request: Any,
+        annotated: bool | None = True,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> asyncio.Future[Any]:
         """Send the request to the next instance, in the order of their ids."""
-        return self._call(RouterMode.RoundRobin, request, annotated, context)
+        return self._call(RouterMode.RoundRobin, request, annotated, context, how=(response_type, raw), sink=sink)
 
     def random(
-        self, request: Any, annotated: bool | None = True, context: Context | None = None
-    ) -> asyncio.Future[AsyncResponseStream]:
+        self,
+        request: Any,
+        annotated: bool | None = True,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> asyncio.Future[Any]:
         """Send the request to a random instance."""
-        return self._call(RouterMode.Random, request, annotated, context)
+        return self._call(RouterMode.Random, request, annotated, context, how=(response_type, raw), sink=sink)
 
     def generate(
-        self, request: Any, annotated: bool | None = True, context: Context | None = None
-    ) -> asyncio.Future[AsyncResponseStream]:
+        self,
+        request: Any,
+        annotated: bool | None = True,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> asyncio.Future[Any]:
         """Send the request to the instance that the client's router mode picks; without a mode, to a random one.
 
         (Dynamo's client takes a random instance in every mode.)
         """
         mode = RouterMode.Random if self._mode in (None, RouterMode.Direct, RouterMode.KV) else self._mode
         assert mode is not None
-        return self._call(mode, request, annotated, context)
+        return self._call(mode, request, annotated, context, how=(response_type, raw), sink=sink)
 
     def direct(
-        self, request: Any, instance_id: int, annotated: bool | None = True, context: Context | None = None
-    ) -> asyncio.Future[AsyncResponseStream]:
+        self,
+        request: Any,
+        instance_id: int,
+        annotated: bool | None = True,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> asyncio.Future[Any]:
         """Send the request to this instance, even if it is inhibited."""
-        return self._call(_instance_id(instance_id), request, annotated, context)
+        return self._call(_instance_id(instance_id), request, annotated, context, how=(response_type, raw), sink=sink)
 
     def device_aware_weighted(
-        self, request: Any, annotated: bool | None = True, context: Context | None = None
-    ) -> asyncio.Future[AsyncResponseStream]:
+        self,
+        request: Any,
+        annotated: bool | None = True,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> asyncio.Future[Any]:
         """Send the request to the least loaded instance, with a weight for CPUs.
 
         The client must have been made with a mode that looks at the load, else the future raises InvalidRequest.
@@ -93,7 +134,9 @@ class Client:
         if self._mode not in _BY_LOAD:
             text = f"routing occupancy state not initialized for endpoint {self._router.table.endpoint}"
             return asyncio.ensure_future(_failing(InvalidRequest(text)))
-        return self._call(RouterMode.DeviceAwareWeighted, request, annotated, context)
+        return self._call(
+            RouterMode.DeviceAwareWeighted, request, annotated, context, how=(response_type, raw), sink=sink
+        )
 
     def wait_for_instance_by_runtime_data(
         self, key: str, value: str, timeout_s: float | None = None
@@ -102,8 +145,15 @@ class Client:
         raise NotOffered("wait_for_instance_by_runtime_data is not offered: dynamo_fast does not read model cards")
 
     def _call(
-        self, to: RouterMode | int, request: Any, annotated: bool | None, context: Context | None
-    ) -> asyncio.Future[AsyncResponseStream]:
+        self,
+        to: RouterMode | int,
+        request: Any,
+        annotated: bool | None,
+        context: Context | None,
+        *,
+        how: tuple[Any, bool],
+        sink: Sink[Any] | None,
+    ) -> asyncio.Future[Any]:
         if context is not None and not isinstance(context, Context):
             raise argument_error("context", context, "Context")
         loop = asyncio.get_running_loop()
@@ -119,14 +169,14 @@ class Client:
             child = context.child()
             unlink = context.request.link_child(child)
         try:
-            call = self._router.prepare(to, request, child)
+            call = self._router.prepare(to, request, child, how=how)
         except SerializationError as error:
             _undo(unlink)
             raise at_call(error) from None
         except BaseException:
             _undo(unlink)
             raise
-        return start(_send(call, bool(annotated), unlink), loop)
+        return start(_send(call, bool(annotated), unlink, sink), loop)
 
 
 @with_fast_anext
@@ -140,9 +190,11 @@ class AsyncResponseStream(FutureItems):
 
     __slots__ = ("__weakref__", "_call", "_pending", "_unlink")
 
-    _stream: ResponseStream
+    _stream: ResponseStream[Any]
 
-    def __init__(self, call: Call, stream: ResponseStream, annotated: bool, unlink: Callable[[], None] | None) -> None:
+    def __init__(
+        self, call: Call, stream: ResponseStream[Any], annotated: bool, unlink: Callable[[], None] | None
+    ) -> None:
         super().__init__(stream, asyncio.get_running_loop())
         stream._bare = not annotated
         self._call = call
@@ -261,15 +313,26 @@ class Instance:
         return f"Instance({self})"
 
 
-async def _send(call: Call, annotated: bool, unlink: Callable[[], None] | None) -> AsyncResponseStream:
+async def _send(
+    call: Call, annotated: bool, unlink: Callable[[], None] | None, sink: Sink[Any] | None
+) -> AsyncResponseStream | Delivery:
     try:
-        return AsyncResponseStream(call, await call.send(), annotated, unlink)
+        stream = await call.send()
+        if sink is None:
+            return AsyncResponseStream(call, stream, annotated, unlink)
+        stream._bare = not annotated
     except DynamoError as error:
         _undo(unlink)
         raise at_await(error)  # noqa: B904  # which keeps its cause
     except BaseException:
         _undo(unlink)
         raise
+
+    def at_end(error: BaseException | None) -> BaseException | None:
+        _undo(unlink)
+        return at_iterate(error) if isinstance(error, DynamoError) else error
+
+    return Delivery(stream, sink, call, at_end).begin()
 
 
 def _failing(error: DynamoError) -> Coroutine[Any, Any, Any]:
