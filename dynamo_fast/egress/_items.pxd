@@ -10,6 +10,7 @@ cdef class NextItem
 
 
 cdef class Items:
+    cdef object __weakref__
     cdef public object _receiver
     cdef public bint _final_seen
     cdef public bint _open

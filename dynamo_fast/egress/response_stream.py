@@ -39,7 +39,6 @@ class ResponseStream(Items, Generic[Data]):
     """
 
     __slots__ = (
-        "__weakref__",
         "_decode",
         "_on_close",
         "loop",

@@ -19,13 +19,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from dynamo_fast.egress.response_stream import ResponseStream
 from dynamo_fast.errors import DynamoError
-
-if TYPE_CHECKING:
-    from dynamo_fast.egress.call import Call
 
 __all__ = ["Delivery", "Sink"]
 
@@ -54,6 +51,22 @@ class Sink(Protocol[_Item_contra]):
         """
 
 
+class Attempts(Protocol):
+    """What a delivery tells the call that it answers (`call.Call`)."""
+
+    async def send(self) -> ResponseStream[Any]:
+        """Send the request to the worker that was picked."""
+
+    def begun(self) -> None:
+        """The first item has come."""
+
+    def failed(self, error: DynamoError) -> bool:
+        """The worker failed. Returns whether another one was picked."""
+
+    def release(self) -> None:
+        """The answer has ended."""
+
+
 class Delivery:
     """One answer that goes to a sink. It goes on until its end, whether or not somebody holds it.
 
@@ -78,7 +91,7 @@ class Delivery:
         self,
         stream: ResponseStream[Any],
         sink: Sink[Any],
-        call: Call | None = None,
+        call: Attempts | None = None,
         at_end: Callable[[BaseException | None], BaseException | None] | None = None,
     ) -> None:
         """`call` is told how the answer went. `at_end` is called before the sink's `end`, and returns its argument."""
@@ -180,7 +193,7 @@ class Delivery:
         else:
             self._finish(error)
 
-    async def _send_again(self, call: Call, failed: ResponseStream[Any]) -> None:
+    async def _send_again(self, call: Attempts, failed: ResponseStream[Any]) -> None:
         try:
             stream = await call.send()
         except DynamoError as error:

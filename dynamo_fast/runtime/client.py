@@ -188,7 +188,7 @@ class AsyncResponseStream(FutureItems):
     raises RuntimeError elsewhere); it may be dropped on any thread.
     """
 
-    __slots__ = ("__weakref__", "_call", "_pending", "_unlink")
+    __slots__ = ("_call", "_pending", "_unlink")
 
     _stream: ResponseStream[Any]
 
