@@ -1,6 +1,7 @@
 # The types with which Cython translates `_items.py`.
 cimport cython
 
+from dynamo_fast.wire._raw cimport is_one_value
 from dynamo_fast.egress._send cimport bytes_between, fill_send_slot, inherit_anext
 
 
@@ -20,6 +21,7 @@ cdef class Items:
     cdef object _frames
     cdef object _popleft
     cdef object _read_data
+    cdef bint _scan
     cdef bytes _null
     cdef bytes _head
     cdef bytes _tail

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dynamo_fast.wire._raw import is_one_value
 from dynamo_fast.wire.payload import UNREADABLE, Annotated
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Items:
         self._popleft = receiver.frames.popleft
         self._head, self._tail = reader.envelope
         self._begin, self._after = len(self._head), len(self._tail)
-        self._read_data, self._null = reader.read_data, reader.null
+        self._read_data, self._scan, self._null = reader.read_data, reader.scan, reader.null
         self._final_seen = False
         self._open = True
         self._bare = False
@@ -87,7 +88,9 @@ class Items:
             else whole[begin:end]
         )
         if self._read_data is None:
-            return data if data and data != self._null else None
+            if (self._scan and not is_one_value(data)) or (len(data) < 16 and data.strip() in (b"", self._null)):
+                return None
+            return data
         try:
             return self._read_data(data)
         except UNREADABLE:  # it is not one value, or none that fits

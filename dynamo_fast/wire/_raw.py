@@ -16,12 +16,13 @@ def is_one_value(text: bytes) -> bool:
     """
     depth = 0
     at, size = 0, len(text)
+    chars = text
     while at < size:
-        byte = text[at]
+        byte = chars[at]
         at += 1
         if byte == 34:  # a string begins: go behind its end
-            while at < size and text[at] != 34:
-                at += 2 if text[at] == 92 else 1
+            while at < size and chars[at] != 34:
+                at += 2 if chars[at] == 92 else 1
             if at >= size:
                 return False
             at += 1

@@ -24,7 +24,6 @@ import orjson
 
 from dynamo_fast.errors import DynamoError, PayloadError, RemoteError, SerializationError
 from dynamo_fast.wire._plain import ENVELOPE_MARK, UNWRITABLE, encode_plain, is_plain
-from dynamo_fast.wire._raw import is_one_value
 from dynamo_fast.wire.error import decode_error, encode_error
 from dynamo_fast.wire.text import UNREADABLE, printable, reason, shown
 
@@ -124,6 +123,8 @@ class ItemReader(NamedTuple):
     """What stands before and after the data of an item that has nothing else."""
     read_data: Callable[[bytes], Any] | None
     """That data. Returns None, or raises one of UNREADABLE, if `decode` must look at the frame. None: the bytes are it."""
+    scan: bool
+    """Whether it must be made sure that those bytes are one value."""
     null: bytes
     """The data that is none."""
     decode: Callable[[bytes | memoryview], NetworkStreamWrapper]
@@ -183,7 +184,7 @@ class PayloadCodec(Enum):
         # `write` writes a plain value; for other values it raises one of UNWRITABLE, or writes what Dynamo does not read.
         self.envelope = format_.item_head + format_.data_head, format_.data_tail + format_.item_tail
         """What stands before and after the data of an item that has nothing else: both envelopes."""
-        self.items = ItemReader(self.envelope, self._read, self.null, self.decode_item)
+        self.items = ItemReader(self.envelope, self._read, False, self.null, self.decode_item)
         """Reads items as plain values."""
         self.final = format_.write({"complete_final": True})
         """The wrapper that says that the answer is complete."""
@@ -274,20 +275,14 @@ def _raw_reader(codec: PayloadCodec) -> ItemReader:
         if item is None:
             return NetworkStreamWrapper(wrapper.complete_final)
         data: bytes | None = bytes(item.data)
-        if not data or is_null(data):
+        if not data or data.strip() == codec.null:
             data = None
         return NetworkStreamWrapper(
             wrapper.complete_final, Annotated(data, item.id, item.event, item.comment, item.error)
         )
 
-    def is_null(data: bytes) -> bool:
-        return data == codec.null or (codec is PayloadCodec.JSON and data.strip() == codec.null)
-
-    def read_data(data: bytes) -> bytes | None:
-        return data if is_one_value(data) and not is_null(data) else None
-
     # MessagePack says how many fields the inner envelope has, so what stands between the two texts is its one value.
-    return ItemReader(codec.envelope, read_data if codec is PayloadCodec.JSON else None, codec.null, decode)
+    return ItemReader(codec.envelope, None, codec is PayloadCodec.JSON, codec.null, decode)
 
 
 @functools.lru_cache(maxsize=256)
@@ -325,7 +320,7 @@ def _typed_reader(codec: PayloadCodec, kind: Any) -> ItemReader:
         typed = Annotated(data, item._id, item._event, item._comment, item._error)
         return NetworkStreamWrapper(wrapper.complete_final, typed)
 
-    return ItemReader(codec.envelope, read_data, codec.null, decode)
+    return ItemReader(codec.envelope, read_data, False, codec.null, decode)
 
 
 def _misfit(error: Exception) -> str:
