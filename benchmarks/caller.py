@@ -85,19 +85,17 @@ async def raw() -> Call:
     return call
 
 
-class Counting:
-    """A sink that counts, and knows when the first item came."""
+class Collecting:
+    """A sink that keeps the items and does nothing else: what is counted is the way of an item there."""
 
-    first_item = 0.0
-    got = 0
+    began = 0.0
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self.item = self.items.append
 
     def begin(self, delivery: Any) -> None:
-        pass
-
-    def item(self, item: Any) -> None:
-        if not self.got:
-            self.first_item = time.perf_counter()
-        self.got += 1
+        self.began = time.perf_counter()
 
     def end(self, error: BaseException | None) -> None:
         assert error is None, error
@@ -107,9 +105,9 @@ async def sink() -> Call:
     deliver = await ours(raw=True)
 
     async def call(request: dict[str, Any]) -> Any:
-        counting = Counting()
-        await (await deliver(request, sink=counting)).wait_ended()
-        return counting
+        kept = Collecting()
+        await (await deliver(request, sink=kept)).wait_ended()
+        return kept
 
     return call
 
@@ -128,9 +126,9 @@ async def bare() -> Call:
     await client.wait_for_instances()
 
     async def call(request: dict[str, Any]) -> Any:
-        counting = Counting()
-        await (await client.round_robin(request, annotated=False, raw=True, sink=counting)).wait_ended()
-        return counting
+        kept = Collecting()
+        await (await client.round_robin(request, annotated=False, raw=True, sink=kept)).wait_ended()
+        return kept
 
     return call
 
@@ -263,9 +261,9 @@ async def do(call: Call, work: Work, wrapped: bool) -> dict[str, Any]:
             began = last = time.perf_counter()
             got = 0
             answer = await call(request)
-            if isinstance(answer, Counting):
-                first_items.append(answer.first_item - began)
-                count += answer.got
+            if isinstance(answer, Collecting):
+                first_items.append(answer.began - began)  # the first item comes with it, or soon after
+                count += len(answer.items)
                 continue
             async for item in answer:
                 if not got:
