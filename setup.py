@@ -39,6 +39,7 @@ TRANSLATED = [
     "dynamo_fast.observability.metrics",
     "dynamo_fast.runtime._arrived",
     "dynamo_fast.wire._plain",
+    "dynamo_fast.wire._raw",
     "dynamo_fast.wire.control",
     "dynamo_fast.wire.headers",
     "dynamo_fast.wire.ids",

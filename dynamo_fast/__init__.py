@@ -26,6 +26,7 @@ from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.response_stream import ResponseStream
 from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
+from dynamo_fast.egress.sink import Delivery, Sink
 from dynamo_fast.egress.tcp_client import TcpRequestClient
 from dynamo_fast.errors import DynamoError
 from dynamo_fast.ingress.answer import Batch
@@ -40,6 +41,7 @@ __all__ = [
     "Annotated",
     "Batch",
     "Context",
+    "Delivery",
     "DynamoError",
     "EndpointId",
     "EndpointInstanceId",
@@ -50,6 +52,7 @@ __all__ = [
     "PushRouter",
     "ResponseStream",
     "RouterMode",
+    "Sink",
     "TcpRequestClient",
     "TcpRequestCodec",
     "TcpRequestDecoder",

@@ -1,6 +1,7 @@
 # The types with which Cython translates `_items.py`.
 cimport cython
 
+from dynamo_fast.wire._raw cimport is_one_value
 from dynamo_fast.egress._send cimport bytes_between, fill_send_slot, inherit_anext
 
 
@@ -10,21 +11,27 @@ cdef class NextItem
 
 
 cdef class Items:
+    cdef object __weakref__
     cdef public object _receiver
     cdef public bint _final_seen
     cdef public bint _open
     cdef public bint _bare
+    cdef public bint _flowing
+    cdef public bint _in_take
     cdef readonly object _frames
     cdef readonly object _popleft
     cdef readonly object _read_data
+    cdef readonly bint _scan
+    cdef readonly bytes _null
     cdef readonly bytes _head
     cdef readonly bytes _tail
     cdef readonly Py_ssize_t _begin
     cdef readonly Py_ssize_t _after
 
     cpdef object pull(self)
+    cpdef object feed(self, object take)
     cpdef object wait(self)
-    @cython.locals(whole=bytes, begin=Py_ssize_t, end=Py_ssize_t)
+    @cython.locals(whole=bytes, data=bytes, begin=Py_ssize_t, end=Py_ssize_t)
     cdef object _plain(self, object frame)
 
 

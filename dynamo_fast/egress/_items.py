@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dynamo_fast.wire._raw import is_one_value
 from dynamo_fast.wire.payload import UNREADABLE, Annotated
 
 if TYPE_CHECKING:
@@ -39,12 +40,16 @@ class Items:
         "_bare",
         "_begin",
         "_final_seen",
+        "_flowing",
         "_frames",
         "_head",
+        "_in_take",
+        "_null",
         "_open",
         "_popleft",
         "_read_data",
         "_receiver",
+        "_scan",
         "_tail",
     )
 
@@ -54,11 +59,13 @@ class Items:
         self._popleft = receiver.frames.popleft
         self._head, self._tail = reader.envelope
         self._begin, self._after = len(self._head), len(self._tail)
-        self._read_data = reader.read_data
+        self._read_data, self._scan, self._null = reader.read_data, reader.scan, reader.null
         self._final_seen = False
         self._open = True
         self._bare = False
         """Whether `pull` returns the data of the items, and leaves out items without data."""
+        self._flowing = True
+        self._in_take = False
 
     def pull(self) -> Any:
         """The next item, or None if it has not come.
@@ -93,14 +100,36 @@ class Items:
         begin, end = self._begin, len(whole) - self._after
         if end < begin or not (whole.startswith(self._head) and whole.endswith(self._tail)):
             return None
+        data: bytes = (
+            bytes_between(whole, begin, end)  # type: ignore[name-defined]  # noqa: F821  # it is in `_send.pxd`
+            if _IS_COMPILED
+            else whole[begin:end]
+        )
+        if self._read_data is None:
+            if (self._scan and not is_one_value(data)) or (len(data) < 16 and data.strip() in (b"", self._null)):
+                return None
+            return data
         try:
-            return self._read_data(
-                bytes_between(whole, begin, end)  # type: ignore[name-defined]  # noqa: F821  # it is in `_send.pxd`
-                if _IS_COMPILED
-                else whole[begin:end]
-            )
+            return self._read_data(data)
         except UNREADABLE:  # it is not one value, or none that fits
             return None
+
+    def feed(self, take: Callable[[Any], object]) -> None:
+        """Pull the items that have come into `take`, while `_flowing` is true. Raises what `pull` and `take` raise.
+
+        `_in_take` says then which of the two it was.
+        """
+        while self._flowing:
+            item = self.pull()
+            if item is None:
+                return
+            self._in_take = True
+            take(item)
+            self._in_take = False
+
+    def is_exhausted(self) -> bool:
+        """Whether `pull` raises: no item is left, and none will come."""
+        return not self._open or (not self._frames and self._receiver.ended)
 
     def wait(self) -> asyncio.Future[None]:
         """Done when `pull` is worth a call again. Called when it has returned None."""

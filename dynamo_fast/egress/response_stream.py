@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from dynamo_fast.egress._items import Items, with_fast_anext
 from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.errors import Disconnected, DynamoError, PayloadError, ProtocolError, ResponseTimeout
-from dynamo_fast.wire.payload import Annotated, PayloadCodec
+from dynamo_fast.wire.payload import Annotated, Data, ItemReader
 
 __all__ = ["ResponseStream"]
 
@@ -19,8 +19,8 @@ _SENTINEL_SECONDS = 1.0
 
 
 @with_fast_anext
-class ResponseStream(Items):
-    """The items of one answer, in order.
+class ResponseStream(Items, Generic[Data]):
+    """The items of one answer, in order; `T` is the type of their data.
 
         async for item in stream:
             print(item.data())
@@ -39,35 +39,34 @@ class ResponseStream(Items):
     """
 
     __slots__ = (
-        "__weakref__",
-        "_loop",
+        "_decode",
         "_on_close",
-        "_payload_codec",
+        "loop",
     )
 
     def __init__(
         self,
         receiver: ResponseReceiver,
-        payload_codec: PayloadCodec,
+        reader: ItemReader,
         loop: asyncio.AbstractEventLoop,
         on_close: Callable[[], None],
     ) -> None:
-        super().__init__(receiver, payload_codec.items)
-        self._payload_codec = payload_codec
-        self._loop = loop
+        super().__init__(receiver, reader)
+        self._decode = reader.decode
+        self.loop = loop
         self._on_close = on_close
 
-    def __aiter__(self) -> ResponseStream:
+    def __aiter__(self) -> ResponseStream[Data]:
         return self
 
     if TYPE_CHECKING:
 
-        def __anext__(self) -> Coroutine[Any, Any, Annotated]: ...
+        def __anext__(self) -> Coroutine[Any, Any, Annotated[Data]]: ...
 
-    def _unusual(self, frame: bytes | memoryview) -> Annotated | None:
+    def _unusual(self, frame: bytes | memoryview) -> Annotated[Data] | None:
         """The item in a frame; None for the final marker. Raises what the item says, if it is an error."""
         try:
-            wrapper = self._payload_codec.decode_item(frame)
+            wrapper = self._decode(frame)
         except PayloadError:
             self._close()
             raise
@@ -108,10 +107,10 @@ class ResponseStream(Items):
         """
         if not self._open:
             return
-        if asyncio._get_running_loop() is self._loop:
+        if asyncio._get_running_loop() is self.loop:
             self._close()
-        elif not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._close)
+        elif not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self._close)
 
     def _close(self) -> None:
         if self._open:
@@ -124,7 +123,7 @@ class ResponseStream(Items):
         """The same as `close`, under the name that asynchronous generators give it."""
         self.close()
 
-    async def __aenter__(self) -> ResponseStream:
+    async def __aenter__(self) -> ResponseStream[Data]:
         return self
 
     async def __aexit__(
@@ -134,9 +133,9 @@ class ResponseStream(Items):
 
     def __del__(self) -> None:
         # The garbage collector may run on any thread, and transports belong to the loop's.
-        if self._open and not self._loop.is_closed():
-            if asyncio._get_running_loop() is self._loop:
+        if self._open and not self.loop.is_closed():
+            if asyncio._get_running_loop() is self.loop:
                 self._close()
             else:
-                self._loop.call_soon_threadsafe(self._receiver.drop)
+                self.loop.call_soon_threadsafe(self._receiver.drop)
                 self._on_close()

@@ -16,7 +16,7 @@ cdef class AddressedPushRouter:
     cdef public object inactivity_timeout
 
     @cython.locals(timing=RequestTiming, exchange=Exchange)
-    cpdef begin(self, request, Context context=*, established=*)
+    cpdef begin(self, request, reader, Context context=*, established=*)
     @cython.locals(context=Context, timing=RequestTiming)
     cpdef _send(self, request, ResponseReceiver receiver, RequestTiming timing)
 
@@ -24,6 +24,7 @@ cdef class AddressedPushRouter:
 cdef class Exchange:
     cdef readonly AddressedPushRouter _router
     cdef readonly object _request
+    cdef readonly object _reader
     cdef public object ack
     cdef readonly ResponseReceiver receiver
 

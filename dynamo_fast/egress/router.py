@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import msgspec
 
@@ -18,6 +18,7 @@ from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.response_stream import ResponseStream
+from dynamo_fast.egress.sink import Delivery, Sink
 from dynamo_fast.egress.tcp_client import TcpRequestClient
 from dynamo_fast.egress.transports import RequestClients
 from dynamo_fast.errors import Cancelled, Disconnected, RequestTooLarge
@@ -31,9 +32,11 @@ from dynamo_fast.wire.address import EndpointInstanceId
 from dynamo_fast.wire.control import MAX_CONTROL_MESSAGE_SIZE, RequestControlMessage, RequestType, encode_single_in
 from dynamo_fast.wire.headers import REQUEST_ID
 from dynamo_fast.wire.instance import Instance, TransportType, not_offered
-from dynamo_fast.wire.payload import PayloadCodec
+from dynamo_fast.wire.payload import Annotated, ItemReader, PayloadCodec
 
 __all__ = ["AddressedPushRouter", "AddressedRequest", "EncodedBody"]
+
+_T = TypeVar("_T")
 
 
 class EncodedBody(NamedTuple):
@@ -138,38 +141,89 @@ class AddressedPushRouter:
     ) -> None:
         await self.close()
 
-    async def generate(self, request: AddressedRequest, context: Context | None = None) -> ResponseStream:
+    @overload
+    async def generate(
+        self, request: AddressedRequest, context: Context | None = None, *, raw: Literal[True]
+    ) -> ResponseStream[bytes]: ...
+
+    @overload
+    async def generate(
+        self, request: AddressedRequest, context: Context | None = None, *, response_type: type[_T]
+    ) -> ResponseStream[_T]: ...
+
+    @overload
+    async def generate(
+        self,
+        request: AddressedRequest,
+        context: Context | None = None,
+        *,
+        raw: Literal[True],
+        sink: Sink[Annotated[bytes]],
+    ) -> Delivery: ...
+
+    @overload
+    async def generate(
+        self,
+        request: AddressedRequest,
+        context: Context | None = None,
+        *,
+        response_type: type[_T],
+        sink: Sink[Annotated[_T]],
+    ) -> Delivery: ...
+
+    @overload
+    async def generate(
+        self, request: AddressedRequest, context: Context | None = None, *, sink: Sink[Annotated[Any]]
+    ) -> Delivery: ...
+
+    @overload
+    async def generate(self, request: AddressedRequest, context: Context | None = None) -> ResponseStream[Any]: ...
+
+    async def generate(
+        self,
+        request: AddressedRequest,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> ResponseStream[Any] | Delivery:
         """Send `request`; returns its answer once the worker's handler was started.
+
+        `raw`: the data of an item is the bytes that the worker sent, in the format that the request names. `response_type`:
+        it is a value of that type; an item that does not fit ends the answer with a PayloadError. `sink`: takes the items,
+        and the answer is its `Delivery`.
 
         Every wait ends: the acknowledgement has `DYN_TCP_REQUEST_TIMEOUT`, the worker's call home
         `DYNAMO_FAST_CALL_HOME_TIMEOUT`, or about a second once the connection to the worker is lost. Each wait for an item
         has the inactivity timeout, which is not set by default.
 
-        Raises, with nothing sent: InvalidAddress, SerializationError, RequestTooLarge, Disconnected (the worker was
-        removed from discovery), Cancelled (the context was killed). After that: CannotConnect, ConnectionTimeout,
-        Unavailable, ResourceExhausted or RequestRefused (the worker's server said no), CannotConnect or RemoteError
-        (its handler could not be started), Disconnected (it died), Cancelled.
+        Raises, with nothing sent: TypeError (the type cannot be decoded), InvalidAddress, SerializationError,
+        RequestTooLarge, Disconnected (the worker was removed from discovery), Cancelled (the context was killed). After
+        that: CannotConnect, ConnectionTimeout, Unavailable, ResourceExhausted or RequestRefused (the worker's server said
+        no), CannotConnect or RemoteError (its handler could not be started), Disconnected (it died), Cancelled.
         """
-        exchange = self.begin(request, context)
-        try:
-            await exchange.receiver.established
-        except BaseException:
-            exchange.give_up()
-            raise
-        return exchange.stream()
+        exchange = self.begin(request, request.payload_codec.reader(response_type, raw), context)
+        stream = await exchange.answer()
+        return stream if sink is None else Delivery(stream, sink).begin()
 
     def begin(
-        self, request: AddressedRequest, context: Context | None = None, established: asyncio.Future[Any] | None = None
+        self,
+        request: AddressedRequest,
+        reader: ItemReader,
+        context: Context | None = None,
+        established: asyncio.Future[Any] | None = None,
     ) -> Exchange:
         """Send `request`, and wait for nothing. Raises what `generate` raises with nothing sent.
 
-        `established` is told when the answer begins, or why it does not; by default a future of its own is.
+        `reader` reads the items. `established` is told when the answer begins, or why it does not; by default a future of
+        its own is.
         """
         context = Context() if context is None else context
         timing = RequestTiming(self.metrics)
         receiver = self.response_server.register(context, established)
         self.metrics.inflight += 1
-        exchange = Exchange(self, request, receiver)
+        exchange = Exchange(self, request, reader, receiver)
         try:
             if context.is_killed():  # looked at after the registration: another thread may kill it at any moment
                 raise Cancelled("Request cancelled before response stream was established")
@@ -216,23 +270,35 @@ class Exchange:
     or, if that failed or is no longer waited for, with `give_up`.
     """
 
-    __slots__ = ("_request", "_router", "ack", "receiver")
+    __slots__ = ("_reader", "_request", "_router", "ack", "receiver")
 
-    def __init__(self, router: AddressedPushRouter, request: AddressedRequest, receiver: ResponseReceiver) -> None:
+    def __init__(
+        self, router: AddressedPushRouter, request: AddressedRequest, reader: ItemReader, receiver: ResponseReceiver
+    ) -> None:
         self._router = router
         self._request = request
+        self._reader = reader
         self.receiver = receiver
         self.ack: asyncio.Future[Ack] | None = None
         """The acknowledgement; None before the request is sent."""
 
-    def stream(self) -> ResponseStream:
+    async def answer(self) -> ResponseStream[Any]:
+        """Wait until the answer begins. Raises why it does not."""
+        try:
+            await self.receiver.established
+        except BaseException:
+            self.give_up()
+            raise
+        return self.stream()
+
+    def stream(self) -> ResponseStream[Any]:
         """The answer, which has begun."""
         receiver, request, router = self.receiver, self._request, self._router
         receiver.established = _ESTABLISHED
         inactivity_timeout = request.inactivity_timeout or router.inactivity_timeout
         if inactivity_timeout is not None:
             receiver.limit_inactivity(inactivity_timeout)
-        return ResponseStream(receiver, request.payload_codec, router.response_server.loop, router._leave)
+        return ResponseStream(receiver, self._reader, router.response_server.loop, router._leave)
 
     def give_up(self) -> None:
         """Nobody waits for the answer: tell the worker to stop."""

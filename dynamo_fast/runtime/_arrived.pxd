@@ -7,6 +7,7 @@ from dynamo_fast.egress._send cimport fill_send_slot
 cdef bint _IS_COMPILED
 
 cdef class FutureItems:
+    cdef object __weakref__
     cdef readonly Items _stream
     cdef readonly object _loop
     cdef public Py_ssize_t _waits

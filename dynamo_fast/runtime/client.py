@@ -15,6 +15,7 @@ from dynamo_fast.egress.call import Call
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.egress.response_stream import ResponseStream
 from dynamo_fast.egress.router import Exchange
+from dynamo_fast.egress.sink import Delivery, Sink
 from dynamo_fast.errors import DynamoError, InvalidRequest, SerializationError
 from dynamo_fast.observability import tracing
 from dynamo_fast.runtime._arrived import FutureItems
@@ -36,6 +37,10 @@ class Client:
     `Endpoint.client` makes it. It owns a `PushRouter`, which remembers the workers that failed; the runtime's hub owns the
     connections and ends them. Every call returns a future that runs already. The call itself raises if the request cannot
     be encoded, and raises RuntimeError on another event loop than the one on which the client was made.
+
+    Three extras, which Dynamo's client has not, are keywords of every call (see `AddressedPushRouter.generate`): with `raw`
+    the data of an item is the bytes that the worker sent, with `response_type` a value of that type; with `sink` the items
+    go to that object, and the future's result is their `Delivery`.
     """
 
     def __init__(self, router: PushRouter, mode: RouterMode | None, hub: Hub) -> None:
@@ -58,37 +63,75 @@ class Client:
         return asyncio.ensure_future(self._router.wait_for_instances())
 
     def round_robin(
-        self, request: Any, annotated: bool | None = True, context: Context | None = None
-    ) -> asyncio.Future[AsyncResponseStream]:
+        self,
+        request: Any,
+        annotated: bool | None = True,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> asyncio.Future[Any]:
         """Send the request to the next instance, in the order of their ids."""
-        return self._call(RouterMode.RoundRobin, request, annotated, context)
+        return self._call(RouterMode.RoundRobin, request, annotated, context, how=(response_type, raw), sink=sink)
 
     def random(
-        self, request: Any, annotated: bool | None = True, context: Context | None = None
-    ) -> asyncio.Future[AsyncResponseStream]:
+        self,
+        request: Any,
+        annotated: bool | None = True,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> asyncio.Future[Any]:
         """Send the request to a random instance."""
-        return self._call(RouterMode.Random, request, annotated, context)
+        return self._call(RouterMode.Random, request, annotated, context, how=(response_type, raw), sink=sink)
 
     def generate(
-        self, request: Any, annotated: bool | None = True, context: Context | None = None
-    ) -> asyncio.Future[AsyncResponseStream]:
+        self,
+        request: Any,
+        annotated: bool | None = True,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> asyncio.Future[Any]:
         """Send the request to the instance that the client's router mode picks; without a mode, to a random one.
 
         (Dynamo's client takes a random instance in every mode.)
         """
         mode = RouterMode.Random if self._mode in (None, RouterMode.Direct, RouterMode.KV) else self._mode
         assert mode is not None
-        return self._call(mode, request, annotated, context)
+        return self._call(mode, request, annotated, context, how=(response_type, raw), sink=sink)
 
     def direct(
-        self, request: Any, instance_id: int, annotated: bool | None = True, context: Context | None = None
-    ) -> asyncio.Future[AsyncResponseStream]:
+        self,
+        request: Any,
+        instance_id: int,
+        annotated: bool | None = True,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> asyncio.Future[Any]:
         """Send the request to this instance, even if it is inhibited."""
-        return self._call(_unsigned("instance_id", instance_id), request, annotated, context)
+        return self._call(
+            _unsigned("instance_id", instance_id), request, annotated, context, how=(response_type, raw), sink=sink
+        )
 
     def device_aware_weighted(
-        self, request: Any, annotated: bool | None = True, context: Context | None = None
-    ) -> asyncio.Future[AsyncResponseStream]:
+        self,
+        request: Any,
+        annotated: bool | None = True,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> asyncio.Future[Any]:
         """Send the request to the least loaded instance, with a weight for CPUs.
 
         The client must have been made with a mode that looks at the load, else the future raises InvalidRequest.
@@ -96,7 +139,9 @@ class Client:
         if self._mode not in _BY_LOAD:
             text = f"routing occupancy state not initialized for endpoint {self._router.table.endpoint}"
             return asyncio.ensure_future(_failing(InvalidRequest(text)))
-        return self._call(RouterMode.DeviceAwareWeighted, request, annotated, context)
+        return self._call(
+            RouterMode.DeviceAwareWeighted, request, annotated, context, how=(response_type, raw), sink=sink
+        )
 
     def wait_for_instance_by_runtime_data(
         self, key: str, value: str, timeout_s: float | None = None
@@ -130,8 +175,15 @@ class Client:
         return await wait_for_runtime_data(self._hub, table, wanted, count, timeout=timeout, exactly=exactly)
 
     def _call(
-        self, to: RouterMode | int, request: Any, annotated: bool | None, context: Context | None
-    ) -> asyncio.Future[AsyncResponseStream]:
+        self,
+        to: RouterMode | int,
+        request: Any,
+        annotated: bool | None,
+        context: Context | None,
+        *,
+        how: tuple[Any, bool],
+        sink: Sink[Any] | None,
+    ) -> asyncio.Future[Any]:
         if context is not None and not isinstance(context, Context):
             raise argument_error("context", context, "Context")
         loop = asyncio.get_running_loop()
@@ -147,14 +199,14 @@ class Client:
             child = context.child()
             unlink = context.request.link_child(child)
         try:
-            call = self._router.prepare(to, request, child)
+            call = self._router.prepare(to, request, child, how=how)
         except SerializationError as error:
             _undo(unlink)
             raise at_call(error) from None
         except BaseException:
             _undo(unlink)
             raise
-        return _Answer(call, bool(annotated), unlink, loop).begun()
+        return _Answer(call, bool(annotated), unlink, sink, loop).begun()
 
 
 @with_fast_anext
@@ -166,11 +218,13 @@ class AsyncResponseStream(FutureItems):
     raises RuntimeError elsewhere); it may be dropped on any thread.
     """
 
-    __slots__ = ("__weakref__", "_call", "_pending", "_unlink")
+    __slots__ = ("_call", "_pending", "_unlink")
 
-    _stream: ResponseStream
+    _stream: ResponseStream[Any]
 
-    def __init__(self, call: Call, stream: ResponseStream, annotated: bool, unlink: Callable[[], None] | None) -> None:
+    def __init__(
+        self, call: Call, stream: ResponseStream[Any], annotated: bool, unlink: Callable[[], None] | None
+    ) -> None:
         super().__init__(stream, asyncio.get_running_loop())
         stream._bare = not annotated
         self._call = call
@@ -289,22 +343,28 @@ class Instance:
         return f"Instance({self})"
 
 
-class _Answer(asyncio.Future["AsyncResponseStream"]):
-    """What a call returns: the future of its answer. No task waits for it.
+class _Answer(asyncio.Future[Any]):
+    """What a call returns: the future of its answer, or of the delivery to a sink. No task waits for it.
 
     The receiver of the answer holds it as its `established`, and fulfils it. It owns the call and the exchange until it is
     done; cancelled, it gives both up at once.
     """
 
-    __slots__ = ("_annotated", "_call", "_exchange", "_unlink")
+    __slots__ = ("_annotated", "_call", "_exchange", "_sink", "_unlink")
 
     def __init__(
-        self, call: Call, annotated: bool, unlink: Callable[[], None] | None, loop: asyncio.AbstractEventLoop
+        self,
+        call: Call,
+        annotated: bool,
+        unlink: Callable[[], None] | None,
+        sink: Sink[Any] | None,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         super().__init__(loop=loop)
         self._call = call
         self._annotated = annotated
         self._unlink = unlink
+        self._sink = sink
         self._exchange: Exchange | None = None
 
     def begun(self) -> _Answer:
@@ -319,7 +379,16 @@ class _Answer(asyncio.Future["AsyncResponseStream"]):
         """The answer has begun."""
         exchange, self._exchange = self._exchange, None
         assert exchange is not None
-        super().set_result(AsyncResponseStream(self._call, exchange.stream(), self._annotated, self._unlink))
+        stream = exchange.stream()
+        if self._sink is None:
+            super().set_result(AsyncResponseStream(self._call, stream, self._annotated, self._unlink))
+        else:
+            stream._bare = not self._annotated
+            super().set_result(Delivery(stream, self._sink, self._call, self._at_end).begin())
+
+    def _at_end(self, error: BaseException | None) -> BaseException | None:
+        _undo(self._unlink)
+        return at_iterate(error) if isinstance(error, DynamoError) else error
 
     def set_exception(self, error: Any, /) -> None:
         """It does not begin, because of `error`."""
