@@ -6,7 +6,7 @@ are the same, unless a setting says otherwise. Sizes are in bytes, times in seco
 
     the codec        CodecConfig
     the router       TcpClientConfig, PushRouterConfig, ResponseServerConfig
-    both ends        TlsConfig
+    both ends        TlsConfig, NatsConfig
     the worker       TcpServerConfig, WorkerConfig, InstanceConfig, HealthCheckConfig
     discovery        FileConfig, EtcdConfig, KubernetesConfig
     models           EventPlaneConfig, KvEventConfig
@@ -23,6 +23,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from dynamo_fast.errors import InvalidConfig
 
@@ -39,6 +40,7 @@ __all__ = [
     "KubernetesConfig",
     "KvEventConfig",
     "LogConfig",
+    "NatsConfig",
     "PushRouterConfig",
     "ResponseServerConfig",
     "RuntimeConfig",
@@ -154,6 +156,19 @@ def parse_networks(text: str) -> tuple[IpNetwork, ...]:
         return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
     except ValueError:
         raise ValueError("IP networks without host bits, such as 10.0.0.0/8,fd00::/8,192.0.2.7") from None
+
+
+def nats_url(text: str) -> str:
+    """The URL of one NATS server, as it stands."""
+    accepted = "one URL, nats://HOST:PORT or tls://HOST:PORT"
+    try:
+        url = urlsplit(text)
+        known = url.scheme in ("nats", "tls") and url.hostname and "," not in url.netloc and url.port != 0
+    except ValueError:
+        raise ValueError(accepted) from None
+    if not known or any(character.isspace() for character in text):
+        raise ValueError(accepted)
+    return text
 
 
 PORT = integer(0, 65535)
@@ -352,6 +367,66 @@ class TlsConfig(_FromEnvironment):
                 "DYN_TCP_TLS_INSECURE=1)"
             )
         return trusts
+
+
+@dataclass(frozen=True)
+class NatsConfig(_FromEnvironment):
+    """The NATS server that carries requests, and how this process is known to it (nats.md 7).
+
+    The first complete one of these counts: user name and password, token, nkey, credentials file, the user and password in
+    the URL. Without any, a server that asks gets Dynamo's default, the user `user` with the password `user`.
+    """
+
+    server: str = setting("NATS_SERVER", "nats://localhost:4222", nats_url, secret=True)
+    """One URL. `tls://`: the server must offer TLS, before it hears who this process is."""
+    username: str = setting("NATS_AUTH_USERNAME", "")
+    password: str = setting("NATS_AUTH_PASSWORD", "", secret=True)
+    token: str = setting("NATS_AUTH_TOKEN", "", secret=True)
+    nkey: str = setting("NATS_AUTH_NKEY", "", secret=True)
+    """The seed of an nkey, `SU...`."""
+    credentials_file: str = setting("NATS_AUTH_CREDENTIALS_FILE", "")
+    """The path of a file with a JWT and the seed of its nkey."""
+    startup_timeout: float = setting("NATS_STARTUP_CONNECT_TIMEOUT_SECONDS", 120.0, seconds())
+    """How long a worker that starts tries to reach the server."""
+    request_timeout: float = setting("DYN_NATS_REQUEST_TIMEOUT_SECS", 10.0, seconds())
+    """From the call until the acknowledgement: waiting for the server, and for the worker."""
+    max_waiting: int = setting("DYNAMO_FAST_MAX_WAITING_REQUESTS", 100_000, POSITIVE)
+    """Requests that wait for the server or for their acknowledgement; a further one is refused."""
+    tls_ca_cert_path: str = setting("NATS_TLS_CA_CERT_PATH", "")
+    """Who must have signed the server's certificate; empty: the authorities that the system trusts."""
+    tls_insecure: bool = setting("NATS_TLS_INSECURE", False, truth)
+    """Verify nothing: for tests."""
+    tls_client_cert_path: str = setting("NATS_TLS_CLIENT_CERT_PATH", "")
+    """The certificate to show to the server, with `tls_client_key_path`."""
+    tls_client_key_path: str = setting("NATS_TLS_CLIENT_KEY_PATH", "")
+
+    @property
+    def address(self) -> str:
+        """The server's URL without user and password."""
+        url = urlsplit(self.server)
+        return f"{url.scheme}://{url.netloc.rpartition('@')[2]}"
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether the connection is encrypted. Raises InvalidConfig for half an identity, or TLS without `tls://`."""
+        if bool(self.tls_client_cert_path) != bool(self.tls_client_key_path):
+            missing = "NATS_TLS_CLIENT_KEY_PATH" if self.tls_client_cert_path else "NATS_TLS_CLIENT_CERT_PATH"
+            raise InvalidConfig(
+                "Both NATS_TLS_CLIENT_CERT_PATH and NATS_TLS_CLIENT_KEY_PATH must be set together to enable NATS mTLS: "
+                f"{missing} is missing"
+            )
+        given = {
+            "NATS_TLS_CA_CERT_PATH": self.tls_ca_cert_path,
+            "NATS_TLS_INSECURE": self.tls_insecure,
+            "NATS_TLS_CLIENT_CERT_PATH": self.tls_client_cert_path,
+        }
+        encrypted = self.server.startswith("tls://")
+        if not encrypted and any(given.values()):
+            names = ", ".join(name for name, value in given.items() if value)
+            raise InvalidConfig(
+                f"NATS TLS is configured ({names}) but NATS_SERVER does not use the 'tls://' scheme: {self.address}"
+            )
+        return encrypted
 
 
 # The worker -----------------------------------------------------------------------------------------------------------
@@ -667,5 +742,6 @@ class CommandConfig(_FromEnvironment):
     """Defaults of the options that the commands share."""
 
     discovery_backend: str = setting("DYN_DISCOVERY_BACKEND", "file")
+    request_plane: str = setting("DYN_REQUEST_PLANE", "tcp")
     no_color: str = setting("NO_COLOR", "")
     """Any value: no colours, unless an option asks for them (https://no-color.org)."""

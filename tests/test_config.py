@@ -68,12 +68,16 @@ def test_the_configuration_needs_nothing_that_is_heavy() -> None:
     assert not found & {"asyncio", "socket", "ssl", "logging"}
 
 
+#: For each setting there is one that is another than its default.
+WORDS = ("40000000", "7", "1", "0", "python", "nats", "ready", "container")
+
+
 def test_variables_are_dynamos_ours_or_in_common_use() -> None:
     others = {"CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "NO_COLOR", "OTEL_EXPORT_ENABLED", "VLLM_LOGGING_LEVEL"}
     others |= {"POD_NAME", "POD_UID", "POD_NAMESPACE", "CONTAINER_NAME"}
     others |= {"KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"}
     variables = {each.metadata["variable"] for config in ALL for each in fields(config)}
-    assert {name for name in variables if not name.startswith(("DYN_", "DYNAMO_FAST_", "ETCD_"))} == others
+    assert {name for name in variables if not name.startswith(("DYN_", "DYNAMO_FAST_", "ETCD_", "NATS_"))} == others
 
 
 @pytest.mark.parametrize("config", ALL)
@@ -88,11 +92,7 @@ def test_each_setting_is_read_from_its_own_variable(config: Any) -> None:
     variables = [each.metadata["variable"] for each in fields(config)]
     assert len(set(variables)) == len(variables)
     for each in fields(config):
-        value = next(
-            text
-            for text in ("40000000", "7", "1", "0", "python", "nats", "ready", "container", "[]", "10.0.0.0/8")
-            if parses(each, text)
-        )
+        value = next(text for text in (*WORDS, "[]", "10.0.0.0/8", "tls://127.0.0.1:4223") if parses(each, text))
         changed = config.from_env({each.metadata["variable"]: value})
         expected = each.metadata["parse"](value)
         assert getattr(changed, each.name) == expected

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, cast
 from dynamo_fast.cli.discovery import add_discovery, add_wait, open_discovery
 from dynamo_fast.cli.loop import Termination, end_now
 from dynamo_fast.cli.loop import run as run_loop
-from dynamo_fast.config import ServeConfig, WorkerConfig
+from dynamo_fast.config import CommandConfig, ServeConfig, WorkerConfig
 from dynamo_fast.errors import InvalidRequest
 from dynamo_fast.ingress.push_handler import Handler
-from dynamo_fast.ingress.worker import serve
+from dynamo_fast.ingress.worker import REQUEST_SERVERS, serve
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.text import printable
 
@@ -61,6 +61,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="the handler gets the OpenAI request and yields OpenAI chunks; needs --name, and no folder",
     )
     add_discovery(parser)
+    parser.add_argument(
+        "--transport",
+        choices=sorted(REQUEST_SERVERS),
+        default=CommandConfig.from_env().request_plane,
+        help="how requests come: to a port of this process, or from the NATS server at NATS_SERVER (default: "
+        "DYN_REQUEST_PLANE, else tcp)",
+    )
     parser.add_argument(
         "--grace",
         type=float,
@@ -129,7 +136,7 @@ async def _serve(handler: Handler, model: ModelCard | None, options: argparse.Na
     config = _worker_config(options.grace)
     termination = Termination()
     async with open_discovery(options) as discovery:
-        worker = await serve(handler, endpoint, discovery, config, model=model)
+        worker = await serve(handler, endpoint, discovery, config, transport=options.transport, model=model)
         (served,) = worker.endpoints.values()
         print(printable(f"serving {name} at {served.address}"), flush=True)
         if model is not None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 from dynamo_fast.egress.request_client import RequestPlaneClient
 from dynamo_fast.egress.tcp_client import TcpRequestClient
+from dynamo_fast.errors import InvalidConfig
 from dynamo_fast.observability.metrics import RequestPlaneMetrics
 
 __all__ = ["TRANSPORTS", "ClientFactory", "RequestClients"]
@@ -25,7 +26,17 @@ def _tcp(metrics: RequestPlaneMetrics) -> RequestPlaneClient:
     return TcpRequestClient(metrics=metrics)
 
 
-TRANSPORTS: dict[str, ClientFactory] = {"tcp": _tcp}
+def _nats(metrics: RequestPlaneMetrics) -> RequestPlaneClient:
+    try:
+        from dynamo_fast.egress.nats_client import NatsRequestClient
+    except ModuleNotFoundError as error:
+        raise InvalidConfig(
+            f"requests to workers on NATS need nats-py: pip install 'dynamo-fast[nats]' ({error})"
+        ) from error
+    return NatsRequestClient(metrics=metrics)
+
+
+TRANSPORTS: dict[str, ClientFactory] = {"tcp": _tcp, "nats_tcp": _nats}
 """The kinds that are offered."""
 
 

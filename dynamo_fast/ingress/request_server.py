@@ -1,7 +1,7 @@
 """`RequestServer`: what a transport of the request plane offers to the worker.
 
 A transport is a kind in a record: `TransportType.kind` names it, and the caller chooses its client by that name. Here is
-the worker's half. `worker.REQUEST_SERVERS` maps each kind to the server that takes requests of this kind.
+the worker's half. `worker.REQUEST_SERVERS` maps Dynamo's name of each request plane to the server that takes its requests.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class RequestServer(ABC):
 
     @abstractmethod
     async def start(self) -> None:
-        """Begin to take requests. Raises OSError if the address is in use, InvalidConfig for a setting."""
+        """Begin to take requests. Raises OSError if the address is in use or a broker is not reached, InvalidConfig for a
+        setting."""
 
     @abstractmethod
     def transport(self, path: str) -> TransportType:
@@ -42,6 +43,9 @@ class RequestServer(ABC):
     @abstractmethod
     def register(self, path: str, accept: Accept, alias: str = "") -> None:
         """Serve `path` with `accept`, in place of an earlier one; also under `alias` while no other path has it."""
+
+    async def listening(self) -> None:  # noqa: B027  # a server that listens itself has nothing to wait for
+        """Wait until callers reach every path that is registered, which may need a broker. Raises CannotConnect."""
 
     @abstractmethod
     def unregister(self, path: str) -> None:

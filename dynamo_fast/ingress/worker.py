@@ -36,7 +36,7 @@ from dynamo_fast.ingress.canary import Canary
 from dynamo_fast.ingress.dialler import Dialler
 from dynamo_fast.ingress.model_cards import Model, ModelCards
 from dynamo_fast.ingress.push_handler import Handler, PushHandler
-from dynamo_fast.ingress.request_server import RequestServerFactory
+from dynamo_fast.ingress.request_server import RequestServer, RequestServerFactory
 from dynamo_fast.ingress.tcp_server import SharedTcpServer
 from dynamo_fast.ingress.watchdog import Watchdog
 from dynamo_fast.logs import get_logger
@@ -52,8 +52,19 @@ __all__ = ["REQUEST_SERVERS", "Companion", "ServedEndpoint", "Worker", "serve"]
 
 logger = get_logger(__name__)
 
-REQUEST_SERVERS: dict[str, RequestServerFactory] = {"tcp": SharedTcpServer}
-"""The transports of the request plane: the kind in a record, and the server that takes requests of this kind."""
+
+def _nats(limits: TcpServerConfig, buffered: BufferedBytes, tls: TlsConfig) -> RequestServer:
+    try:
+        from dynamo_fast.ingress.nats_server import NatsRequestServer
+    except ModuleNotFoundError as error:
+        raise InvalidConfig(
+            f"the request transport 'nats' needs nats-py: pip install 'dynamo-fast[nats]' ({error})"
+        ) from error
+    return NatsRequestServer(limits)
+
+
+REQUEST_SERVERS: dict[str, RequestServerFactory] = {"tcp": SharedTcpServer, "nats": _nats}
+"""The transports of the request plane: Dynamo's name of each, and the server that takes its requests."""
 
 
 class Companion(Protocol):
@@ -122,7 +133,7 @@ class Worker:
 
         A `status` that is given was opened, and is closed, by its owner. `transport` is how requests come in: a key of
         `REQUEST_SERVERS`; `tls` is for its port, and for the routers that it dials. Raises OSError if the port is taken,
-        InvalidConfig for a setting or an unknown transport.
+        CannotConnect if a broker is not reached, InvalidConfig for a setting or an unknown transport.
         """
         worker = cls(discovery, config, server_config, status, transport, tls=tls)
         try:
@@ -184,6 +195,7 @@ class Worker:
         if is_new:
             served.install()  # a router may come as soon as there is a record
         try:
+            await self.server.listening()
             await served.register()
             if model is not None:
                 await served.add_model(model)  # last: a frontend answers 503 for a card without an instance

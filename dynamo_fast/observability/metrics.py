@@ -33,6 +33,7 @@ class RequestPlaneMetrics:
 
     __slots__ = (
         "inflight",
+        "nats_errors",
         "queue",
         "roundtrip_ttft",
         "send",
@@ -57,6 +58,7 @@ class RequestPlaneMetrics:
         self.tcp_bytes_received = 0
         """Bytes of acknowledgement texts: 0 for each request that is accepted."""
         self.tcp_errors = 0
+        self.nats_errors = 0
 
     def collect(self) -> Iterator[Metric]:
         """The metrics, as prometheus-client asks for them at each scrape."""
@@ -85,6 +87,11 @@ class RequestPlaneMetrics:
             ("errors", "TCP requests that failed or timed out", self.tcp_errors),
         ):
             yield CounterMetricFamily(f"dynamo_transport_tcp_{name}", documentation, value=value)
+        nats = CounterMetricFamily(
+            "dynamo_transport_nats_errors", "NATS requests that failed or timed out", labels=["error_type"]
+        )
+        nats.add_metric(["request_failed"], self.nats_errors)
+        yield nats
 
 
 class RequestTiming:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from dynamo_fast.config import RuntimeConfig, TlsConfig
+from dynamo_fast.config import NatsConfig, RuntimeConfig, TlsConfig
 from dynamo_fast.discovery.connect import check_kind, connect
 from dynamo_fast.errors import InvalidConfig
 from dynamo_fast.ingress.worker import REQUEST_SERVERS
@@ -29,9 +29,11 @@ _RESPONSE_PLANES = ("tcp", "quic")
 class DistributedRuntime:
     """A process's part in a Dynamo deployment: the endpoints that it serves, and those that it calls.
 
-    `discovery_backend` is `file`, `etcd` or `mem`; `request_plane` is `tcp`. The constructor opens no port but the status
-    server's, if `DYN_SYSTEM_PORT` asks for one; with etcd it blocks until it has a lease. A runtime belongs to the event
-    loop that runs when it is first used. It owns a `Hub`, which holds all state; `shutdown` ends both.
+    `discovery_backend` is `file`, `etcd`, `kubernetes` or `mem`; `request_plane` is how requests come to the endpoints
+    that it serves, `tcp` or `nats`. (It calls workers on either, as their records say.) The constructor opens no port but
+    the status server's, if `DYN_SYSTEM_PORT` asks for one; with etcd it blocks until it has a lease; a NATS server is
+    connected when it is first needed. A runtime belongs to the event loop that runs when it is first used. It owns a `Hub`,
+    which holds all state; `shutdown` ends both.
     """
 
     def __init__(
@@ -112,8 +114,8 @@ class DistributedRuntime:
 
 def _check_planes(request_plane: str, event_plane: str | None, response_plane: str | None) -> None:
     if request_plane == "nats":
-        raise NotOffered("the request plane 'nats' is not offered: use 'tcp', which all releases of Dynamo speak")
-    if request_plane not in REQUEST_SERVERS:
+        _ = NatsConfig.from_env().uses_tls  # raises InvalidConfig, before anything starts
+    elif request_plane not in REQUEST_SERVERS:
         raise InvalidConfig(f"Invalid request plane mode: '{request_plane}'. Valid options are: 'nats', 'tcp'")
     if event_plane not in (None, "nats", "zmq"):
         raise InvalidConfig(f"Invalid event_plane value '{event_plane}'. Valid values: 'nats', 'zmq'")

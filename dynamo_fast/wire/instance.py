@@ -103,7 +103,7 @@ def not_offered(worker: object, transport: TransportType) -> InvalidAddress:
     """The error of a request to `worker`, which is reached by a transport that is not offered."""
     return InvalidAddress(
         f"{worker} is reached by {transport.kind} ({transport.address}), which is not offered: start the worker with "
-        "the request plane 'tcp'"
+        "the request plane 'tcp' or 'nats'"
     )
 
 

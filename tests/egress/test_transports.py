@@ -98,14 +98,14 @@ async def test_what_a_client_raises_is_the_callers(router: AddressedPushRouter, 
     ("request_", "text"),
     [
         (
-            AddressedRequest.for_instance(1, instance(9, KIND, "a.subject")),
-            "demo/backend/generate/9 is reached by nats_tcp (a.subject), which is not offered: start the worker with "
-            "the request plane 'tcp'",
+            AddressedRequest.for_instance(1, instance(9, "quic", "a.host")),
+            "demo/backend/generate/9 is reached by quic (a.host), which is not offered: start the worker with the "
+            "request plane 'tcp' or 'nats'",
         ),
         (
             AddressedRequest(1, "there", kind="carrier_pigeon"),
             "the worker is reached by carrier_pigeon (there), which is not offered: start the worker with the request "
-            "plane 'tcp'",
+            "plane 'tcp' or 'nats'",
         ),
     ],
 )

@@ -165,5 +165,5 @@ async def test_leaving_lets_answers_end_and_refuses_what_comes(
 
 
 async def test_a_transport_that_is_not_offered_is_named() -> None:
-    with pytest.raises(InvalidConfig, match="the request transport 'quic' is not offered: expected 'tcp'"):
+    with pytest.raises(InvalidConfig, match="the request transport 'quic' is not offered: expected 'nats', 'tcp'"):
         await Worker.start(MemoryDiscovery(), transport="quic")

@@ -202,7 +202,6 @@ async def test_what_is_not_offered_says_so() -> None:
     runtime = make("mem")
     endpoint = runtime.endpoint("a.b.c")
     for attempt in (
-        lambda: DistributedRuntime(None, "file", "nats"),
         lambda: DistributedRuntime(None, "file", "tcp", response_plane="quic"),
         runtime.to_capsule,
     ):
