@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -57,6 +58,7 @@ class Call:
 
     __slots__ = (
         "_attempt",
+        "_began",
         "_error",
         "_headers",
         "_owner",
@@ -88,6 +90,7 @@ class Call:
 
     def prepare(self, choose: Callable[[], Entry]) -> None:
         """Pick a worker, and encode the request for it. Raises SerializationError."""
+        self._began = perf_counter()
         try:
             entry = choose()
         except DynamoError as error:
@@ -119,8 +122,10 @@ class Call:
             if self._error is not None:
                 raise self._error
             assert self._attempt is not None
+            router = self._owner.router
+            router.metrics.route.observe(perf_counter() - self._began)
             try:
-                return await self._owner.router.generate(self._attempt, self.context)
+                return await router.generate(self._attempt, self.context)
             except DynamoError as error:
                 if not self.failed(error):
                     raise
