@@ -10,7 +10,7 @@ are the same, unless a setting says otherwise. Sizes are in bytes, times in seco
     the worker       TcpServerConfig, WorkerConfig, InstanceConfig, HealthCheckConfig
     discovery        FileConfig, EtcdConfig, KubernetesConfig
     models           EventPlaneConfig, KvEventConfig
-    observability    StatusConfig, TracingConfig, LogConfig, EngineLogConfig
+    observability    StatusConfig, MultiprocessConfig, TracingConfig, LogConfig, EngineLogConfig
     the runtime      RuntimeConfig, BackendConfig
     the commands     ServeConfig, CommandConfig
 """
@@ -40,6 +40,7 @@ __all__ = [
     "KubernetesConfig",
     "KvEventConfig",
     "LogConfig",
+    "MultiprocessConfig",
     "NatsConfig",
     "PushRouterConfig",
     "ResponseServerConfig",
@@ -655,6 +656,14 @@ class StatusConfig(_FromEnvironment):
     def endpoint_names(self) -> list[str]:
         """The parsed `endpoints`."""
         return list(json.loads(self.endpoints or "[]"))
+
+
+@dataclass(frozen=True)
+class MultiprocessConfig(_FromEnvironment):
+    """Metrics of several processes in one answer (`observability/multiprocess.py`)."""
+
+    folder: str = setting("PROMETHEUS_MULTIPROC_DIR", "")
+    """Where the processes of a server write their metrics. prometheus-client reads it, too, when it is imported."""
 
 
 @dataclass(frozen=True)

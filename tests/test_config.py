@@ -75,6 +75,7 @@ WORDS = ("40000000", "7", "1", "0", "python", "nats", "ready", "container")
 def test_variables_are_dynamos_ours_or_in_common_use() -> None:
     others = {"CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "NO_COLOR", "OTEL_EXPORT_ENABLED", "VLLM_LOGGING_LEVEL"}
     others |= {"POD_NAME", "POD_UID", "POD_NAMESPACE", "CONTAINER_NAME"}
+    others |= {"PROMETHEUS_MULTIPROC_DIR"}  # prometheus-client reads it
     others |= {"KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"}
     variables = {each.metadata["variable"] for config in ALL for each in fields(config)}
     assert {name for name in variables if not name.startswith(("DYN_", "DYNAMO_FAST_", "ETCD_", "NATS_"))} == others

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Generic, Protocol
 
@@ -57,6 +58,7 @@ class Call:
 
     __slots__ = (
         "_attempt",
+        "_began",
         "_error",
         "_headers",
         "_how",
@@ -94,6 +96,7 @@ class Call:
 
     def prepare(self, choose: Callable[[], Entry]) -> None:
         """Pick a worker, and encode the request for it. Raises SerializationError."""
+        self._began = perf_counter()
         try:
             entry = choose()
         except DynamoError as error:
@@ -126,8 +129,10 @@ class Call:
             if self._error is not None:
                 raise self._error
             assert self._attempt is not None
+            router = self._owner.router
+            router.metrics.route.observe(perf_counter() - self._began)
             try:
-                return await self._owner.router.begin(self._attempt, self._reader, self.context).answer()
+                return await router.begin(self._attempt, self._reader, self.context).answer()
             except DynamoError as error:
                 if not self.failed(error):
                     raise
@@ -140,7 +145,9 @@ class Call:
         if self._error is not None:
             raise self._error
         assert self._attempt is not None
-        return self._owner.router.begin(self._attempt, self._reader, self.context, established)
+        router = self._owner.router
+        router.metrics.route.observe(perf_counter() - self._began)
+        return router.begin(self._attempt, self._reader, self.context, established)
 
     def failed(self, error: DynamoError) -> bool:
         """The worker failed. Returns whether another one was picked, which `send` is for."""

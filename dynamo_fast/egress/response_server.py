@@ -17,6 +17,7 @@ from dynamo_fast.net.addresses import resolve
 from dynamo_fast.net.listener import Listener
 from dynamo_fast.net.sockets import close_in_forked_children
 from dynamo_fast.net.tls import server_tls
+from dynamo_fast.observability.metrics import REQUEST_PLANE, RequestPlaneMetrics
 from dynamo_fast.wire.address import join_host_port
 
 __all__ = ["TcpStreamServer"]
@@ -28,8 +29,15 @@ class TcpStreamServer(StreamRegistry):
     Owns the listener; `close` ends it, and all that is in the registry. One event loop.
     """
 
-    def __init__(self, config: ResponseServerConfig, tls: TlsConfig | None = None) -> None:
+    def __init__(
+        self,
+        config: ResponseServerConfig,
+        tls: TlsConfig | None = None,
+        *,
+        metrics: RequestPlaneMetrics = REQUEST_PLANE,
+    ) -> None:
         super().__init__(config)
+        self._metrics = metrics
         listening = resolve(config.host, "DYN_TCP_RESPONSE_STREAM_HOST")
         self._listener = Listener(
             listening.bind_ip,
@@ -38,6 +46,7 @@ class TcpStreamServer(StreamRegistry):
             partial(ResponseConnection, self),
             tls=server_tls(tls or TlsConfig.from_env(), "the response server"),
             refused=self.refused,
+            backed_off=self._backed_off,
         )
         self.address = join_host_port(listening.advertised_ip, self._listener.port)
         close_in_forked_children(self)
@@ -54,6 +63,9 @@ class TcpStreamServer(StreamRegistry):
         self._listener.close()
         self.end_streams()
         await asyncio.sleep(0)  # the transports close in the next turn
+
+    def _backed_off(self) -> None:
+        self._metrics.tcp_accept_backoffs += 1
 
     def open_sockets(self) -> Iterator[int]:
         """See SocketHolder."""

@@ -65,15 +65,18 @@ class Listener:
         user_timeout: float | None = None,
         tls: ServerTls | None = None,
         refused: Callable[[str, str], None] | None = None,
+        backed_off: Callable[[], None] | None = None,
     ) -> None:
         """Listen on `ip` and `port` (0: chosen by the system); see `keep_alive` for `user_timeout`. Raises OSError.
 
         `tls`: None for plain text. `refused` is told of each handshake that failed: the address, and why.
+        `backed_off` is told each time that accepting pauses.
         """
         self._tls = tls
         self.handshakes: dict[Handshake, None] = {}
         """TLS handshakes under way, the oldest first."""
         self._tell_refused = refused
+        self._tell_backed_off = backed_off
         self._loop = asyncio.get_running_loop()
         self._protocol = protocol
         self._backlog = backlog
@@ -110,6 +113,8 @@ class Listener:
         if self.paused or self.is_closed():
             return
         self.paused = True
+        if self._tell_backed_off is not None:
+            self._tell_backed_off()
         now = self._loop.time()
         if now >= self._warn_after:
             self._warn_after = now + _SECONDS_BETWEEN_WARNINGS

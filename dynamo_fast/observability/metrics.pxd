@@ -13,6 +13,9 @@ cdef class RequestPlaneMetrics:
     cdef public long long tcp_bytes_sent
     cdef public long long tcp_bytes_received
     cdef public long long tcp_errors
+    cdef public long long tcp_accept_backoffs
+    cdef public long long nats_errors
+    cdef readonly Histogram route
 
 @cython.final
 cdef class RequestTiming:

@@ -1,5 +1,5 @@
 # cython: freethreading_compatible=True, annotation_typing=False
-"""The router's metrics, under Dynamo's names, labels and buckets (runtime.md 5.2).
+"""The router's metrics, under Dynamo's names, help texts, labels and buckets (runtime.md 5.2).
 
 On the hot path a metric is a plain attribute that is incremented. To export the metrics, call `register` once:
 prometheus-client then reads the attributes at each scrape. Without that call there is no other cost.
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["REQUEST_PLANE", "RequestPlaneMetrics", "RequestTiming", "register"]
 
-_SUB_SECOND = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0)
-_FIRST_RESPONSE = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-_STAGE = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0)
+_SUB_SECOND = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1)
+_FIRST_RESPONSE = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_STAGE = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5)
 
 
 class RequestPlaneMetrics:
@@ -36,7 +36,9 @@ class RequestPlaneMetrics:
         "nats_errors",
         "queue",
         "roundtrip_ttft",
+        "route",
         "send",
+        "tcp_accept_backoffs",
         "tcp_bytes_received",
         "tcp_bytes_sent",
         "tcp_errors",
@@ -52,39 +54,51 @@ class RequestPlaneMetrics:
         """From sending to the acknowledgement."""
         self.roundtrip_ttft = Histogram(_FIRST_RESPONSE)
         """From sending to the first item."""
+        self.route = Histogram(_STAGE)
+        """From before the choice of a worker until the request is handed over to be sent."""
         self.transport_roundtrip = Histogram(_STAGE)
         """From the call to the first item."""
         self.tcp_bytes_sent = 0
         self.tcp_bytes_received = 0
         """Bytes of acknowledgement texts: 0 for each request that is accepted."""
         self.tcp_errors = 0
+        """Requests that were not sent, or not acknowledged in time."""
         self.nats_errors = 0
+        self.tcp_accept_backoffs = 0
+        """How often the response server accepted nothing for a while, for lack of descriptors or of memory."""
 
     def collect(self) -> Iterator[Metric]:
         """The metrics, as prometheus-client asks for them at each scrape."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
         yield GaugeMetricFamily(
-            "dynamo_request_plane_inflight_requests", "Number of requests in flight", value=self.inflight
+            "dynamo_request_plane_inflight_requests",
+            "Currently in-flight requests at AddressedPushRouter",
+            value=self.inflight,
         )
         for name, documentation, histogram in (
-            ("queue", "Time from the call to sending the request", self.queue),
-            ("send", "Time from sending the request to its acknowledgement", self.send),
-            ("roundtrip_ttft", "Time from sending the request to its first response item", self.roundtrip_ttft),
+            ("queue", "Time from generate() entry to send_request() (seconds)", self.queue),
+            ("send", "Time for send_request() to complete (seconds)", self.send),
+            ("roundtrip_ttft", "Time from send_request() to first response item (seconds)", self.roundtrip_ttft),
         ):
             yield HistogramMetricFamily(
                 f"dynamo_request_plane_{name}_seconds", documentation, histogram.buckets(), sum_value=histogram.sum
             )
         stage = HistogramMetricFamily(
-            "dynamo_frontend_stage_duration_seconds", "Time spent in each stage of a request", labels=["stage"]
+            "dynamo_frontend_stage_duration_seconds", "Pipeline stage duration (seconds)", labels=["stage"]
         )
-        transport = self.transport_roundtrip
-        stage.add_metric(["transport_roundtrip"], transport.buckets(), transport.sum)
+        for name, histogram in (("route", self.route), ("transport_roundtrip", self.transport_roundtrip)):
+            stage.add_metric([name], histogram.buckets(), histogram.sum)
         yield stage
         for name, documentation, value in (
-            ("bytes_sent", "Bytes sent to workers over TCP request connections", self.tcp_bytes_sent),
-            ("bytes_received", "Bytes of acknowledgements received over TCP", self.tcp_bytes_received),
-            ("errors", "TCP requests that failed or timed out", self.tcp_errors),
+            ("bytes_sent", "Total bytes sent by TCP request client", self.tcp_bytes_sent),
+            ("bytes_received", "Total bytes received by TCP request client", self.tcp_bytes_received),
+            ("errors", "Total TCP request errors (send failure or timeout)", self.tcp_errors),
+            (
+                "accept_backoff",
+                "Total TCP response-server accept failures caused by descriptor or memory exhaustion",
+                self.tcp_accept_backoffs,
+            ),
         ):
             yield CounterMetricFamily(f"dynamo_transport_tcp_{name}", documentation, value=value)
         nats = CounterMetricFamily(

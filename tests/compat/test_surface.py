@@ -34,8 +34,6 @@ DIFFERENT = {
     "SpanProxy.__exit__": "a `with` statement calls it, and gives no names",
 }
 """Name, or name.member -> why it is not here, or has other parameters."""
-UNFINISHED = {"KvEventPublisher", "WorkerMetricsPublisher", "compute_block_hash_for_seq"}
-"""Names that may be missing until KV events are offered."""
 
 
 def recorded(version: str) -> dict[str, Any]:
@@ -60,8 +58,7 @@ def missing(wanted: Any, ours: Any, name: str) -> Iterator[str]:
 def differences(name: str, wanted: dict[str, Any], ours: Any) -> Iterator[str]:
     short = name.partition(":")[2]
     if ours is None:
-        if short not in UNFINISHED:
-            yield f"{short}: missing"
+        yield f"{short}: missing"
         return
     found = described(ours)
     yield from missing(wanted.get("parameters"), found.get("parameters"), short)
