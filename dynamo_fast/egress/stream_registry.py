@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import OrderedDict
 from itertools import islice
 
 from dynamo_fast.config import ResponseServerConfig
@@ -69,7 +70,7 @@ class StreamRegistry:
         self._warn_after = 0.0
         self._waiting: dict[str, ResponseReceiver] = {}
         self._inputs: dict[str, RequestSender] = {}
-        self._tombstones: dict[EndpointInstanceId, float] = {}
+        self._tombstones: OrderedDict[EndpointInstanceId, float] = OrderedDict()
         self._refusals: dict[str, asyncio.TimerHandle] = {}
         self._closed = False
         PROCESS.add(self, calls=True)
@@ -209,13 +210,19 @@ class StreamRegistry:
 
         Streams that are established go on to their end. Returns how many calls failed.
         """
-        now = self.loop.time()
-        self._tombstones = {each: until for each, until in self._tombstones.items() if until > now}
-        self._tombstones[instance] = now + _TOMBSTONE_SECONDS
+        self._bury(instance)
         receivers = [each for each in self._waiting.values() if each.instance == instance]
         for receiver in receivers:
             self.cancel_recv_stream(receiver.subject)
         return len(receivers)
+
+    def _bury(self, instance: EndpointInstanceId) -> None:
+        """The oldest tombstones are at the front: a fleet may lose a thousand workers at once."""
+        now = self.loop.time()
+        while self._tombstones and next(iter(self._tombstones.values())) <= now:
+            self._tombstones.popitem(last=False)
+        self._tombstones[instance] = now + _TOMBSTONE_SECONDS
+        self._tombstones.move_to_end(instance)
 
     def clear_instance_tombstone(self, instance: EndpointInstanceId) -> None:
         """The worker is in discovery again."""
