@@ -190,6 +190,7 @@ async def test_a_change_of_one_file_is_a_look_at_that_file_alone(
     await ear.discovery.close()
 
 
+@pytest.mark.usefixtures("clock")
 async def test_the_directory_is_scanned_when_the_kernel_lost_events(tmp_path: Path) -> None:
     if inotify.inotify_simple is None:
         pytest.skip("only the kernel can tell (the extra `inotify`, on Linux)")
