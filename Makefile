@@ -151,7 +151,7 @@ REQUIREMENTS := from importlib.metadata import requires; \
 	@touch $@
 
 # The extensions are built into the source tree; a change of them or of what is installed builds again.
-SOURCES := setup.py pyproject.toml dynamo_fast/_codec.pyx $(foreach file,wire/_plain ingress/_cork ingress/admission ingress/answer ingress/cancellation ingress/dialler ingress/push_handler ingress/request ingress/response_connection net/_direct,$(addprefix dynamo_fast/$(file),.py .pxd))
+SOURCES := setup.py pyproject.toml dynamo_fast/_codec.pyx $(shell find dynamo_fast -name "*.pxd") $(patsubst %.pxd,%.py,$(shell find dynamo_fast -name "*.pxd" ! -name _send.pxd))
 
 $(BIN)/python:
 	$(call say,"a virtual environment in $(VENV)")

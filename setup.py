@@ -11,20 +11,43 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# All but the codec are Python that Cython translates, with types in the .pxd beside it: without a compiler, the same
-# files run.
+# All but the codec are Python that Cython translates, with types in the .pxd beside it: without a compiler, the same files
+# run.
+TRANSLATED = [
+    "dynamo_fast._native",
+    "dynamo_fast.context",
+    "dynamo_fast.deadlines",
+    "dynamo_fast.egress._items",
+    "dynamo_fast.egress.pool",
+    "dynamo_fast.egress.response_connection",
+    "dynamo_fast.egress.response_receiver",
+    "dynamo_fast.egress.router",
+    "dynamo_fast.egress.stream_registry",
+    "dynamo_fast.egress.tcp_client",
+    "dynamo_fast.ingress._cork",
+    "dynamo_fast.ingress.admission",
+    "dynamo_fast.ingress.answer",
+    "dynamo_fast.ingress.cancellation",
+    "dynamo_fast.ingress.dialler",
+    "dynamo_fast.ingress.push_handler",
+    "dynamo_fast.ingress.request",
+    "dynamo_fast.ingress.response_connection",
+    "dynamo_fast.net._direct",
+    "dynamo_fast.net.descriptors",
+    "dynamo_fast.net.frame_protocol",
+    "dynamo_fast.observability.histogram",
+    "dynamo_fast.observability.metrics",
+    "dynamo_fast.runtime._arrived",
+    "dynamo_fast.wire._plain",
+    "dynamo_fast.wire._raw",
+    "dynamo_fast.wire.control",
+    "dynamo_fast.wire.headers",
+    "dynamo_fast.wire.ids",
+    "dynamo_fast.wire.stream",
+]
 SOURCES = {
     "dynamo_fast._codec": "dynamo_fast/_codec.pyx",
-    "dynamo_fast.wire._plain": "dynamo_fast/wire/_plain.py",
-    "dynamo_fast.ingress._cork": "dynamo_fast/ingress/_cork.py",
-    "dynamo_fast.ingress.admission": "dynamo_fast/ingress/admission.py",
-    "dynamo_fast.ingress.answer": "dynamo_fast/ingress/answer.py",
-    "dynamo_fast.ingress.cancellation": "dynamo_fast/ingress/cancellation.py",
-    "dynamo_fast.ingress.dialler": "dynamo_fast/ingress/dialler.py",
-    "dynamo_fast.ingress.push_handler": "dynamo_fast/ingress/push_handler.py",
-    "dynamo_fast.ingress.request": "dynamo_fast/ingress/request.py",
-    "dynamo_fast.ingress.response_connection": "dynamo_fast/ingress/response_connection.py",
-    "dynamo_fast.net._direct": "dynamo_fast/net/_direct.py",
+    **{module: f"{module.replace('.', '/')}.py" for module in TRANSLATED},
 }
 MODE = os.environ.get("DYNAMO_FAST_BUILD", "auto")
 DEBUG = os.environ.get("DYNAMO_FAST_DEBUG", "") == "1"

@@ -1,6 +1,10 @@
-"""One caller under test, in a process of its own: `python caller.py KIND WORK ROUNDS`, settings from the environment.
+"""One caller under test, in a process of its own: `python caller.py KIND WORK ROUNDS [counted]`, settings from the
+environment.
 
     ours     the router of this project
+    raw      as `ours`, with raw items
+    sink     as `raw`, into a sink
+    bare     as `sink`, by the drop-in, without what stands beside the data
     dropin   the client of `dynamo_fast.runtime`, the drop-in for `dynamo.runtime`
     peer     the client of `dynamo.runtime`; run by a peer's interpreter, and imports nothing of this project
     grpc     grpc.aio, server streaming, against `grpc_worker.py` (GRPC_TARGET)
@@ -11,6 +15,9 @@
 Each caller reads an answer in the fastest way that it has: `data()` of our router's items, bare items of the others.
 Prints one JSON object per round: the event loop, items, requests, seconds, CPU seconds of this process (all threads, user
 and system), the times to the first item, and the 99th percentile of the time between items where they come one by one.
+With `counted` (see `cost.py`) it prints nothing, since writing the times of 300 requests costs instructions, too; and the
+garbage collector leaves alone what was made before the rounds, since a full collection falls into some runs and not into
+others.
 """
 
 from __future__ import annotations
@@ -62,7 +69,7 @@ IDLE = Work(2_000, 2_000, 1)
 """Streams that have had their first item, and wait for the next."""
 
 
-async def ours() -> Call:
+async def ours(**how: Any) -> Any:
     from dynamo_fast import AddressedPushRouter, AddressedRequest, EndpointId, FileDiscovery
 
     discovery = FileDiscovery()
@@ -71,8 +78,40 @@ async def ours() -> Call:
     router = await AddressedPushRouter.create()
     instance = instances[0]
 
-    async def call(request: dict[str, Any]) -> AsyncIterator[Any]:
-        return await router.generate(AddressedRequest.for_instance(request, instance))
+    async def call(request: dict[str, Any], **more: Any) -> Any:
+        return await router.generate(AddressedRequest.for_instance(request, instance), **how, **more)
+
+    return call
+
+
+async def raw() -> Call:
+    call: Call = await ours(raw=True)
+    return call
+
+
+class Collecting:
+    """A sink that keeps the items and does nothing else: what is counted is the way of an item there."""
+
+    began = 0.0
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self.item = self.items.append
+
+    def begin(self, delivery: Any) -> None:
+        self.began = time.perf_counter()
+
+    def end(self, error: BaseException | None) -> None:
+        assert error is None, error
+
+
+async def sink() -> Call:
+    deliver = await ours(raw=True)
+
+    async def call(request: dict[str, Any]) -> Any:
+        kept = Collecting()
+        await (await deliver(request, sink=kept)).wait_ended()
+        return kept
 
     return call
 
@@ -81,6 +120,21 @@ async def dropin() -> Call:
     from dynamo_fast.runtime import DistributedRuntime
 
     return await runtime_client(DistributedRuntime)
+
+
+async def bare() -> Call:
+    """The drop-in's client, whose sinks may take the data alone."""
+    from dynamo_fast.runtime import DistributedRuntime
+
+    client = await DistributedRuntime(asyncio.get_running_loop(), "file", "tcp").endpoint(ENDPOINT).client()
+    await client.wait_for_instances()
+
+    async def call(request: dict[str, Any]) -> Any:
+        kept = Collecting()
+        await (await client.round_robin(request, annotated=False, raw=True, sink=kept)).wait_ended()
+        return kept
+
+    return call
 
 
 async def peer() -> Call:
@@ -210,7 +264,12 @@ async def do(call: Call, work: Work, wrapped: bool) -> dict[str, Any]:
         for _ in left:
             began = last = time.perf_counter()
             got = 0
-            async for item in await call(request):
+            answer = await call(request)
+            if isinstance(answer, Collecting):
+                first_items.append(answer.began - began)  # the first item comes with it, or soon after
+                count += len(answer.items)
+                continue
+            async for item in answer:
                 if not got:
                     first_items.append(time.perf_counter() - began)
                 elif work.pace:
@@ -271,14 +330,21 @@ def cpu_seconds() -> float:
 
 async def main() -> None:
     kind, name, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    call = await {"ours": ours, "asyncio": ours, "dropin": dropin, "peer": peer, "grpc": grpc}[kind]()
-    wrapped = kind in ("ours", "asyncio")
+    kinds = {"ours": ours, "raw": raw, "sink": sink, "bare": bare, "asyncio": ours, "dropin": dropin, "peer": peer}
+    call = await {**kinds, "grpc": grpc}[kind]()
+    wrapped = kind in ("ours", "raw", "asyncio")
     if name == "idle":
         print(json.dumps(await idle(call)), flush=True)
         return
     work = WORKS[name]
     warm_up = Work(min(work.requests, 32), min(work.concurrent, 32), min(work.items, 100), work.size)
     await do(call, warm_up, wrapped)
+    if sys.argv[4:] == ["counted"]:
+        gc.collect()
+        gc.freeze()
+        for _ in range(rounds):
+            await do(call, work, wrapped)
+        return
     for _ in range(rounds):
         print(json.dumps(await do(call, work, wrapped)), flush=True)
 

@@ -122,7 +122,7 @@ def caller(kind: str, work: str, codec: str, times: tuple[int, int]) -> Case:
 
     def run(under: list[str], rounds: int) -> None:
         with replay_worker(codec) as folder:
-            run_python(under, "-m", "benchmarks.caller", kind, work, str(rounds), folder=folder)
+            run_python(under, "-m", "benchmarks.caller", kind, work, str(rounds), "counted", folder=folder)
 
     return Case(run, WORKS[work].requests * WORKS[work].items, times)
 
@@ -184,6 +184,11 @@ CASES = {
     "caller: an item, native, JSON": caller("ours", "burst", "json", (1, 3)),
     "caller: an item, drop-in, MessagePack": caller("dropin", "burst", "msgpack", (1, 3)),
     "caller: an item, drop-in, JSON": caller("dropin", "burst", "json", (1, 3)),
+    "caller: a raw item, MessagePack": caller("raw", "burst", "msgpack", (1, 3)),
+    "caller: a raw item, JSON": caller("raw", "burst", "json", (1, 3)),
+    "caller: a raw item to a sink, MessagePack": caller("sink", "burst", "msgpack", (1, 3)),
+    "caller: a raw item to a sink, JSON": caller("sink", "burst", "json", (1, 3)),
+    "caller: a raw item to a sink, drop-in": caller("bare", "burst", "msgpack", (1, 3)),
     "caller: a request, native": caller("ours", "sequential", "msgpack", (1, 4)),
     "caller: a request, drop-in": caller("dropin", "sequential", "msgpack", (1, 4)),
     "worker: an item": worker(worker_side.Work("run", 10_240, 1, 1), (1, 7)),

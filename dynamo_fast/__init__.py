@@ -5,6 +5,7 @@ from dynamo_fast import serve                                              # the
 from dynamo_fast import TwoPartCodec, TwoPartDecoder, codec                # the frames alone
 """
 
+from dynamo_fast import sources  # isort: skip  # first: it says how the others are imported
 from dynamo_fast import codec
 from dynamo_fast.codec import (
     TcpRequestCodec,
@@ -25,6 +26,7 @@ from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.response_stream import ResponseStream
 from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
+from dynamo_fast.egress.sink import Delivery, Sink
 from dynamo_fast.egress.tcp_client import TcpRequestClient
 from dynamo_fast.errors import DynamoError
 from dynamo_fast.ingress.answer import Batch
@@ -39,6 +41,7 @@ __all__ = [
     "Annotated",
     "Batch",
     "Context",
+    "Delivery",
     "DynamoError",
     "EndpointId",
     "EndpointInstanceId",
@@ -49,6 +52,7 @@ __all__ = [
     "PushRouter",
     "ResponseStream",
     "RouterMode",
+    "Sink",
     "TcpRequestClient",
     "TcpRequestCodec",
     "TcpRequestDecoder",
@@ -65,5 +69,7 @@ __all__ = [
     "codec",
     "serve",
 ]
+
+del sources
 
 __version__ = "0.1.0"

@@ -220,7 +220,7 @@ class CodecConfig(_FromEnvironment):
     """Which implementation of the codec is used. It is read once, when `dynamo_fast.codec` is imported."""
 
     backend: str = setting("DYNAMO_FAST_BACKEND", "", choice("cython", "python"))
-    """Empty: the compiled one if it can be imported, else the one in Python."""
+    """Empty: the compiled one if it can be imported, else the one in Python. `python` holds for all that is compiled."""
 
 
 # The router -----------------------------------------------------------------------------------------------------------

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`Context`: the id, the metadata and the cancellation of one request, shared by caller, router, worker and handler.
 
 A context goes one way: running, then stopped, then killed (killed implies stopped; either may be reached at once).

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`Deadlines`: one timer for many waits of the same length.
 
 All waits of one kind have the same length, so they end in the order in which they began. A dict keeps that order: its first
@@ -5,20 +6,30 @@ key is the next to expire, and one timer for that key is enough. To add or to di
 timer for each wait would cost a handle each, and nearly all of them would be cancelled.
 
 The clock is the event loop's: a test can turn it (`testing.clock`).
+
+Each request has several of these waits: where there is a compiler, Cython translates this file, with the types in
+`deadlines.pxd`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable, Iterator
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+from dynamo_fast._native import Native
+
+if TYPE_CHECKING:
+    from typing import Generic
+else:
+    from dynamo_fast._native import Generic
 
 __all__ = ["Deadlines"]
 
 _Key = TypeVar("_Key", bound=Hashable)
 
 
-class Deadlines(Generic[_Key]):
+class Deadlines(Native, Generic[_Key]):
     """Calls `expire(key)` for each key that stays for `seconds`.
 
     It owns the keys that wait and one timer. Its owner adds and discards keys, on the loop's thread, and ends it with

@@ -29,9 +29,10 @@ FLOORS = [
     ["logs"],
     ["wire"],
     ["codec", "deadlines"],
+    ["sources"],
     ["config"],
     ["errors"],
-    ["reasons"],
+    ["reasons", "_native"],
 ]
 #: Modules that stand in the room of another.
 BACKENDS = {"_codec": "codec", "_codec_py": "codec", "__main__": "cli"}

@@ -21,8 +21,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
-#: Modules of `ingress` that Cython translates, besides `_cork`.
-_INGRESS = ("admission", "answer", "cancellation", "dialler", "push_handler", "request", "response_connection")
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 #: They test the source tree, or need a real Dynamo.
 NOT_OF_A_WHEEL = (
@@ -31,6 +29,11 @@ NOT_OF_A_WHEEL = (
 )
 #: They compare both backends, and import them by name.
 OF_BOTH_BACKENDS = (*(f"tests/test_codec{part}.py" for part in ("", "_edges", "_differential")), "tests/conformance")
+#: What is Python, and compiled with the types beside it.
+TYPED = [
+    name.replace(".", "/")
+    for name in re.findall(r'^    "dynamo_fast\.([\w.]+)",$', (ROOT / "setup.py").read_text("utf-8"), re.MULTILINE)
+]
 LARGEST = 1_000_000
 """Bytes of a wheel."""
 SHOW = "import dynamo_fast; from dynamo_fast import codec; print(codec.BACKEND, dynamo_fast.__file__)"
@@ -73,14 +76,8 @@ def sdist() -> Path:
     (archive,) = DIST.glob("*.tar.gz")
     with tarfile.open(archive) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
-    needed = {
-        "setup.py",
-        "dynamo_fast/_codec.pyx",
-        "dynamo_fast/wire/_plain.pxd",
-        "dynamo_fast/ingress/_cork.pxd",
-        *(f"dynamo_fast/ingress/{name}.pxd" for name in _INGRESS),
-        "dynamo_fast/net/_direct.pxd",
-    }
+    types = [str(each.relative_to(ROOT)) for each in (ROOT / "dynamo_fast").rglob("*.pxd")]
+    needed = {"setup.py", "dynamo_fast/_codec.pyx", *types}
     missing = {*needed, "dynamo_fast/conformance/vectors/index.json"} - names
     if missing:
         sys.exit(f"{archive.name} lacks {', '.join(sorted(missing))}")
@@ -109,14 +106,9 @@ def look_into(built: Path, backend: str) -> None:
     if stray := [name for name in names if name.endswith((".c", ".pyx", ".pxd", ".pyc")) or name.startswith("tests/")]:
         sys.exit(f"{built.name} holds {', '.join(stray)}")
     compiled = [
-        name
-        for name in names
-        if re.fullmatch(
-            rf"dynamo_fast/(_codec|wire/_plain|ingress/(_cork|{'|'.join(_INGRESS)})|net/_direct)\.[\w.-]+\.(so|pyd)",
-            name,
-        )
+        name for name in names if re.fullmatch(rf"dynamo_fast/(_codec|{'|'.join(TYPED)})\.[\w.-]+\.(so|pyd)", name)
     ]
-    expected = 11 if backend == "cython" else 0
+    expected = 1 + len(TYPED) if backend == "cython" else 0
     if len(compiled) != expected:
         sys.exit(f"{built.name} should hold {expected} extensions, and holds {compiled}")
     needed = {"dynamo_fast/py.typed", "dynamo_fast/_codec.pyi", "dynamo_fast/conformance/vectors/index.json"}

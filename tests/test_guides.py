@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from dynamo_fast import AddressedPushRouter, AddressedRequest, FileDiscovery, ManyIn, Worker
@@ -194,3 +195,31 @@ async def test_kubernetes_a_worker_and_the_drop_in(tmp_path: Path, monkeypatch: 
         assert [item.data() async for item in await client.round_robin({"n": 1})] == [{"n": 1}]
         runtime.shutdown()
         await left["worker"].close()
+
+
+# streaming.md
+
+
+async def test_the_examples_of_streaming(capsys: pytest.CaptureFixture[str]) -> None:
+    page = "streaming.md"
+    handler, typed, raw, sink, dropin = examples(page)
+    tokens = names_of(handler)["tokens"]
+    expected = [{"text": f"token {index}", "index": index} for index in range(3)]
+    discovery = FileDiscovery()
+    worker = await Worker.start(discovery)
+    served = await worker.serve(tokens, "demo.backend.generate")
+    async with await AddressedPushRouter.create() as router:
+        request = AddressedRequest.for_instance(None, served.instance)
+        found = await run(typed, msgspec=msgspec, router=router, request=request)
+        assert capsys.readouterr().out == "0 token 0\n1 token 1\n2 token 2\n"
+        await run(raw, router=router, request=request)
+        names = await run(sink, router=router, request=request)
+        assert names["written"] == [request.payload_codec.encode(each) for each in expected]
+        assert names["relay"].error is None
+    runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
+    client = await runtime.endpoint("demo.backend.generate").client()
+    await client.wait_for_instances()
+    names = await run(dropin, client=client, payload=None, Token=found["Token"])
+    assert names["indexes"] == [0, 1, 2]
+    runtime.shutdown()
+    await worker.close()

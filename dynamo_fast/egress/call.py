@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol
 
 from dynamo_fast.config import PushRouterConfig
 from dynamo_fast.context import Context
 from dynamo_fast.egress.instance_table import Entry
 from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_stream import ResponseStream
-from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest, EncodedBody
+from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest, EncodedBody, Exchange
 from dynamo_fast.errors import DynamoError
-from dynamo_fast.wire.payload import Annotated
+from dynamo_fast.wire.payload import Annotated, Data
 
 __all__ = ["Call", "CallOwner", "RoutedStream", "Workers"]
 
@@ -59,7 +59,9 @@ class Call:
         "_attempt",
         "_error",
         "_headers",
+        "_how",
         "_owner",
+        "_reader",
         "_request",
         "_retries",
         "_tried",
@@ -74,7 +76,10 @@ class Call:
         context: Context,
         headers: Mapping[str, str],
         retries: int,
+        *,
+        how: tuple[Any, bool] = (None, False),
     ) -> None:
+        """`how`: the `response_type` of the items, and whether they are `raw`."""
         self._owner = owner
         self.context = context
         self.entry: Entry | None = None
@@ -85,6 +90,7 @@ class Call:
         self._tried: set[Entry] = set()
         self._error: DynamoError | None = None
         self._attempt: AddressedRequest | None = None
+        self._how = how
 
     def prepare(self, choose: Callable[[], Entry]) -> None:
         """Pick a worker, and encode the request for it. Raises SerializationError."""
@@ -95,6 +101,7 @@ class Call:
             return
         instance = entry.instance
         codec = instance.payload_codec
+        self._reader = codec.reader(*self._how)
         stream_of_requests = isinstance(self._request, ManyIn)
         data = self._request if stream_of_requests else EncodedBody(codec.encode(self._request))
         self._attempt = AddressedRequest(
@@ -113,20 +120,27 @@ class Call:
         self.entry = entry
         entry.begin()
 
-    async def send(self) -> ResponseStream:
+    async def send(self) -> ResponseStream[Any]:
         """Send it. If this worker fails and retries are left, another one is tried."""
         while True:
             if self._error is not None:
                 raise self._error
             assert self._attempt is not None
             try:
-                return await self._owner.router.generate(self._attempt, self.context)
+                return await self._owner.router.begin(self._attempt, self._reader, self.context).answer()
             except DynamoError as error:
                 if not self.failed(error):
                     raise
             except BaseException:
                 self.release()
                 raise
+
+    def begin(self, established: asyncio.Future[Any]) -> Exchange:
+        """Send it, for who waits for `established`, and tries no other worker. Raises DynamoError: see `failed`."""
+        if self._error is not None:
+            raise self._error
+        assert self._attempt is not None
+        return self._owner.router.begin(self._attempt, self._reader, self.context, established)
 
     def failed(self, error: DynamoError) -> bool:
         """The worker failed. Returns whether another one was picked, which `send` is for."""
@@ -174,7 +188,7 @@ class Call:
                 loop.call_soon_threadsafe(self._owner.selection.ended, self.entry)
 
 
-class RoutedStream:
+class RoutedStream(Generic[Data]):
     """The answer to a call: the items of its `ResponseStream`. It reports to the call how the answer ended.
 
     Owned by the caller, and used on the router's event loop; `close` works on any thread.
@@ -182,15 +196,15 @@ class RoutedStream:
 
     __slots__ = ("__weakref__", "_begun", "_call", "_stream")
 
-    def __init__(self, call: Call, stream: ResponseStream) -> None:
+    def __init__(self, call: Call, stream: ResponseStream[Data]) -> None:
         self._call = call
         self._stream = stream
         self._begun = False
 
-    def __aiter__(self) -> RoutedStream:
+    def __aiter__(self) -> RoutedStream[Data]:
         return self
 
-    async def __anext__(self) -> Annotated:
+    async def __anext__(self) -> Annotated[Data]:
         while True:
             try:
                 item = await self._stream.__anext__()
@@ -216,7 +230,7 @@ class RoutedStream:
         """The same as `close`, under the name that asynchronous generators give it."""
         self.close()
 
-    async def __aenter__(self) -> RoutedStream:
+    async def __aenter__(self) -> RoutedStream[Data]:
         return self
 
     async def __aexit__(

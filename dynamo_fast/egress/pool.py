@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """The connections to one worker process: the pool of `TcpRequestClient` (transport.md 2.4).
 
 A connection carries many requests at once; the worker acknowledges them in order, so a queue of futures is all the
@@ -204,7 +205,7 @@ class WorkerPool:
             self._waiting.popleft().fail(cause)
 
 
-class PooledConnection(FrameProtocol[TcpResponseMessage]):
+class PooledConnection(FrameProtocol):
     """One connection to a worker: request frames out, acknowledgements in.
 
     Owns the requests that it has written and that are not acknowledged. Its pool sends on it; `close`, or the loss of the
@@ -212,8 +213,6 @@ class PooledConnection(FrameProtocol[TcpResponseMessage]):
     """
 
     __slots__ = ("_client", "_failure", "_on_lost", "_paused", "_pool", "_unacknowledged", "retired")
-
-    _transport: asyncio.Transport
 
     def __init__(self, client: PoolOwner, pool: WorkerPool) -> None:
         super().__init__(TcpResponseDecoder(client.config.max_message_size))

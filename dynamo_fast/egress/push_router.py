@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, TypeVar, overload
 
 from dynamo_fast.config import PushRouterConfig
 from dynamo_fast.context import Context
@@ -21,11 +21,14 @@ from dynamo_fast.egress.call import Call, RoutedStream
 from dynamo_fast.egress.instance_table import InstanceTable
 from dynamo_fast.egress.router import AddressedPushRouter
 from dynamo_fast.egress.selection import RouterMode, Selection
+from dynamo_fast.egress.sink import Delivery, Sink
 from dynamo_fast.errors import InvalidConfig
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.instance import Instance
 
 __all__ = ["PushRouter", "RouterMode"]
+
+_T = TypeVar("_T")
 
 
 class PushRouter:
@@ -122,27 +125,144 @@ class PushRouter:
 
     # Requests -------------------------------------------------------------------------------------------------------
 
+    # `raw`, `response_type` and `sink`: see `AddressedPushRouter.generate`.
+
+    @overload
+    async def generate(
+        self,
+        request: Any,
+        context: Context | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        raw: Literal[True],
+    ) -> RoutedStream[bytes]: ...
+
+    @overload
+    async def generate(
+        self,
+        request: Any,
+        context: Context | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        response_type: type[_T],
+    ) -> RoutedStream[_T]: ...
+
+    @overload
+    async def generate(
+        self,
+        request: Any,
+        context: Context | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any],
+    ) -> Delivery: ...
+
+    @overload
     async def generate(
         self, request: Any, context: Context | None = None, headers: Mapping[str, str] | None = None
-    ) -> RoutedStream:
+    ) -> RoutedStream[Any]: ...
+
+    async def generate(
+        self,
+        request: Any,
+        context: Context | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> RoutedStream[Any] | Delivery:
         """Send `request` to a worker that the mode picks.
 
         Raises Unavailable (no worker, or all are inhibited), ResourceExhausted (all are busy), and what
         `AddressedPushRouter.generate` raises.
         """
-        return await _stream(self.prepare(self.mode, request, context, headers, self.retries))
+        how = response_type, raw
+        call = self.prepare(self.mode, request, context, headers, self.retries, how=how)
+        answer: RoutedStream[Any] | Delivery = await _answer(call, sink)
+        return answer
 
-    async def round_robin(self, request: Any, context: Context | None = None) -> RoutedStream:
+    @overload
+    async def round_robin(self, request: Any, context: Context | None = None) -> RoutedStream[Any]: ...
+
+    @overload
+    async def round_robin(
+        self,
+        request: Any,
+        context: Context | None = None,
+        *,
+        raw: bool = ...,
+        response_type: Any = ...,
+        sink: Any = ...,
+    ) -> Any: ...
+
+    async def round_robin(
+        self,
+        request: Any,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> Any:
         """Send `request` to the next worker in the order of their ids."""
-        return await _stream(self.prepare(RouterMode.RoundRobin, request, context))
+        return await _answer(self.prepare(RouterMode.RoundRobin, request, context, how=(response_type, raw)), sink)
 
-    async def random(self, request: Any, context: Context | None = None) -> RoutedStream:
+    @overload
+    async def random(self, request: Any, context: Context | None = None) -> RoutedStream[Any]: ...
+
+    @overload
+    async def random(
+        self,
+        request: Any,
+        context: Context | None = None,
+        *,
+        raw: bool = ...,
+        response_type: Any = ...,
+        sink: Any = ...,
+    ) -> Any: ...
+
+    async def random(
+        self,
+        request: Any,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> Any:
         """Send `request` to any worker."""
-        return await _stream(self.prepare(RouterMode.Random, request, context))
+        return await _answer(self.prepare(RouterMode.Random, request, context, how=(response_type, raw)), sink)
 
-    async def direct(self, request: Any, instance_id: int, context: Context | None = None) -> RoutedStream:
+    @overload
+    async def direct(self, request: Any, instance_id: int, context: Context | None = None) -> RoutedStream[Any]: ...
+
+    @overload
+    async def direct(
+        self,
+        request: Any,
+        instance_id: int,
+        context: Context | None = None,
+        *,
+        raw: bool = ...,
+        response_type: Any = ...,
+        sink: Any = ...,
+    ) -> Any: ...
+
+    async def direct(
+        self,
+        request: Any,
+        instance_id: int,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> Any:
         """Send `request` to that worker, inhibited or not. Raises Unavailable if discovery does not know it."""
-        return await _stream(self.prepare(instance_id, request, context))
+        return await _answer(self.prepare(instance_id, request, context, how=(response_type, raw)), sink)
 
     def prepare(
         self,
@@ -151,17 +271,21 @@ class PushRouter:
         context: Context | None = None,
         headers: Mapping[str, str] | None = None,
         retries: int = 0,
+        *,
+        how: tuple[Any, bool] = (None, False),
     ) -> Call:
         """Pick a worker by a mode, or the one of that id, and encode `request` for it; `Call.send` does the rest.
 
         The worker has the request in flight from now on, until the answer has ended or the call is dropped.
-        Raises SerializationError; if no worker can be picked, `send` raises.
+        `how`: the `response_type` of the items, and whether they are `raw`.
+        Raises SerializationError, and TypeError for a bad `how`; if no worker can be picked, `send` raises.
         """
         selection = self.selection
-        call = Call(self, request, Context() if context is None else context, headers or {}, retries)
+        call = Call(self, request, Context() if context is None else context, headers or {}, retries, how=how)
         call.prepare((lambda: selection.named(to)) if isinstance(to, int) else selection.choosers[to])
         return call
 
 
-async def _stream(call: Call) -> RoutedStream:
-    return RoutedStream(call, await call.send())
+async def _answer(call: Call, sink: Sink[Any] | None) -> Any:
+    stream = await call.send()
+    return RoutedStream(call, stream) if sink is None else Delivery(stream, sink, call).begin()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Protocol, runtime_checkable
+
+import msgspec
 
 __all__ = ["Ack", "RequestConnection", "RequestPlaneClient"]
 
@@ -24,7 +26,7 @@ class RequestConnection(Protocol):
         """Do not call it any more."""
 
 
-class Ack(NamedTuple):
+class Ack(msgspec.Struct, frozen=True):
     """A worker's acknowledgement of one request."""
 
     text: bytes
@@ -33,7 +35,8 @@ class Ack(NamedTuple):
     """The connection that carried the request; None for a transport that has no such thing."""
 
 
-class RequestPlaneClient(ABC):
+@runtime_checkable
+class RequestPlaneClient(Protocol):
     """Sends requests to workers by one kind of transport. See `transports` for the choice of a client.
 
     A router owns its clients, calls them on its event loop, and closes them.

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`ResponseConnection`: the router's end of a response stream, which a worker has dialled (transport.md 4).
 
 What may be received when, and what follows from it, is the table of `wire.stream`; here are only the bytes.
@@ -93,17 +94,17 @@ class ResponseConnection(DataFrameProtocol):
 
     __slots__ = ("_machine", "_paused", "_receiver", "_server")
 
-    _transport: asyncio.Transport
-
     def __init__(self, server: ConnectionOwner) -> None:
-        super().__init__(TwoPartDecoder(server.config.max_message_size))
+        self._decoder = TwoPartDecoder(server.config.max_message_size)  # no call of the bases, one for each request
+        self._transport = None
+        self._sink = None
         self._server = server
         self._machine = StreamMachine.requester()
         self._receiver: ResponseReceiver | None = None
         self._paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # type: ignore[assignment]  # the loop makes no other for a Protocol
+        self._transport = transport
         server = self._server
         server.connections.add(self)
         server.strangers.add(self)

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`ResponseReceiver`: one request's answer at the router, from its registration to its end.
 
 Three parties meet here, and none waits for another: the request connection (the acknowledgement), the response connection
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
@@ -71,6 +72,7 @@ class ResponseReceiver:
         "_inactivity",
         "_inactivity_timer",
         "_owner",
+        "_reader",
         "_ready",
         "_request_connection",
         "_silent_since",
@@ -89,17 +91,14 @@ class ResponseReceiver:
         "unread",
     )
 
-    _timing: RequestTiming
-    _inactivity_timer: asyncio.TimerHandle
-    _silent_since: float | None
-    """When the caller began to wait for the next frame; None if it has not waited yet."""
-
-    def __init__(self, owner: StreamOwner, subject: str, context: Context) -> None:
+    def __init__(
+        self, owner: StreamOwner, subject: str, context: Context, established: asyncio.Future[Any] | None = None
+    ) -> None:
         self._owner = owner
         self.subject = subject
         self.context = context
         self.instance: EndpointInstanceId | None = None
-        self.established: asyncio.Future[None] = owner.loop.create_future()
+        self.established: asyncio.Future[Any] = owner.loop.create_future() if established is None else established
         """Done when the request is acknowledged and the worker's handler started; or the error that came instead."""
         self.frames: deque[bytes | memoryview] = deque()
         """Wrapped items that the caller has not taken yet."""
@@ -119,7 +118,11 @@ class ResponseReceiver:
         self._connection: StreamConnection | None = None
         self._request_connection: RequestConnection | None = None
         self._waiters: list[asyncio.Future[None]] = []
+        self._timing: RequestTiming = None  # type: ignore[assignment]  # `follow` sets it
+        self._reader: Callable[[], None] | None = None
         self._inactivity: float | None = None
+        self._inactivity_timer: asyncio.TimerHandle = None  # type: ignore[assignment]  # as long as there is a limit
+        self._silent_since: float | None = None  # when the caller began to wait; None if it has not waited yet
         context.on_cancel(self._context_changed, owner.loop)
 
     @property
@@ -196,6 +199,8 @@ class ResponseReceiver:
 
     def wake(self) -> None:
         """Wake the caller: frames have come, or the stream has ended."""
+        if self._reader is not None:
+            self._reader()
         if self._waiters:
             for waiter in self._waiters:
                 if not waiter.done():
@@ -229,14 +234,26 @@ class ResponseReceiver:
 
     def readable(self) -> asyncio.Future[None]:
         """Done when there are frames, or at the end. Called when all frames were taken: resumes reading the socket."""
+        self._wait_for_frames()
+        waiter: asyncio.Future[None] = self._owner.loop.create_future()
+        self._waiters.append(waiter)
+        return waiter
+
+    def listen(self, reader: Callable[[], None] | None) -> None:
+        """Call `reader` each time that frames have come, and at the end, until another one is given, or None.
+
+        Called when all frames were taken, as `readable`, or with None.
+        """
+        self._reader = reader
+        if reader is not None:
+            self._wait_for_frames()
+
+    def _wait_for_frames(self) -> None:
         if self._inactivity is not None and (self.unread or self._silent_since is None):
             self._silent_since = self._owner.loop.time()
         self.unread = 0
         if self._connection is not None:
             self._connection.resume_reading()
-        waiter: asyncio.Future[None] = self._owner.loop.create_future()
-        self._waiters.append(waiter)
-        return waiter
 
     def limit_inactivity(self, seconds: float) -> None:
         """From now on, end the answer with ResponseTimeout if the caller waits longer than that for the next frame.

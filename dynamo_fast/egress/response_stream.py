@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic
 
+from dynamo_fast.egress._items import Items, with_fast_anext
 from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.errors import Disconnected, DynamoError, PayloadError, ProtocolError, ResponseTimeout
-from dynamo_fast.wire.payload import UNREADABLE, Annotated, NetworkStreamWrapper, PayloadCodec
+from dynamo_fast.wire.payload import Annotated, Data, ItemReader
 
 __all__ = ["ResponseStream"]
 
@@ -16,8 +18,9 @@ __all__ = ["ResponseStream"]
 _SENTINEL_SECONDS = 1.0
 
 
-class ResponseStream:
-    """The items of one answer, in order.
+@with_fast_anext
+class ResponseStream(Items, Generic[Data]):
+    """The items of one answer, in order; `T` is the type of their data.
 
         async for item in stream:
             print(item.data())
@@ -36,67 +39,37 @@ class ResponseStream:
     """
 
     __slots__ = (
-        "__weakref__",
-        "_final_seen",
-        "_frames",
-        "_loop",
+        "_decode",
         "_on_close",
-        "_open",
-        "_payload_codec",
-        "_read_item",
-        "_receiver",
+        "loop",
     )
 
     def __init__(
         self,
         receiver: ResponseReceiver,
-        payload_codec: PayloadCodec,
+        reader: ItemReader,
         loop: asyncio.AbstractEventLoop,
         on_close: Callable[[], None],
     ) -> None:
-        self._receiver = receiver
-        self._frames = receiver.frames
-        self._payload_codec = payload_codec
-        self._read_item = payload_codec.read_item
-        self._loop = loop
+        super().__init__(receiver, reader)
+        self._decode = reader.decode
+        self.loop = loop
         self._on_close = on_close
-        self._final_seen = False
-        self._open = True
 
-    def __aiter__(self) -> ResponseStream:
+    def __aiter__(self) -> ResponseStream[Data]:
         return self
 
-    async def __anext__(self) -> Annotated:
-        receiver, frames = self._receiver, self._frames
-        while self._open:
-            if frames:
-                frame = frames.popleft()
-                try:
-                    wrapper = self._read_item(frame)
-                except UNREADABLE:
-                    wrapper = self._decode_item(frame)
-                item = wrapper.data
-                # Nearly every frame is a plain item; `_unusual` handles the rest.
-                if item is None or item._event == "error" or wrapper.complete_final or self._final_seen:
-                    item = self._unusual(wrapper)
-                if item is not None:
-                    return item
-            elif receiver.ended:
-                self._end()
-            else:
-                await receiver.readable()
-        raise StopAsyncIteration
+    if TYPE_CHECKING:
 
-    def _decode_item(self, frame: bytes | memoryview) -> NetworkStreamWrapper:
-        """Decode with the rules of Dynamo, which accept more. Raises PayloadError, which says what is wrong."""
+        def __anext__(self) -> Coroutine[Any, Any, Annotated[Data]]: ...
+
+    def _unusual(self, frame: bytes | memoryview) -> Annotated[Data] | None:
+        """The item in a frame; None for the final marker. Raises what the item says, if it is an error."""
         try:
-            return self._payload_codec.decode_item(frame)
+            wrapper = self._decode(frame)
         except PayloadError:
             self._close()
             raise
-
-    def _unusual(self, wrapper: NetworkStreamWrapper) -> Annotated | None:
-        """The item of a wrapper; None for the final marker. Raises what the item says, if it is an error."""
         if self._final_seen:
             self._fail(ProtocolError("Response received after generation ended - this should never happen"))
         self._final_seen = wrapper.complete_final
@@ -134,10 +107,10 @@ class ResponseStream:
         """
         if not self._open:
             return
-        if asyncio._get_running_loop() is self._loop:
+        if asyncio._get_running_loop() is self.loop:
             self._close()
-        elif not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._close)
+        elif not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self._close)
 
     def _close(self) -> None:
         if self._open:
@@ -150,7 +123,7 @@ class ResponseStream:
         """The same as `close`, under the name that asynchronous generators give it."""
         self.close()
 
-    async def __aenter__(self) -> ResponseStream:
+    async def __aenter__(self) -> ResponseStream[Data]:
         return self
 
     async def __aexit__(
@@ -160,9 +133,9 @@ class ResponseStream:
 
     def __del__(self) -> None:
         # The garbage collector may run on any thread, and transports belong to the loop's.
-        if self._open and not self._loop.is_closed():
-            if asyncio._get_running_loop() is self._loop:
+        if self._open and not self.loop.is_closed():
+            if asyncio._get_running_loop() is self.loop:
                 self._close()
             else:
-                self._loop.call_soon_threadsafe(self._receiver.drop)
+                self.loop.call_soon_threadsafe(self._receiver.drop)
                 self._on_close()

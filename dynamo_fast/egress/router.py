@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`AddressedPushRouter`: sends a request to a worker whose address is known, and streams its answer (transport.md 5)."""
 
 from __future__ import annotations
@@ -5,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import msgspec
 
@@ -17,6 +18,7 @@ from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.response_stream import ResponseStream
+from dynamo_fast.egress.sink import Delivery, Sink
 from dynamo_fast.egress.tcp_client import TcpRequestClient
 from dynamo_fast.egress.transports import RequestClients
 from dynamo_fast.errors import Cancelled, Disconnected, RequestTooLarge
@@ -25,13 +27,16 @@ from dynamo_fast.observability.metrics import (
     RequestPlaneMetrics,
     RequestTiming,
 )
+from dynamo_fast.wire._plain import encode_plain
 from dynamo_fast.wire.address import EndpointInstanceId
 from dynamo_fast.wire.control import MAX_CONTROL_MESSAGE_SIZE, RequestControlMessage, RequestType, encode_single_in
 from dynamo_fast.wire.headers import REQUEST_ID
 from dynamo_fast.wire.instance import Instance, TransportType, not_offered
-from dynamo_fast.wire.payload import PayloadCodec
+from dynamo_fast.wire.payload import Annotated, ItemReader, PayloadCodec
 
 __all__ = ["AddressedPushRouter", "AddressedRequest", "EncodedBody"]
+
+_T = TypeVar("_T")
 
 
 class EncodedBody(NamedTuple):
@@ -136,38 +141,97 @@ class AddressedPushRouter:
     ) -> None:
         await self.close()
 
-    async def generate(self, request: AddressedRequest, context: Context | None = None) -> ResponseStream:
+    @overload
+    async def generate(
+        self, request: AddressedRequest, context: Context | None = None, *, raw: Literal[True]
+    ) -> ResponseStream[bytes]: ...
+
+    @overload
+    async def generate(
+        self, request: AddressedRequest, context: Context | None = None, *, response_type: type[_T]
+    ) -> ResponseStream[_T]: ...
+
+    @overload
+    async def generate(
+        self,
+        request: AddressedRequest,
+        context: Context | None = None,
+        *,
+        raw: Literal[True],
+        sink: Sink[Annotated[bytes]],
+    ) -> Delivery: ...
+
+    @overload
+    async def generate(
+        self,
+        request: AddressedRequest,
+        context: Context | None = None,
+        *,
+        response_type: type[_T],
+        sink: Sink[Annotated[_T]],
+    ) -> Delivery: ...
+
+    @overload
+    async def generate(
+        self, request: AddressedRequest, context: Context | None = None, *, sink: Sink[Annotated[Any]]
+    ) -> Delivery: ...
+
+    @overload
+    async def generate(self, request: AddressedRequest, context: Context | None = None) -> ResponseStream[Any]: ...
+
+    async def generate(
+        self,
+        request: AddressedRequest,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> ResponseStream[Any] | Delivery:
         """Send `request`; returns its answer once the worker's handler was started.
+
+        `raw`: the data of an item is the bytes that the worker sent, in the format that the request names. `response_type`:
+        it is a value of that type; an item that does not fit ends the answer with a PayloadError. `sink`: takes the items,
+        and the answer is its `Delivery`.
 
         Every wait ends: the acknowledgement has `DYN_TCP_REQUEST_TIMEOUT`, the worker's call home
         `DYNAMO_FAST_CALL_HOME_TIMEOUT`, or about a second once the connection to the worker is lost. Each wait for an item
         has the inactivity timeout, which is not set by default.
 
-        Raises, with nothing sent: InvalidAddress, SerializationError, RequestTooLarge, Disconnected (the worker was
-        removed from discovery), Cancelled (the context was killed). After that: CannotConnect, ConnectionTimeout,
-        Unavailable, ResourceExhausted or RequestRefused (the worker's server said no), CannotConnect or RemoteError
-        (its handler could not be started), Disconnected (it died), Cancelled.
+        Raises, with nothing sent: TypeError (the type cannot be decoded), InvalidAddress, SerializationError,
+        RequestTooLarge, Disconnected (the worker was removed from discovery), Cancelled (the context was killed). After
+        that: CannotConnect, ConnectionTimeout, Unavailable, ResourceExhausted or RequestRefused (the worker's server said
+        no), CannotConnect or RemoteError (its handler could not be started), Disconnected (it died), Cancelled.
+        """
+        exchange = self.begin(request, request.payload_codec.reader(response_type, raw), context)
+        stream = await exchange.answer()
+        return stream if sink is None else Delivery(stream, sink).begin()
+
+    def begin(
+        self,
+        request: AddressedRequest,
+        reader: ItemReader,
+        context: Context | None = None,
+        established: asyncio.Future[Any] | None = None,
+    ) -> Exchange:
+        """Send `request`, and wait for nothing. Raises what `generate` raises with nothing sent.
+
+        `reader` reads the items. `established` is told when the answer begins, or why it does not; by default a future of
+        its own is.
         """
         context = Context() if context is None else context
         timing = RequestTiming(self.metrics)
-        receiver = self.response_server.register(context)
+        receiver = self.response_server.register(context, established)
         self.metrics.inflight += 1
-        ack = None
+        exchange = Exchange(self, request, reader, receiver)
         try:
             if context.is_killed():  # looked at after the registration: another thread may kill it at any moment
                 raise Cancelled("Request cancelled before response stream was established")
-            ack = self._send(request, receiver, timing)
-            await receiver.established
+            exchange.ack = self._send(request, receiver, timing)
         except BaseException:
-            if ack is not None:
-                ack.cancel()  # no effect on one that has come
-            receiver.drop()
-            self._leave()
+            exchange.give_up()
             raise
-        inactivity_timeout = request.inactivity_timeout or self.inactivity_timeout
-        if inactivity_timeout is not None:
-            receiver.limit_inactivity(inactivity_timeout)
-        return ResponseStream(receiver, request.payload_codec, self.response_server.loop, self._leave)
+        return exchange
 
     def _leave(self) -> None:
         self.metrics.inflight -= 1
@@ -189,6 +253,61 @@ class AddressedPushRouter:
         return ack
 
 
+class _Established:
+    """Stands for a future that is done: the one of an answer that has begun need not be kept."""
+
+    def done(self) -> bool:
+        return True
+
+
+_ESTABLISHED: Any = _Established()
+
+
+class Exchange:
+    """A request that was sent, until its answer begins.
+
+    `AddressedPushRouter.begin` makes it, and the caller owns it. When `receiver.established` is done it ends with `stream`,
+    or, if that failed or is no longer waited for, with `give_up`.
+    """
+
+    __slots__ = ("_reader", "_request", "_router", "ack", "receiver")
+
+    def __init__(
+        self, router: AddressedPushRouter, request: AddressedRequest, reader: ItemReader, receiver: ResponseReceiver
+    ) -> None:
+        self._router = router
+        self._request = request
+        self._reader = reader
+        self.receiver = receiver
+        self.ack: asyncio.Future[Ack] | None = None
+        """The acknowledgement; None before the request is sent."""
+
+    async def answer(self) -> ResponseStream[Any]:
+        """Wait until the answer begins. Raises why it does not."""
+        try:
+            await self.receiver.established
+        except BaseException:
+            self.give_up()
+            raise
+        return self.stream()
+
+    def stream(self) -> ResponseStream[Any]:
+        """The answer, which has begun."""
+        receiver, request, router = self.receiver, self._request, self._router
+        receiver.established = _ESTABLISHED
+        inactivity_timeout = request.inactivity_timeout or router.inactivity_timeout
+        if inactivity_timeout is not None:
+            receiver.limit_inactivity(inactivity_timeout)
+        return ResponseStream(receiver, self._reader, router.response_server.loop, router._leave)
+
+    def give_up(self) -> None:
+        """Nobody waits for the answer: tell the worker to stop."""
+        if self.ack is not None:
+            self.ack.cancel()  # no effect on one that has come
+        self.receiver.drop()
+        self._router._leave()
+
+
 def _payload(request: AddressedRequest, receiver: ResponseReceiver, server: TcpStreamServer) -> bytes:
     """The two-part message of the request: control message and body, which a bidirectional one has not."""
     context, codec, data = receiver.context, request.payload_codec, request.data
@@ -205,7 +324,8 @@ def _payload(request: AddressedRequest, receiver: ResponseReceiver, server: TcpS
         body = b""
     else:
         control = encode_single_in(context.id(), server.address, receiver.subject, codec, context.metadata)
-        body = data.body if isinstance(data, EncodedBody) else codec.encode(data)
+        plain = data.body if isinstance(data, EncodedBody) else encode_plain(codec.write, data)
+        body = codec.encode(data) if plain is None else plain
     if len(control) > MAX_CONTROL_MESSAGE_SIZE:
         raise RequestTooLarge(
             f"Generic error: request control message too large: {len(control)} bytes exceeds limit "

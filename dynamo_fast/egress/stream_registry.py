@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`StreamRegistry`: the response streams of a router, from their registration to their end (transport.md 4.1, 5.5).
 
 A request registers a subject: a random text that the worker sends when it dials. The first handshake with a subject takes
@@ -11,6 +12,7 @@ import asyncio
 import sys
 from collections import OrderedDict
 from itertools import islice
+from typing import Any
 
 from dynamo_fast.config import ResponseServerConfig
 from dynamo_fast.context import Context
@@ -44,12 +46,11 @@ class StreamRegistry:
     registers, response connections take, receivers forget; `end_streams` ends it. One event loop.
     """
 
-    address: str
-    """What workers dial, `host:port`."""
-
     def __init__(self, config: ResponseServerConfig) -> None:
         self.loop = asyncio.get_running_loop()
         self.config = config
+        self.address = ""
+        """What workers dial, `host:port`."""
         self.call_home: Deadlines[ResponseReceiver] = Deadlines(
             self.loop, config.call_home_timeout, ResponseReceiver.timed_out
         )
@@ -92,8 +93,8 @@ class StreamRegistry:
         """Registered streams whose worker has not dialled yet."""
         return len(self._waiting)
 
-    def register(self, context: Context) -> ResponseReceiver:
-        """A new subject, whose answer will be cancelled by `context`.
+    def register(self, context: Context, established: asyncio.Future[Any] | None = None) -> ResponseReceiver:
+        """A new subject, whose answer will be cancelled by `context`; see the receiver for `established`.
 
         Raises ResourceExhausted if as many streams are open as may be, or if the process has no descriptor for the
         worker's connection, and Disconnected once the server is closed.
@@ -107,7 +108,7 @@ class StreamRegistry:
             )
         _promise_descriptor()
         subject = random_uuid()
-        receiver = ResponseReceiver(self, subject, context)
+        receiver = ResponseReceiver(self, subject, context, established)
         self._waiting[subject] = receiver
         return receiver
 

@@ -1,17 +1,20 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`TcpRequestClient`: requests over pooled, pipelined TCP connections (transport.md 2.4 and 2.5). The pool is in `pool`."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from time import time_ns
+from typing import NamedTuple
 
+from dynamo_fast._native import Native
 from dynamo_fast.codec import TcpRequestCodec, TcpRequestMessage
 from dynamo_fast.config import TcpClientConfig, TlsConfig
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.egress.pool import PendingRequest, WorkerPool
-from dynamo_fast.egress.request_client import Ack, RequestPlaneClient
+from dynamo_fast.egress.request_client import Ack
 from dynamo_fast.errors import CannotConnect, MessageTooLarge, RequestTooLarge
 from dynamo_fast.net.connector import Connector
 from dynamo_fast.net.sockets import close_in_forked_children
@@ -22,11 +25,31 @@ from dynamo_fast.wire.headers import ENDPOINT_PATH, FRONTEND_SEND_TS_NS, encode_
 
 __all__ = ["TcpRequestClient"]
 
-_parse_address = lru_cache(maxsize=4096)(TcpAddress.parse)
 _IDLE_SWEEP_SECONDS = 30.0
+_OWN = frozenset({ENDPOINT_PATH, FRONTEND_SEND_TS_NS})
 
 
-class TcpRequestClient(RequestPlaneClient):
+class Target(NamedTuple):
+    """What is written and looked up for each request to one address."""
+
+    worker: tuple[str, int]
+    """The host and the port, by which its pool is found."""
+    path: bytes
+    headers: bytes
+    """What follows the request's own headers: the path again, up to the time of sending."""
+
+    @classmethod
+    def of(cls, address: str) -> Target:
+        """`[tcp://]IP:PORT/PATH`. Raises InvalidAddress."""
+        host, port, path = TcpAddress.parse(address)
+        headers = encode_headers({ENDPOINT_PATH: path, FRONTEND_SEND_TS_NS: ""})
+        return cls((host, port), path.encode(), headers.removeprefix(b"{").removesuffix(b'"}'))
+
+
+_target = lru_cache(maxsize=4096)(Target.of)
+
+
+class TcpRequestClient(Native):
     """The TCP transport of the request plane.
 
     Owns a pool for each worker process; pools that were idle for `host_idle_ttl` are closed. A router owns the client and
@@ -61,9 +84,9 @@ class TcpRequestClient(RequestPlaneClient):
 
     def send_request(self, address: str, payload: bytes, headers: Mapping[str, str]) -> asyncio.Future[Ack]:
         """See RequestPlaneClient. `address` is `[tcp://]IP:PORT/PATH`; the two headers of the transport are added."""
-        target = _parse_address(address)
-        frame = self._frame(target.path, payload, headers)
-        pool = self._pools.get((target.host, target.port)) or self._new_pool(target.host, target.port)
+        target = _target(address)
+        frame = self._frame(target, payload, headers)
+        pool = self._pools.get(target.worker) or self._new_pool(*target.worker)
         request = PendingRequest(self, pool.peer, frame)
         self._deadlines.add(request)
         pool.submit(request)
@@ -90,9 +113,13 @@ class TcpRequestClient(RequestPlaneClient):
         """The request is acknowledged or has failed: it cannot time out any more."""
         self._deadlines.discard(request)
 
-    def _frame(self, path: str, payload: bytes, headers: Mapping[str, str]) -> bytes:
-        all_headers = {**headers, ENDPOINT_PATH: path, FRONTEND_SEND_TS_NS: str(time.time_ns())}
-        message = TcpRequestMessage.from_parts(path.encode(), encode_headers(all_headers), payload)
+    def _frame(self, target: Target, payload: bytes, headers: Mapping[str, str]) -> bytes:
+        if not _OWN.isdisjoint(headers):
+            headers = {name: value for name, value in headers.items() if name not in _OWN}
+        given = encode_headers(headers).removesuffix(b"}")
+        sent = str(time_ns()).encode()
+        all_headers = b"".join((given, b"," if headers else b"", target.headers, sent, b'"}'))
+        message = TcpRequestMessage.from_parts(target.path, all_headers, payload)
         try:
             return self._codec.encode_message(message)
         except MessageTooLarge as error:

@@ -17,11 +17,12 @@ cdef class PushHandler:
     cdef public bint cancelled
     cdef public object _handler
     cdef readonly bint _takes_context
+    cdef readonly bint pushes
     cdef readonly object _drained
     cdef readonly set _running
     cdef readonly Py_ssize_t _items_sent
 
-    cpdef object call(self, object request, object context)
+    cpdef object call(self, object request, object context, object sender=*)
     @cython.locals(request=Request)
     cpdef object began(self, Request request)
     @cython.locals(stream=ResponseConnection, cancellation=Cancellation, seconds=double)

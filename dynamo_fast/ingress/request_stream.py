@@ -35,7 +35,7 @@ _HIGH_WATER_BYTES = 1 << 20
 _SMALL = 4096
 
 
-class RequestStream(FrameProtocol[TwoPartMessage]):
+class RequestStream(FrameProtocol):
     """What the handler of a bidirectional endpoint gets: an async iterator of the decoded input items, for one consumer.
 
     It ends when the router has ended its input, or when the request was cancelled (see the context for which).

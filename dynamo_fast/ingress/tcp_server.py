@@ -181,7 +181,7 @@ class SharedTcpServer(RequestServer):
         self.buffered.release(connection)
 
 
-class _RequestConnection(FrameProtocol[TcpRequestMessage]):
+class _RequestConnection(FrameProtocol):
     """One router's connection: request frames in, acknowledgements out.
 
     Made by the listener. It ends with `connection_lost`; `close` and `abort` bring that about.

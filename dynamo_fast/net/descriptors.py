@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """The file descriptors of this process: how many are in use, and how many are promised to requests.
 
 Both ends promise a descriptor before they open it. A worker that acknowledges a request will dial the router (twice if
@@ -50,6 +51,8 @@ class Descriptors:
     def __init__(self, limit: Callable[[], int] | None = None, in_use: Callable[[int], int] | None = None) -> None:
         self._read_limit = limit or _soft_limit
         self._read_in_use = in_use or _count
+        self.usable = 0
+        """RLIMIT_NOFILE as last seen, minus the reserve."""
         self.forget()
 
     def forget(self) -> None:
@@ -98,7 +101,6 @@ class Descriptors:
     def _see_limit(self) -> None:
         self._limit = self._read_limit()
         self.usable = self._limit - min(_MOST_RESERVED, self._limit // 4)
-        """RLIMIT_NOFILE as last seen, minus the reserve."""
 
     def _look(self, began: float) -> None:
         self._see_limit()

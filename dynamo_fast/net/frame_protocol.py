@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`FrameProtocol`: the base of every protocol class of this package. Bytes come in, messages go out.
 
     data_received    decode, write the frame log, then
@@ -7,6 +8,8 @@
 
 A decoder raises CodecError for people who use it alone. The error ends here: a subclass handles messages and one call
 that says why no more will come, and never catches.
+
+This runs for every read: where there is a compiler, Cython translates this file, with the types in `frame_protocol.pxd`.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from dynamo_fast._native import Native
 from dynamo_fast.codec import TwoPartDecoder, TwoPartMessage, TwoPartMessageType
 from dynamo_fast.errors import CodecError
 from dynamo_fast.net import frame_log
@@ -46,20 +50,19 @@ class Decoder(Protocol[_Message]):
         """The messages that `chunk` completes. Raises CodecError if it completes none and the stream has failed."""
 
 
-class FrameProtocol(asyncio.Protocol, Generic[_Message]):
-    """One connection: its decoder, and its transport while it is open.
+class FrameProtocol(Native, asyncio.Protocol):
+    """One connection: its decoder, and its transport while it is open. Its messages are of the type that it decodes.
 
     The event loop calls it. It ends with `connection_lost`. A subclass sets `_transport` when the connection is its own.
     """
 
     __slots__ = ("_decoder", "_transport")
 
-    _transport: asyncio.Transport | None
+    def __init__(self, decoder: Decoder[Any]) -> None:
+        self._decoder: Any = decoder
+        self._transport: Any = None
 
-    def __init__(self, decoder: Decoder[_Message]) -> None:
-        self._decoder = decoder
-
-    def message_received(self, message: _Message) -> None:
+    def message_received(self, message: Any) -> None:
         """A message is complete."""
         raise NotImplementedError
 
@@ -94,7 +97,7 @@ class FrameProtocol(asyncio.Protocol, Generic[_Message]):
         self.read_finished(len(data))
 
 
-class DataFrameProtocol(FrameProtocol[TwoPartMessage]):
+class DataFrameProtocol(FrameProtocol):
     """As `FrameProtocol`, for two-part messages of which nearly all are data frames: those cost no call each.
 
     While `_sink` is set, the bodies of data frames are appended to it; `message_received` gets the other messages only.
@@ -103,10 +106,9 @@ class DataFrameProtocol(FrameProtocol[TwoPartMessage]):
 
     __slots__ = ("_sink",)
 
-    _decoder: TwoPartDecoder
-
     def __init__(self, decoder: TwoPartDecoder) -> None:
         self._decoder = decoder  # as the base: one call less for each response connection
+        self._transport = None
         self._sink: deque[bytes | memoryview] | None = None
 
     def data_received(self, data: bytes) -> None:

@@ -1,8 +1,8 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`Histogram`: the buckets that routers and workers count times in."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from itertools import accumulate
 
 __all__ = ["Histogram"]
@@ -24,7 +24,12 @@ class Histogram:
 
     def observe(self, value: float) -> None:
         """Count `value` in the first bucket whose upper bound is not below it."""
-        self.counts[bisect_left(self.bounds, value)] += 1
+        index = 0
+        for bound in self.bounds:  # most times are short
+            if value <= bound:
+                break
+            index += 1
+        self.counts[index] += 1
         self.sum += value
 
     @property

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """The router's metrics, under Dynamo's names, labels and buckets (runtime.md 5.2).
 
 On the hot path a metric is a plain attribute that is incremented. To export the metrics, call `register` once:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import operator
+from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from dynamo_fast.context import Context as RequestContext
-from dynamo_fast.egress.call import Call, RoutedStream
+from dynamo_fast.egress._items import with_fast_anext
+from dynamo_fast.egress.call import Call
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
+from dynamo_fast.egress.response_stream import ResponseStream
+from dynamo_fast.egress.router import Exchange
+from dynamo_fast.egress.sink import Delivery, Sink
 from dynamo_fast.errors import DynamoError, InvalidRequest, SerializationError
 from dynamo_fast.observability import tracing
+from dynamo_fast.runtime._arrived import FutureItems
 from dynamo_fast.runtime.context import Context
-from dynamo_fast.runtime.eager import start
 from dynamo_fast.runtime.exceptions import argument_error, at_await, at_call, at_iterate
 from dynamo_fast.runtime.hub import Hub
 from dynamo_fast.runtime.runtime_data import check_arguments, wait_for_runtime_data
@@ -32,6 +37,10 @@ class Client:
     `Endpoint.client` makes it. It owns a `PushRouter`, which remembers the workers that failed; the runtime's hub owns the
     connections and ends them. Every call returns a future that runs already. The call itself raises if the request cannot
     be encoded, and raises RuntimeError on another event loop than the one on which the client was made.
+
+    Three extras, which Dynamo's client has not, are keywords of every call (see `AddressedPushRouter.generate`): with `raw`
+    the data of an item is the bytes that the worker sent, with `response_type` a value of that type; with `sink` the items
+    go to that object, and the future's result is their `Delivery`.
     """
 
     def __init__(self, router: PushRouter, mode: RouterMode | None, hub: Hub) -> None:
@@ -54,37 +63,75 @@ class Client:
         return asyncio.ensure_future(self._router.wait_for_instances())
 
     def round_robin(
-        self, request: Any, annotated: bool | None = True, context: Context | None = None
-    ) -> asyncio.Future[AsyncResponseStream]:
+        self,
+        request: Any,
+        annotated: bool | None = True,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> asyncio.Future[Any]:
         """Send the request to the next instance, in the order of their ids."""
-        return self._call(RouterMode.RoundRobin, request, annotated, context)
+        return self._call(RouterMode.RoundRobin, request, annotated, context, how=(response_type, raw), sink=sink)
 
     def random(
-        self, request: Any, annotated: bool | None = True, context: Context | None = None
-    ) -> asyncio.Future[AsyncResponseStream]:
+        self,
+        request: Any,
+        annotated: bool | None = True,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> asyncio.Future[Any]:
         """Send the request to a random instance."""
-        return self._call(RouterMode.Random, request, annotated, context)
+        return self._call(RouterMode.Random, request, annotated, context, how=(response_type, raw), sink=sink)
 
     def generate(
-        self, request: Any, annotated: bool | None = True, context: Context | None = None
-    ) -> asyncio.Future[AsyncResponseStream]:
+        self,
+        request: Any,
+        annotated: bool | None = True,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> asyncio.Future[Any]:
         """Send the request to the instance that the client's router mode picks; without a mode, to a random one.
 
         (Dynamo's client takes a random instance in every mode.)
         """
         mode = RouterMode.Random if self._mode in (None, RouterMode.Direct, RouterMode.KV) else self._mode
         assert mode is not None
-        return self._call(mode, request, annotated, context)
+        return self._call(mode, request, annotated, context, how=(response_type, raw), sink=sink)
 
     def direct(
-        self, request: Any, instance_id: int, annotated: bool | None = True, context: Context | None = None
-    ) -> asyncio.Future[AsyncResponseStream]:
+        self,
+        request: Any,
+        instance_id: int,
+        annotated: bool | None = True,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> asyncio.Future[Any]:
         """Send the request to this instance, even if it is inhibited."""
-        return self._call(_unsigned("instance_id", instance_id), request, annotated, context)
+        return self._call(
+            _unsigned("instance_id", instance_id), request, annotated, context, how=(response_type, raw), sink=sink
+        )
 
     def device_aware_weighted(
-        self, request: Any, annotated: bool | None = True, context: Context | None = None
-    ) -> asyncio.Future[AsyncResponseStream]:
+        self,
+        request: Any,
+        annotated: bool | None = True,
+        context: Context | None = None,
+        *,
+        raw: bool = False,
+        response_type: Any = None,
+        sink: Sink[Any] | None = None,
+    ) -> asyncio.Future[Any]:
         """Send the request to the least loaded instance, with a weight for CPUs.
 
         The client must have been made with a mode that looks at the load, else the future raises InvalidRequest.
@@ -92,7 +139,9 @@ class Client:
         if self._mode not in _BY_LOAD:
             text = f"routing occupancy state not initialized for endpoint {self._router.table.endpoint}"
             return asyncio.ensure_future(_failing(InvalidRequest(text)))
-        return self._call(RouterMode.DeviceAwareWeighted, request, annotated, context)
+        return self._call(
+            RouterMode.DeviceAwareWeighted, request, annotated, context, how=(response_type, raw), sink=sink
+        )
 
     def wait_for_instance_by_runtime_data(
         self, key: str, value: str, timeout_s: float | None = None
@@ -126,8 +175,15 @@ class Client:
         return await wait_for_runtime_data(self._hub, table, wanted, count, timeout=timeout, exactly=exactly)
 
     def _call(
-        self, to: RouterMode | int, request: Any, annotated: bool | None, context: Context | None
-    ) -> asyncio.Future[AsyncResponseStream]:
+        self,
+        to: RouterMode | int,
+        request: Any,
+        annotated: bool | None,
+        context: Context | None,
+        *,
+        how: tuple[Any, bool],
+        sink: Sink[Any] | None,
+    ) -> asyncio.Future[Any]:
         if context is not None and not isinstance(context, Context):
             raise argument_error("context", context, "Context")
         loop = asyncio.get_running_loop()
@@ -143,17 +199,18 @@ class Client:
             child = context.child()
             unlink = context.request.link_child(child)
         try:
-            call = self._router.prepare(to, request, child)
+            call = self._router.prepare(to, request, child, how=how)
         except SerializationError as error:
             _undo(unlink)
             raise at_call(error) from None
         except BaseException:
             _undo(unlink)
             raise
-        return start(_send(call, bool(annotated), unlink), loop)
+        return _Answer(call, bool(annotated), unlink, sink, loop).begun()
 
 
-class AsyncResponseStream:
+@with_fast_anext
+class AsyncResponseStream(FutureItems):
     """The items of an answer.
 
     A call of `Client` makes it, and the caller owns it. It ends after the last item or an error. If the caller drops it
@@ -161,38 +218,70 @@ class AsyncResponseStream:
     raises RuntimeError elsewhere); it may be dropped on any thread.
     """
 
-    __slots__ = ("__weakref__", "_annotated", "_loop", "_stream", "_unlink")
+    __slots__ = ("_call", "_pending", "_unlink")
 
-    def __init__(self, stream: RoutedStream, annotated: bool, unlink: Callable[[], None] | None) -> None:
-        self._stream = stream
-        self._annotated = annotated
+    _stream: ResponseStream[Any]
+
+    def __init__(
+        self, call: Call, stream: ResponseStream[Any], annotated: bool, unlink: Callable[[], None] | None
+    ) -> None:
+        super().__init__(stream, asyncio.get_running_loop())
+        stream._bare = not annotated
+        self._call = call
         self._unlink = unlink
-        self._loop = asyncio.get_running_loop()
+        self._pending: deque[_Wait] = deque()
 
     def __aiter__(self) -> AsyncResponseStream:
         return self
 
-    def __anext__(self) -> asyncio.Future[Any]:
-        return start(self._next(), self._loop)
+    def _later(self) -> asyncio.Future[Any]:
+        wait = _Wait(self)
+        self._pending.append(wait)
+        self._waits += 1
+        if self._waits == 1:
+            self._stream.listen(self._serve)
+        return wait
 
-    async def _next(self) -> Any:
-        try:
-            while True:
-                item = await self._stream.__anext__()
-                if self._annotated:
-                    return item
-                data = item.data()
-                if data is not None:
-                    return data
-        except StopAsyncIteration:
-            self._end()
-            raise StopAsyncIteration("Stream exhausted") from None
-        except DynamoError as error:
-            self._end()
-            raise at_iterate(error)  # noqa: B904  # which keeps its cause
-        except Exception:  # of the caller's own input
-            self._end()
-            raise
+    def _serve(self) -> None:
+        """Frames have come, or the end has: give them to those who wait."""
+        pending, stream = self._pending, self._stream
+        stream.listen(None)  # what `pull` does may end the stream, which would call this again
+        while pending:
+            try:
+                value = stream.pull()
+            except BaseException as error:
+                pending.popleft().settle(error=self._raised(error))
+            else:
+                if value is None:
+                    stream.listen(self._serve)
+                    return
+                pending.popleft().settle(value)
+            self._waits -= 1
+
+    def _left(self, wait: _Wait) -> None:
+        """`wait` was cancelled."""
+        self._pending.remove(wait)
+        self._waits -= 1
+        if not self._pending:
+            self._stream.listen(None)
+
+    def _failed(self, error: BaseException) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        future.set_exception(self._raised(error))
+        return future
+
+    def _raised(self, error: BaseException) -> BaseException:
+        """The end of the answer, as the caller sees it."""
+        self._end()
+        if isinstance(error, DynamoError):
+            self._call.failed(error)
+            return at_iterate(error)
+        self._call.release()
+        if isinstance(error, StopAsyncIteration):
+            return StopAsyncIteration("Stream exhausted")
+        if isinstance(error, (Exception, asyncio.CancelledError)):  # of the caller's own input
+            return error
+        raise error
 
     def _end(self) -> None:
         unlink, self._unlink = self._unlink, None
@@ -200,6 +289,35 @@ class AsyncResponseStream:
 
     def __del__(self) -> None:
         self._end()
+
+
+class _Wait(asyncio.Future[Any]):
+    """The wait for an item that has not come. The stream fulfils it from the callback that reads the frame.
+
+    It keeps its stream alive, and leaves it at once if it is cancelled: then the stream may end, too.
+    """
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: AsyncResponseStream) -> None:
+        super().__init__(loop=stream._loop)
+        self._stream: AsyncResponseStream | None = stream
+
+    def settle(self, value: Any = None, error: BaseException | None = None) -> None:
+        """The item has come, or the end."""
+        self._stream = None
+        if error is None:
+            self.set_result(value)
+        else:
+            self.set_exception(error)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """See asyncio.Future."""
+        cancelled = super().cancel(msg)
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream._left(self)
+        return cancelled
 
 
 @dataclass(frozen=True)
@@ -225,16 +343,75 @@ class Instance:
         return f"Instance({self})"
 
 
-async def _send(call: Call, annotated: bool, unlink: Callable[[], None] | None) -> AsyncResponseStream:
-    try:
-        stream = RoutedStream(call, await call.send())
-        return AsyncResponseStream(stream, annotated, unlink)
-    except DynamoError as error:
-        _undo(unlink)
-        raise at_await(error)  # noqa: B904  # which keeps its cause
-    except BaseException:
-        _undo(unlink)
-        raise
+class _Answer(asyncio.Future[Any]):
+    """What a call returns: the future of its answer, or of the delivery to a sink. No task waits for it.
+
+    The receiver of the answer holds it as its `established`, and fulfils it. It owns the call and the exchange until it is
+    done; cancelled, it gives both up at once.
+    """
+
+    __slots__ = ("_annotated", "_call", "_exchange", "_sink", "_unlink")
+
+    def __init__(
+        self,
+        call: Call,
+        annotated: bool,
+        unlink: Callable[[], None] | None,
+        sink: Sink[Any] | None,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__(loop=loop)
+        self._call = call
+        self._annotated = annotated
+        self._unlink = unlink
+        self._sink = sink
+        self._exchange: Exchange | None = None
+
+    def begun(self) -> _Answer:
+        """Send the request; returns the future itself."""
+        try:
+            self._exchange = self._call.begin(self)
+        except (Exception, asyncio.CancelledError) as error:
+            self.set_exception(error)
+        return self
+
+    def set_result(self, _: Any, /) -> None:
+        """The answer has begun."""
+        exchange, self._exchange = self._exchange, None
+        assert exchange is not None
+        stream = exchange.stream()
+        if self._sink is None:
+            super().set_result(AsyncResponseStream(self._call, stream, self._annotated, self._unlink))
+        else:
+            stream._bare = not self._annotated
+            super().set_result(Delivery(stream, self._sink, self._call, self._at_end).begin())
+
+    def _at_end(self, error: BaseException | None) -> BaseException | None:
+        _undo(self._unlink)
+        return at_iterate(error) if isinstance(error, DynamoError) else error
+
+    def set_exception(self, error: Any, /) -> None:
+        """It does not begin, because of `error`."""
+        if isinstance(error, DynamoError):
+            super().set_exception(at_await(error))
+            self._call.failed(error)
+        else:  # of the caller's own input
+            super().set_exception(error)
+        self._give_up()
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """See asyncio.Future."""
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self._give_up()
+        return cancelled
+
+    def _give_up(self) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.give_up()
+        self._call.release()
+        _undo(self._unlink)
 
 
 def _failing(error: DynamoError) -> Coroutine[Any, Any, Any]:

@@ -27,7 +27,8 @@ def start(coroutine: Coroutine[Any, Any, _T], loop: asyncio.AbstractEventLoop) -
     except StopIteration as done:
         future.set_result(done.value)
     except (Exception, asyncio.CancelledError) as error:
-        future.set_exception(error)
+        # Without the frame of this function: it holds the future, and both would wait for the garbage collector.
+        future.set_exception(error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
     else:
         task = loop.create_task(_go_on(coroutine, awaited))
         # A task that is cancelled before its first turn does not close its coroutine.

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """The control messages: small JSON texts around the payload (transport.md 3, 4.3, 4.4, 4.6).
 
     RequestControlMessage     router -> worker   header of the request: who asks, and where the answer goes

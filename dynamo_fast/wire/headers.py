@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """The headers of a request frame (transport.md 2.6): a JSON object of texts. None of them is required."""
 
 from __future__ import annotations

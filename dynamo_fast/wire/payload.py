@@ -11,12 +11,13 @@ and writes MessagePack.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 import orjson
@@ -24,21 +25,32 @@ import orjson
 from dynamo_fast.errors import DynamoError, PayloadError, RemoteError, SerializationError
 from dynamo_fast.wire._plain import ENVELOPE_MARK, UNWRITABLE, encode_plain, is_plain
 from dynamo_fast.wire.error import decode_error, encode_error
-from dynamo_fast.wire.text import UNREADABLE, reason, shown
+from dynamo_fast.wire.text import UNREADABLE, printable, reason, shown
 
-__all__ = ["UNREADABLE", "Annotated", "Bare", "NetworkStreamWrapper", "PayloadCodec"]
+__all__ = ["UNREADABLE", "Annotated", "Bare", "Data", "ItemReader", "NetworkStreamWrapper", "PayloadCodec"]
 
 _ENVELOPE_FIELDS = ("data", "id", "event", "comment", "error")
 _T = TypeVar("_T")
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as AnyTypeVar
+
+    Data = AnyTypeVar("Data", default=Any)  # so that the bare name of the class goes on to mean any data
+else:
+    Data = TypeVar("Data")
+
 
 class Annotated(
     msgspec.Struct,
+    Generic[Data],
     frozen=True,
     gc=False,
     rename={"_data": "data", "_id": "id", "_event": "event", "_comment": "comment", "_error": "error"},
 ):
-    """One item of an answer: the data, and what the worker may have put beside it. The methods are Dynamo's."""
+    """One item of an answer: the data, and what the worker may have put beside it. The methods are Dynamo's.
+
+    It is generic in its data, for type checkers: `Annotated[bytes]` for raw items, `Annotated[T]` for typed ones.
+    """
 
     _data: Any = None
     _id: str | None = None
@@ -46,9 +58,9 @@ class Annotated(
     _comment: list[str] | None = None
     _error: Any = None
 
-    def data(self) -> Any:
+    def data(self) -> Data:
         """What the handler yielded; None for an item that has none (an event, a comment)."""
-        return self._data
+        return self._data  # type: ignore[no-any-return]
 
     def id(self) -> str | None:
         """The item's id, if it was given one."""
@@ -93,7 +105,39 @@ class NetworkStreamWrapper(msgspec.Struct, frozen=True, gc=False):
     """What one data frame holds: an item, or the mark that the answer is complete, or (rarely) both."""
 
     complete_final: bool
-    data: Annotated | None = None
+    data: Annotated[Any] | None = None
+
+
+class _RawItem(msgspec.Struct, frozen=True, gc=False):
+    """The fields of `Annotated`, the data as it came."""
+
+    data: msgspec.Raw = msgspec.Raw()
+    id: str | None = None
+    event: str | None = None
+    comment: list[str] | None = None
+    error: Any = None
+
+
+class _RawWrapper(msgspec.Struct, frozen=True, gc=False):
+    """As `NetworkStreamWrapper`."""
+
+    complete_final: bool
+    data: _RawItem | None = None
+
+
+class ItemReader(NamedTuple):
+    """How the frames of an answer are read: all of them by `decode`, plain items faster by the other two."""
+
+    envelope: tuple[bytes, bytes]
+    """What stands before and after the data of an item that has nothing else."""
+    read_data: Callable[[bytes], Any] | None
+    """That data. Returns None, or raises one of UNREADABLE, if `decode` must look at the frame. None: the bytes are it."""
+    scan: bool
+    """Whether it must be made sure that those bytes are one value."""
+    null: bytes
+    """The data that is none."""
+    decode: Callable[[bytes | memoryview], NetworkStreamWrapper]
+    """The wrapper in a frame. Raises PayloadError."""
 
 
 class _Format(NamedTuple):
@@ -101,7 +145,8 @@ class _Format(NamedTuple):
 
     write: Callable[[Any], bytes]
     read: Callable[[bytes | memoryview], Any]
-    read_item: Callable[[bytes | memoryview], NetworkStreamWrapper]
+    decoder: Callable[[Any], Any]
+    null: bytes
     item_head: bytes
     data_head: bytes
     data_tail: bytes
@@ -112,7 +157,8 @@ _FORMATS = {
     "json": _Format(
         write=orjson.dumps,
         read=msgspec.json.Decoder().decode,
-        read_item=msgspec.json.Decoder(NetworkStreamWrapper).decode,
+        decoder=msgspec.json.Decoder,
+        null=b"null",
         item_head=b'{"data":',
         data_head=b'{"data":',
         data_tail=b"}",
@@ -121,7 +167,8 @@ _FORMATS = {
     "msgpack": _Format(
         write=msgspec.msgpack.Encoder().encode,
         read=msgspec.msgpack.Decoder().decode,
-        read_item=msgspec.msgpack.Decoder(NetworkStreamWrapper).decode,
+        decoder=msgspec.msgpack.Decoder,
+        null=b"\xc0",
         item_head=b"\x82\xa4data",
         data_head=b"\x81\xa4data",
         data_tail=b"",
@@ -138,13 +185,29 @@ class PayloadCodec(Enum):
 
     def __init__(self, name: str) -> None:
         format_ = _FORMATS[name]
-        self.write, self._read, self.read_item = format_.write, format_.read, format_.read_item
+        self.write, self._read, self.decoder = format_.write, format_.read, format_.decoder
+        self.read_item: Callable[[bytes | memoryview], NetworkStreamWrapper] = self.decoder(NetworkStreamWrapper).decode
+        self.null = format_.null
+        """The bytes of None."""
         self._item_head, self._item_tail = format_.item_head, format_.item_tail
         # `write` writes a plain value; for other values it raises one of UNWRITABLE, or writes what Dynamo does not read.
         self.envelope = format_.item_head + format_.data_head, format_.data_tail + format_.item_tail
         """What stands before and after the data of an item that has nothing else: both envelopes."""
+        self.items = ItemReader(self.envelope, self._read, False, self.null, self.decode_item)
+        """Reads items as plain values."""
         self.final = format_.write({"complete_final": True})
         """The wrapper that says that the answer is complete."""
+
+    def reader(self, response_type: Any = None, raw: bool = False) -> ItemReader:
+        """Reads items as plain values, as values of `response_type`, or as the bytes of their data.
+
+        Raises TypeError for a type that cannot be decoded, and for both at once.
+        """
+        if response_type is None:
+            return _raw_reader(self) if raw else self.items
+        if raw:
+            raise TypeError("raw=True yields bytes: response_type cannot be given, too")
+        return _typed_reader(self, response_type)
 
     def encode(self, value: Any) -> bytes:
         """The body of a request. Raises SerializationError, saying what cannot be expressed, and where it stands."""
@@ -209,6 +272,75 @@ class PayloadCodec(Enum):
         except UNREADABLE as error:
             why = reason(error).replace("Object missing required field", "missing field")
             raise PayloadError(f"{why} (in the {len(data)} bytes of this {self.value} {what})") from None
+
+
+# Raw items and typed items ---------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _raw_reader(codec: PayloadCodec) -> ItemReader:
+    read = codec.decoder(_RawWrapper).decode
+
+    def decode(frame: bytes | memoryview) -> NetworkStreamWrapper:
+        wrapper: _RawWrapper = codec._load(read, frame, "item")
+        item = wrapper.data
+        if item is None:
+            return NetworkStreamWrapper(wrapper.complete_final)
+        data: bytes | None = bytes(item.data)
+        if not data or data.strip() == codec.null:
+            data = None
+        return NetworkStreamWrapper(
+            wrapper.complete_final, Annotated(data, item.id, item.event, item.comment, item.error)
+        )
+
+    # MessagePack says how many fields the inner envelope has, so what stands between the two texts is its one value.
+    return ItemReader(codec.envelope, None, codec is PayloadCodec.JSON, codec.null, decode)
+
+
+@functools.lru_cache(maxsize=256)
+def _typed_reader(codec: PayloadCodec, kind: Any) -> ItemReader:
+    name = getattr(kind, "__name__", None) or str(kind)
+    validate = getattr(kind, "model_validate", None)
+    if validate is not None:
+        plain = codec._read
+
+        def read_data(data: bytes) -> Any:
+            try:
+                return validate(plain(data))
+            except Exception as error:  # of a validator, too; `decode` says what is wrong
+                raise ValueError from error
+
+        convert = validate
+    else:
+        try:
+            read_data = codec.decoder(kind).decode
+        except TypeError as error:
+            raise TypeError(f"response_type={name} cannot be decoded: {error}") from None
+
+        def convert(value: Any) -> Any:
+            return msgspec.convert(value, kind, str_keys=codec is PayloadCodec.JSON)
+
+    def decode(frame: bytes | memoryview) -> NetworkStreamWrapper:
+        wrapper = codec.decode_item(frame)
+        item = wrapper.data
+        if item is None or item._data is None or item.is_error():
+            return wrapper
+        try:
+            data = convert(item._data)
+        except Exception as error:  # a validator is other people's code
+            raise PayloadError(f"{_misfit(error)} (in an item that is to be {name})") from error
+        typed = Annotated(data, item._id, item._event, item._comment, item._error)
+        return NetworkStreamWrapper(wrapper.complete_final, typed)
+
+    return ItemReader(codec.envelope, read_data, False, codec.null, decode)
+
+
+def _misfit(error: Exception) -> str:
+    """Why a value does not fit its type, and where in it: `$` is the item's data."""
+    problems = getattr(error, "errors", None)
+    if callable(problems) and (first := problems()):  # pydantic
+        return printable(f"{first[0]['msg']} - at `{'.'.join(('$', *map(str, first[0]['loc'])))}`")
+    return reason(error)
 
 
 _TRAILING = re.compile(r"trailing characters \(byte (\d+)\)")

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """The response stream as a state machine: what each end may receive, when, and what it must do about it.
 
 Theory of operation
@@ -60,6 +61,8 @@ changes no state (`DATA` has the action DELIVER and the same state). In these tw
 of data frames to the receiver's queue in bulk. A message that arrives in any other way goes through the table, and so do
 data frames in all other states.
 (Source: transport.md 4.3 to 4.9.)
+
+Where there is a compiler, Cython translates this file, with the types in `stream.pxd`.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from dynamo_fast.egress.call import RoutedStream
 from dynamo_fast.egress.instance_table import Entry, LoadQueue
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.egress.router import AddressedPushRouter
+from dynamo_fast.egress.sink import Delivery
 from dynamo_fast.errors import (
     CannotConnect,
     ConnectionTimeout,
@@ -767,6 +768,52 @@ async def test_a_request_goes_to_another_worker_before_its_first_item_only(
         answer.items("answered")
         answer.end()
         assert await collecting == ["answered"]
+
+
+@pytest.mark.parametrize("how", ["goes on", "closed", "no other"])
+@pytest.mark.parametrize("act", [breaks_off, fails_with_item({"Backend": "EngineShutdown"})])
+async def test_the_same_for_a_sink(
+    how: str,
+    act: Callable[[RawRequest], Awaitable[None]],
+    discovery: MemoryDiscovery,
+    routers: Routers,
+    worker: RawWorker,
+) -> None:
+    got: list[Any] = []
+
+    class Kept:
+        def begin(self, delivery: Delivery) -> None:
+            got.append("begin")
+
+        def item(self, item: Any) -> None:
+            got.append(item.data())
+
+        def end(self, error: BaseException | None) -> None:
+            got.append(type(error))
+
+    async with RawWorker() as other:
+        await discovery.register(record(1, worker.address))
+        await discovery.register(record(2, other.address))
+        router = await routers(retries=1)
+        calling = asyncio.ensure_future(router.generate("again", sink=Kept()))
+        await act(await worker.request())
+        delivery = await asyncio.wait_for(calling, LIMIT)
+        if act is not breaks_off:
+            second = await other.request()
+            if how == "closed":
+                delivery.close()
+            elif how == "no other":
+                second.acknowledge(b"Server unavailable: on purpose")
+            else:
+                second.acknowledge()
+                answer = await second.dial()
+                answer.items("answered", "more")
+                answer.end()
+        await asyncio.wait_for(delivery.wait_ended(), LIMIT)
+        ends = {"goes on": ["answered", "more", type(None)], "closed": [type(None)], "no other": [Unavailable]}
+        assert got[0] == "begin"
+        assert got[1:] == ends[how] if act is not breaks_off else got[-1] is Disconnected
+        assert router.table.other.total == 0
 
 
 async def test_a_worker_that_was_tried_is_not_tried_again(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from dynamo_fast.context import Context
 from dynamo_fast.egress.response_connection import EXECUTORS, ResponseConnection
 from dynamo_fast.egress.response_server import TcpStreamServer
+from dynamo_fast.net.frame_protocol import FrameProtocol
 from dynamo_fast.wire.stream import REQUESTER, Action, Event, State
 from tests.egress.conftest import SERVER
 from tests.egress.raw_worker import OK_PROLOGUE, SENTINEL, two_part
@@ -66,13 +66,7 @@ class Written(asyncio.Transport):
 class ByTheTable(ResponseConnection):
     """Every message is an event of its own: nothing goes past the table."""
 
-    @property
-    def _sink(self) -> deque[bytes | memoryview] | None:
-        return None
-
-    @_sink.setter
-    def _sink(self, sink: deque[bytes | memoryview] | None) -> None:
-        pass
+    data_received = FrameProtocol.data_received
 
 
 def message(rng: random.Random) -> bytes:

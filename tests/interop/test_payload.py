@@ -12,7 +12,7 @@ from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.router import AddressedPushRouter
 from dynamo_fast.errors import RemoteError, SerializationError
 from dynamo_fast.wire.error import from_exception
-from dynamo_fast.wire.payload import NetworkStreamWrapper, PayloadCodec
+from dynamo_fast.wire.payload import PayloadCodec
 from tests.interop.peers import Peer
 from tests.interop.test_router import CODECS, begin, items_of
 
@@ -135,15 +135,12 @@ async def first_frame(
 ) -> tuple[bytes, RemoteError | None]:
     """What the worker sends for a Python expression, and the error that it is, if it is one."""
     stream = await begin(router, worker, {"mode": "eval", "source": source}, codec=codec)
-    frames: list[bytes] = []
-
-    def recorded(data: bytes | memoryview) -> NetworkStreamWrapper:
-        frames.append(bytes(data))
-        return codec.decode_item(data)
-
-    stream._read_item = recorded
+    receiver = stream._receiver
+    while not receiver.frames and not receiver.ended:
+        await receiver.readable()
+    frame = bytes(receiver.frames[0])
     try:
         await items_of(stream)
     except RemoteError as error:
-        return frames[0], error
-    return frames[0], None
+        return frame, error
+    return frame, None

@@ -185,8 +185,8 @@ MUTANTS = [
     Mutant(
         "the limit of a request is passed over",
         EGRESS,
-        "        inactivity_timeout = request.inactivity_timeout or self.inactivity_timeout\n",
-        "        inactivity_timeout = self.inactivity_timeout\n",
+        "        inactivity_timeout = request.inactivity_timeout or router.inactivity_timeout\n",
+        "        inactivity_timeout = router.inactivity_timeout\n",
         "tests/egress/test_silence.py::test_where_the_limit_is_set",
         hangs=True,
     ),

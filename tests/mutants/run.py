@@ -77,8 +77,9 @@ def edited(folder: Path, place: Place) -> Iterator[None]:
     """The copy in `folder` with the mutant in it."""
     path = folder / place.path
     original = path.read_bytes()
-    # The compiled form of the module would run in its place.
-    compiled = {file: file.with_name(f"{file.name}.aside") for file in path.parent.glob(f"{path.stem}.*.so")}
+    # Compiled forms would run in its place, and some take it only as they were built with it.
+    translated = [] if path.stem.startswith("_codec") else folder.rglob("*.so")
+    compiled = {file: file.with_name(f"{file.name}.aside") for file in translated if "_codec" not in file.name}
     for file, aside in compiled.items():
         file.rename(aside)
     path.write_text(place.text, encoding="utf-8")

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import weakref
 
 import pytest
 
@@ -27,6 +30,27 @@ async def test_an_error_is_the_futures(error: BaseException, waits: bool) -> Non
     future = start(fail(), asyncio.get_running_loop())
     with pytest.raises(type(error)):
         await future
+
+
+async def test_an_error_leaves_nothing_for_the_garbage_collector() -> None:
+    class Held:
+        """What the future holds."""
+
+    async def fail(value: object) -> None:
+        raise StopAsyncIteration(value)
+
+    held = Held()
+    alive = weakref.ref(held)
+    gc.collect()
+    gc.disable()
+    try:
+        future = start(fail(held), asyncio.get_running_loop())
+        with contextlib.suppress(StopAsyncIteration):
+            await future
+        del held, future
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 async def test_what_waits_goes_on_in_a_task() -> None:

@@ -224,7 +224,8 @@ def test_an_extra_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch
         return real(name, *rest)
 
     modules = __import__("sys").modules
-    for module in [each for each in modules if each.startswith("dynamo_fast.discovery.etcd")]:
+    needing = ("dynamo_fast.discovery.etcd", "dynamo_fast.discovery.http_session")
+    for module in [each for each in modules if each.startswith(needing)]:
         monkeypatch.delitem(modules, module)
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(errors.InvalidConfig, match=r"pip install 'dynamo-fast\[etcd\]'"):

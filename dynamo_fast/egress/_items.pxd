@@ -1,0 +1,50 @@
+# The types with which Cython translates `_items.py`.
+cimport cython
+
+from dynamo_fast.wire._raw cimport is_one_value
+from dynamo_fast.egress._send cimport bytes_between, fill_send_slot, inherit_anext
+
+
+cdef bint _IS_COMPILED
+
+cdef class NextItem
+
+
+cdef class Items:
+    cdef object __weakref__
+    cdef public object _receiver
+    cdef public bint _final_seen
+    cdef public bint _open
+    cdef public bint _bare
+    cdef public bint _flowing
+    cdef public bint _in_take
+    cdef readonly object _frames
+    cdef readonly object _popleft
+    cdef readonly object _read_data
+    cdef readonly bint _scan
+    cdef readonly bytes _null
+    cdef readonly bytes _head
+    cdef readonly bytes _tail
+    cdef readonly Py_ssize_t _begin
+    cdef readonly Py_ssize_t _after
+
+    cpdef object pull(self)
+    cpdef object feed(self, object take)
+    cpdef object wait(self)
+    @cython.locals(whole=bytes, data=bytes, begin=Py_ssize_t, end=Py_ssize_t)
+    cdef object _plain(self, object frame)
+
+
+@cython.final
+@cython.freelist(16)
+cdef class NextItem:
+    cdef Items _items
+    cdef object _waiting
+
+
+@cython.locals(next_item=NextItem)
+cdef object _begin(Items items)
+@cython.locals(next_item=NextItem, items=Items)
+cdef object _step(object item)
+@cython.locals(next_item=NextItem)
+cdef bint _is_over(object item) noexcept

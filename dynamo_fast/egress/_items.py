@@ -1,0 +1,235 @@
+# cython: freethreading_compatible=True, annotation_typing=False
+"""`Items`: the frames of one answer, taken as items one by one; `NextItem`: what `await` gets one with.
+
+This runs for every item. Where there is a compiler, Cython translates this very file, with the types in `_items.pxd`
+(see setup.py).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dynamo_fast.wire._raw import is_one_value
+from dynamo_fast.wire.payload import UNREADABLE, Annotated
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from dynamo_fast.egress.response_receiver import ResponseReceiver
+    from dynamo_fast.wire.payload import ItemReader
+
+__all__ = ["Items", "NextItem", "with_fast_anext"]
+
+_Class = TypeVar("_Class", bound=type)
+
+# Then the names that no module here defines are those of functions in C (`_send.pxd`).
+_IS_COMPILED = not __file__.endswith(".py")
+
+
+class Items:
+    """Takes the frames that a receiver has queued, and makes items of them.
+
+    The base of `ResponseStream`, which says what becomes of a frame that is not a plain item (`_unusual`) and of the end
+    (`_end`). Nothing here waits. Used on the router's event loop only.
+    """
+
+    __slots__ = (
+        "_after",
+        "_bare",
+        "_begin",
+        "_final_seen",
+        "_flowing",
+        "_frames",
+        "_head",
+        "_in_take",
+        "_null",
+        "_open",
+        "_popleft",
+        "_read_data",
+        "_receiver",
+        "_scan",
+        "_tail",
+    )
+
+    def __init__(self, receiver: ResponseReceiver, reader: ItemReader) -> None:
+        self._receiver = receiver
+        self._frames: deque[bytes | memoryview] = receiver.frames
+        self._popleft = receiver.frames.popleft
+        self._head, self._tail = reader.envelope
+        self._begin, self._after = len(self._head), len(self._tail)
+        self._read_data, self._scan, self._null = reader.read_data, reader.scan, reader.null
+        self._final_seen = False
+        self._open = True
+        self._bare = False
+        """Whether `pull` returns the data of the items, and leaves out items without data."""
+        self._flowing = True
+        self._in_take = False
+
+    def pull(self) -> Any:
+        """The next item, or None if it has not come.
+
+        After the last one it raises StopAsyncIteration; or, once, what else ended the answer.
+        """
+        while self._open:
+            if not self._frames:
+                if not self._receiver.ended:
+                    return None
+                self._end()
+                continue
+            frame = self._popleft()
+            if not self._final_seen:
+                data = self._plain(frame)
+                if data is not None:
+                    return data if self._bare else Annotated(data)
+            item = self._unusual(frame)
+            if item is not None:
+                if not self._bare:
+                    return item
+                data = item.data()
+                if data is not None:
+                    return data
+        raise StopAsyncIteration
+
+    def _plain(self, frame: object) -> Any:
+        """The data of an item that has nothing else, which nearly every frame is; None if it must be looked at fully."""
+        if type(frame) is not bytes:  # a view of a large frame
+            return None
+        whole: bytes = frame
+        begin, end = self._begin, len(whole) - self._after
+        if end < begin or not (whole.startswith(self._head) and whole.endswith(self._tail)):
+            return None
+        data: bytes = (
+            bytes_between(whole, begin, end)  # type: ignore[name-defined]  # noqa: F821  # it is in `_send.pxd`
+            if _IS_COMPILED
+            else whole[begin:end]
+        )
+        if self._read_data is None:
+            if (self._scan and not is_one_value(data)) or (len(data) < 16 and data.strip() in (b"", self._null)):
+                return None
+            return data
+        try:
+            return self._read_data(data)
+        except UNREADABLE:  # it is not one value, or none that fits
+            return None
+
+    def feed(self, take: Callable[[Any], object]) -> None:
+        """Pull the items that have come into `take`, while `_flowing` is true. Raises what `pull` and `take` raise.
+
+        `_in_take` says then which of the two it was.
+        """
+        while self._flowing:
+            item = self.pull()
+            if item is None:
+                return
+            self._in_take = True
+            take(item)
+            self._in_take = False
+
+    def is_exhausted(self) -> bool:
+        """Whether `pull` raises: no item is left, and none will come."""
+        return not self._open or (not self._frames and self._receiver.ended)
+
+    def wait(self) -> asyncio.Future[None]:
+        """Done when `pull` is worth a call again. Called when it has returned None."""
+        return self._receiver.readable()
+
+    def listen(self, reader: Callable[[], None] | None) -> None:
+        """Call `reader` whenever `pull` is worth a call again, until this is called with None."""
+        self._receiver.listen(reader)
+
+    def __anext__(self) -> Any:
+        return _begin(self)
+
+    if TYPE_CHECKING:
+
+        def _unusual(self, frame: bytes | memoryview) -> Any: ...
+
+        def _end(self) -> None: ...
+
+
+class NextItem:
+    """The next item of an answer, to be awaited. It behaves as this coroutine does, and costs half as much:
+
+    async def next_item(items):
+        while (item := items.pull()) is None:
+            await items.wait()
+        return item
+
+    It begins when it is awaited, and can be awaited once. Whoever awaits it owns it.
+    """
+
+    _items: Items | None
+    """None when it is over: it has returned or raised, or was closed."""
+    _waiting: Any
+
+    def __await__(self) -> NextItem:
+        return self
+
+    def __iter__(self) -> NextItem:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+    def send(self, value: object) -> Any:
+        """See collections.abc.Coroutine."""
+        result = _step(self)
+        if _is_over(self):
+            raise StopIteration(result)
+        return result
+
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any:
+        """See collections.abc.Coroutine."""
+        self.close()
+        if value is None:
+            value = kind() if isinstance(kind, type) else kind
+        raise value if traceback is None else value.with_traceback(traceback)
+
+    def close(self) -> None:
+        """See collections.abc.Coroutine."""
+        self._items = self._waiting = None
+
+
+def with_fast_anext(kind: _Class) -> _Class:
+    """A subclass of a compiled class, whose `__anext__` it inherits: Python need not look it up by its name each time."""
+    if _IS_COMPILED:
+        inherit_anext(kind, kind.__base__)  # type: ignore[name-defined]  # noqa: F821  # it is in `_send.pxd`
+    return kind
+
+
+def _begin(items: Items) -> NextItem:
+    next_item = NextItem.__new__(NextItem)
+    next_item._items, next_item._waiting = items, None
+    return next_item
+
+
+def _step(item: Any) -> Any:
+    """The item, after which it is over; or what the task is to wait for."""
+    next_item: NextItem = item
+    items = next_item._items
+    if items is None:
+        raise RuntimeError("cannot reuse already awaited coroutine")
+    next_item._items = None  # it is over, unless it has to wait
+    if next_item._waiting is not None:
+        next(next_item._waiting, None)  # done, or it raises
+        next_item._waiting = None
+    while True:
+        result = items.pull()
+        if result is not None:
+            return result
+        waiting = items.wait().__await__()
+        result = next(waiting, None)
+        if result is not None:
+            next_item._items, next_item._waiting = items, waiting
+            return result
+
+
+def _is_over(item: Any) -> bool:
+    next_item: NextItem = item
+    return next_item._items is None
+
+
+if _IS_COMPILED:
+    fill_send_slot(NextItem, _step, _is_over)  # type: ignore[name-defined]  # noqa: F821  # it is in `_send.pxd`

@@ -1,0 +1,45 @@
+# The types with which Cython translates `pool.py`.
+cimport cython
+
+from dynamo_fast.net.frame_protocol cimport FrameProtocol
+
+@cython.final
+cdef class PendingRequest:
+    cdef readonly object _client
+    cdef readonly object _peer
+    cdef readonly PooledConnection connection
+    cdef readonly bytes frame
+    cdef readonly object future
+
+    cpdef acknowledge(self, ack)
+
+@cython.final
+cdef class WorkerPool:
+    cdef readonly object _client
+    cdef readonly object _connect_task
+    cdef readonly object _port
+    cdef readonly double _last_used
+    cdef readonly Py_ssize_t _next
+    cdef readonly object _waiting
+    cdef readonly list connections
+    cdef readonly object host
+    cdef readonly object peer
+
+    cpdef submit(self, PendingRequest request)
+    cpdef dispatch(self)
+    @cython.locals(count=Py_ssize_t, offset=Py_ssize_t, index=Py_ssize_t, connection=PooledConnection)
+    cpdef PooledConnection _with_room(self)
+
+@cython.final
+cdef class PooledConnection(FrameProtocol):
+    cdef readonly object _client
+    cdef readonly WorkerPool _pool
+    cdef readonly object _unacknowledged
+    cdef readonly bint _paused
+    cdef readonly set _on_lost
+    cdef readonly bint retired
+    cdef readonly object _failure
+
+    cpdef bint has_room(self) except -1
+    cpdef bint is_full(self) except -1
+    cpdef send(self, PendingRequest request)

@@ -1,0 +1,43 @@
+# The types with which Cython translates `response_receiver.py`.
+cimport cython
+
+from dynamo_fast.context cimport Context
+from dynamo_fast.deadlines cimport Deadlines
+from dynamo_fast.observability.metrics cimport RequestTiming
+
+@cython.final
+cdef class ResponseReceiver:
+    cdef readonly bint _acknowledged
+    cdef readonly object _connection
+    cdef readonly object _inactivity
+    cdef readonly object _inactivity_timer
+    cdef readonly object _owner
+    cdef readonly bint _ready
+    cdef readonly object _request_connection
+    cdef readonly object _silent_since
+    cdef readonly RequestTiming _timing
+    cdef readonly list _waiters
+    cdef readonly object _reader
+    cdef readonly Context context
+    cdef readonly bint ended
+    cdef readonly object error
+    cdef public object established
+    cdef readonly object frames
+    cdef readonly object input_error
+    cdef public object instance
+    cdef public object on_first_frame
+    cdef public object sender
+    cdef readonly object subject
+    cdef public Py_ssize_t unread
+
+    cpdef follow(self, ack, RequestTiming timing)
+    cpdef _forget_request_connection(self)
+    cpdef dialled(self, connection)
+    cpdef ready(self)
+    cpdef _establish_if_complete(self)
+    cpdef wake(self)
+    cpdef _wait_for_frames(self)
+    cpdef readable(self)
+    cpdef listen(self, reader)
+    cpdef end(self, error=*)
+    cpdef drop(self)

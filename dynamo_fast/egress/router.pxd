@@ -1,0 +1,36 @@
+# The types with which Cython translates `router.py`.
+cimport cython
+
+from dynamo_fast.context cimport Context
+from dynamo_fast.egress.response_receiver cimport ResponseReceiver
+from dynamo_fast.observability.metrics cimport RequestPlaneMetrics, RequestTiming
+from dynamo_fast.wire._plain cimport encode_plain
+from dynamo_fast.wire.control cimport encode_single_in
+
+cdef class AddressedPushRouter:
+    cdef object __weakref__
+    cdef public object client
+    cdef readonly object clients
+    cdef readonly object response_server
+    cdef readonly RequestPlaneMetrics metrics
+    cdef public object inactivity_timeout
+
+    @cython.locals(timing=RequestTiming, exchange=Exchange)
+    cpdef begin(self, request, reader, Context context=*, established=*)
+    @cython.locals(context=Context, timing=RequestTiming)
+    cpdef _send(self, request, ResponseReceiver receiver, RequestTiming timing)
+
+@cython.final
+cdef class Exchange:
+    cdef readonly AddressedPushRouter _router
+    cdef readonly object _request
+    cdef readonly object _reader
+    cdef public object ack
+    cdef readonly ResponseReceiver receiver
+
+    @cython.locals(receiver=ResponseReceiver, router=AddressedPushRouter)
+    cpdef stream(self)
+    cpdef give_up(self)
+
+@cython.locals(context=Context, control=bytes)
+cdef bytes _payload(request, ResponseReceiver receiver, server)

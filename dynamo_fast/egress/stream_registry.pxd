@@ -1,0 +1,22 @@
+# The types with which Cython translates `stream_registry.py`.
+from dynamo_fast.deadlines cimport Deadlines
+from dynamo_fast.wire.ids cimport random_uuid
+
+cdef class StreamRegistry:
+    cdef object __weakref__
+    cdef readonly object loop
+    cdef readonly object config
+    cdef public object address
+    cdef readonly Deadlines call_home
+    cdef readonly Deadlines orphans
+    cdef readonly set connections
+    cdef readonly Deadlines strangers
+    cdef public long long strangers_reset
+    cdef readonly Py_ssize_t _max_streams
+    cdef public Py_ssize_t max_strangers
+    cdef readonly double _warn_after
+    cdef readonly dict _waiting
+    cdef readonly dict _inputs
+    cdef readonly dict _tombstones
+    cdef readonly dict _refusals
+    cdef readonly bint _closed

@@ -1,0 +1,27 @@
+# The types with which Cython translates `tcp_client.py`.
+cimport cython
+
+from dynamo_fast._native cimport Native
+from dynamo_fast.deadlines cimport Deadlines
+from dynamo_fast.egress.pool cimport PendingRequest, WorkerPool
+from dynamo_fast.observability.metrics cimport RequestPlaneMetrics
+from dynamo_fast.wire.headers cimport encode_headers
+
+cdef class TcpRequestClient(Native):
+    cdef object __weakref__
+    cdef readonly object loop
+    cdef readonly object config
+    cdef readonly RequestPlaneMetrics metrics
+    cdef readonly object connects
+    cdef readonly object connector
+    cdef readonly object _codec
+    cdef readonly Deadlines _deadlines
+    cdef readonly dict _pools
+    cdef readonly object _idle_timer
+    cdef readonly bint _closed
+
+    @cython.locals(pool=WorkerPool, request=PendingRequest)
+    cpdef send_request(self, address, bytes payload, headers)
+    cpdef settled(self, PendingRequest request)
+    @cython.locals(given=bytes, sent=bytes)
+    cpdef bytes _frame(self, target, bytes payload, headers)

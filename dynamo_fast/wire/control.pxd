@@ -1,0 +1,3 @@
+# The types with which Cython translates `control.py`.
+
+cpdef bytes encode_single_in(id, address, subject, codec, metadata)

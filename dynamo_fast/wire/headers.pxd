@@ -1,0 +1,3 @@
+# The types with which Cython translates `headers.py`.
+
+cpdef bytes encode_headers(headers)

@@ -1,0 +1,11 @@
+# The types with which Cython translates `stream.py`.
+cimport cython
+
+cpdef classify(message)
+
+@cython.final
+cdef class StreamMachine:
+    cdef readonly dict _table
+    cdef public object state
+
+    cpdef step(self, event)
