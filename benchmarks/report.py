@@ -284,6 +284,7 @@ Columns = dict[str, tuple[tuple[str, float], ...]]
 FLEET: Columns = {
     "until all known, s": (("known_seconds", 1.0),),
     "one came, ms (p50 / most)": (("came_p50", 1e3), ("came_most", 1e3)),
+    "missed": (("missed", 1.0),),
     "one went, ms (p50 / most)": (("went_p50", 1e3), ("went_most", 1e3)),
     "% of a core, idle / 1 % changing": (("cpu_idle", 100.0), ("cpu_changing", 100.0)),
     "KiB a known worker / and called": (("kib_known", 1.0), ("kib_called", 1.0)),

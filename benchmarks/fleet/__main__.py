@@ -153,15 +153,17 @@ class Fleet:
         return {"known_seconds": _median(started, "seconds"), "kib_known": _median(started, "kib")}
 
     def _visits(self, number: int = 20) -> Row:
-        self._living.begin("visit", number=number, pause=0.1)
+        """Seconds until a router knows. A worker that has gone before a router looked is missed, and counted."""
+        self._living.begin("visit", number=number, pause=0.25)
         began = self._living.result()
-        heard = list(chain.from_iterable(self._ask("known", visits=number)))
+        heard = list(chain.from_iterable(self._ask("known", pause=5.0)))
 
         def delays(what: str) -> list[float]:
-            return [at - since for each in heard for at, since in zip(each[what], began[what], strict=True)]
+            return [at - began[what][visit] for each in heard for visit, at in each[what]]
 
         came, went = delays("came"), delays("went")
         return {
+            "missed": number * len(heard) - len(came),
             "came_p50": statistics.median(came),
             "came_most": max(came),
             "went_p50": statistics.median(went),

@@ -42,9 +42,9 @@ class Observed:
         self._router = router
         self.table: InstanceTable
         self.routers: list[PushRouter] = []
-        self.came: list[float] = []
-        """When each visiting worker was known, on the monotonic clock."""
-        self.went: list[float] = []
+        self.came: dict[int, float] = {}
+        """When each visiting worker was known, on the monotonic clock. One that left too soon is not known at all."""
+        self.went: dict[int, float] = {}
         self.left: list[float] = []
         """When each other worker was known to be gone."""
         self.outcomes: dict[int, list[tuple[float, bool]]] = {retries: [] for retries in RETRIES}
@@ -72,10 +72,14 @@ class Observed:
         """See TableListener."""
         self._changed.set()
         now = time.monotonic()
-        if gone is not None:
-            (self.went if gone.instance.instance_id >= FIRST_MARKER else self.left).append(now)
-        elif self.table.find(FIRST_MARKER + len(self.came)) is not None:
-            self.came.append(now)
+        if gone is None:
+            newest = self.table.entries[-1].instance.instance_id
+            if newest >= FIRST_MARKER:
+                self.came.setdefault(newest - FIRST_MARKER, now)
+        elif gone.instance.instance_id >= FIRST_MARKER:
+            self.went[gone.instance.instance_id - FIRST_MARKER] = now
+        else:
+            self.left.append(now)
 
     async def call_all(self) -> None:
         """One request to each worker, 64 at once."""
@@ -135,11 +139,10 @@ class Routers:
         kib = (resident_kib() - before) / size / len(self._observed)
         return {"seconds": statistics.median(seconds), "kib": kib}
 
-    async def known(self, visits: int) -> list[dict[str, list[float]]]:
-        """When each router knew of each worker that came and went, once all know of so many."""
-        for each in self._observed:
-            await each.until(lambda each=each: len(each.went) >= visits)  # type: ignore[misc]
-        return [{"came": each.came, "went": each.went} for each in self._observed]
+    async def known(self, pause: float) -> list[dict[str, list[tuple[int, float]]]]:
+        """When each router knew of each worker that came and went, by their numbers; after a pause for late news."""
+        await asyncio.sleep(pause)
+        return [{"came": list(each.came.items()), "went": list(each.went.items())} for each in self._observed]
 
     async def used(self) -> dict[str, float]:
         """The CPU time of this process, and what time it is."""
