@@ -164,10 +164,10 @@ class Fleet:
         came, went = delays("came"), delays("went")
         return {
             "missed": number * len(heard) - len(came),
-            "came_p50": statistics.median(came),
-            "came_most": max(came),
-            "went_p50": statistics.median(went),
-            "went_most": max(went),
+            "came_p50": statistics.median(came) if came else None,
+            "came_most": max(came, default=None),
+            "went_p50": statistics.median(went) if went else None,
+            "went_most": max(went, default=None),
         }
 
     def _watching(self, seconds: float) -> Row:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import OrderedDict
 from itertools import islice
 from typing import Any
 
@@ -71,7 +70,7 @@ class StreamRegistry:
         self._warn_after = 0.0
         self._waiting: dict[str, ResponseReceiver] = {}
         self._inputs: dict[str, RequestSender] = {}
-        self._tombstones: OrderedDict[EndpointInstanceId, float] = OrderedDict()
+        self._tombstones: dict[EndpointInstanceId, float] = {}
         self._refusals: dict[str, asyncio.TimerHandle] = {}
         self._closed = False
         PROCESS.add(self, calls=True)
@@ -221,9 +220,9 @@ class StreamRegistry:
         """The oldest tombstones are at the front: a fleet may lose a thousand workers at once."""
         now = self.loop.time()
         while self._tombstones and next(iter(self._tombstones.values())) <= now:
-            self._tombstones.popitem(last=False)
+            del self._tombstones[next(iter(self._tombstones))]
+        self._tombstones.pop(instance, None)  # to the end
         self._tombstones[instance] = now + _TOMBSTONE_SECONDS
-        self._tombstones.move_to_end(instance)
 
     def clear_instance_tombstone(self, instance: EndpointInstanceId) -> None:
         """The worker is in discovery again."""
