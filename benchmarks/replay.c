@@ -1,6 +1,8 @@
 /* A worker that costs almost nothing, for timing callers: it speaks the plain wire, and its answers are made beforehand.
  *
- *     replay        prints the port on which it takes requests, then serves until its standard input ends
+ *     replay [everywhere]    prints the port on which it takes requests, then serves until its standard input ends
+ *
+ * It takes requests at 127.0.0.1; with `everywhere` at each address of this machine's loopback, 127.0.0.0/8.
  *
  * A request's body says what to answer: {"items": 100, "size": 100, "burst": 64, "pace": 0, "hold": 0}, in JSON or in
  * MessagePack, and the answer is in the format that the request names. Items go out in bursts, each with one system call
@@ -303,11 +305,15 @@ static void accept_all(int listener) {
     }
 }
 
-int main(void) {
+int main(int count, char **arguments) {
     struct sockaddr_in own = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t size = sizeof own;
     Connection listener = {.kind = LISTENER, .fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0)}, input = {.kind = INPUT};
     signal(SIGPIPE, SIG_IGN);
+    if (count > 1 && !strcmp(arguments[1], "everywhere")) {
+        own.sin_addr.s_addr = htonl(INADDR_ANY); /* and still no packet from another machine */
+        check(setsockopt(listener.fd, SOL_SOCKET, SO_BINDTODEVICE, "lo", 3), "SO_BINDTODEVICE");
+    }
     check(bind(listener.fd, (struct sockaddr *)&own, size) || listen(listener.fd, 4096), "listen");
     getsockname(listener.fd, (struct sockaddr *)&own, &size);
     check((epoll = epoll_create1(0)) < 0, "epoll_create1");

@@ -280,6 +280,40 @@ def grid(folder: Path, part: str, title: str) -> str:
     return table((title, *columns), *(line for line in lines if any(line[1:])))
 
 
+Columns = dict[str, tuple[tuple[str, float], ...]]
+FLEET: Columns = {
+    "until all known, s": (("known_seconds", 1.0),),
+    "one came, ms (p50 / most)": (("came_p50", 1e3), ("came_most", 1e3)),
+    "missed": (("missed", 1.0),),
+    "one went, ms (p50 / most)": (("went_p50", 1e3), ("went_most", 1e3)),
+    "% of a core, idle / 1 % changing": (("cpu_idle", 100.0), ("cpu_changing", 100.0)),
+    "KiB a known worker / and called": (("kib_known", 1.0), ("kib_called", 1.0)),
+    "connections a called worker": (("connections", 1.0),),
+}
+LOSS: Columns = {
+    "requests": (("sent_0", 1.0),),
+    "lost": (("lost_0", 1.0),),
+    "until the last one, s": (("steady_0", 1.0),),
+    "with one retry: requests": (("sent_1", 1.0),),
+    "lost ": (("lost_1", 1.0),),
+    "forgotten after, s": (("forgotten", 1.0),),
+}
+"""What stands in the columns of the fleet's tables."""
+
+
+def fleet(folder: Path) -> str:
+    """The tables of `benchmarks.fleet`: what a router knows and pays, and what the loss of a tenth of the workers costs."""
+    found = figures(folder, "fleet")
+    lost = {case: row for case, row in found.items() if "lost_0" in row}
+
+    def made(title: str, columns: Columns, rows: Figures) -> str:
+        return table(
+            (title, *columns), *([case, *(_cell(row, keys) for keys in columns.values())] for case, row in rows.items())
+        )
+
+    return "\n\n".join((made("discovery", FLEET, found), made("a tenth lost at once", LOSS, lost)))
+
+
 def _cell(figures_of: dict[str, float | None], keys: tuple[tuple[str, float], ...]) -> str:
     values = [(figures_of.get(key), factor) for key, factor in keys]
     return " / ".join(number(value * factor) for value, factor in values if value is not None)

@@ -6,7 +6,7 @@ own modification time is looked at, which a heartbeat does not move: one `stat` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -159,10 +159,10 @@ class FileBucket(ThreadBucket[_T]):
             self._changes.close()
             self._changes = None
 
-    def _changed(self, removed: Sequence[str]) -> None:
+    def _changed(self, removed: Sequence[str], named: Collection[str] | None) -> None:
         # Files that went away and may be there again already: two events.
         self._tell(self.folder.forget(removed))
-        self._scan()
+        self._tell(self.folder.scan() if named is None else self.folder.look_at(named))
 
     def _lost(self) -> None:
         """inotify ended; the next sweep tries it again."""

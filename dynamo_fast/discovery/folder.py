@@ -130,6 +130,13 @@ class Folder(Generic[_T]):
         before, self.entries = self.entries, entries
         return list(_differences(before, entries))
 
+    def look_at(self, names: Collection[str]) -> list[RecordEvent[_T]]:
+        """The same for these files alone: what one change costs does not depend on how many other files there are."""
+        before = {name: entry for name in names if (entry := self.entries.pop(name, None)) is not None}
+        after = {name: entry for name in names if (entry := self._look(self.path / name, before.get(name))) is not None}
+        self.entries.update(after)
+        return list(_differences(before, after))
+
     def forget(self, names: Collection[str]) -> list[RecordEvent[_T]]:
         """Files that went away and may be there again, which a scan alone cannot tell."""
         gone = [self.entries.pop(name, None) for name in names]
@@ -208,7 +215,7 @@ class Folder(Generic[_T]):
     def _file(self, key: str) -> Path:
         return self.path / file_name(key)
 
-    def _look(self, file: os.DirEntry[str], known: Entry[_T] | None) -> Entry[_T] | None:
+    def _look(self, file: os.DirEntry[str] | Path, known: Entry[_T] | None) -> Entry[_T] | None:
         """What is known of this file now; None if it is gone. It is read only if it may have changed."""
         key = unquote(file.name)
         try:
@@ -226,11 +233,11 @@ class Folder(Generic[_T]):
         since = known.since if known is not None and quiet else self._clock()
         return self._fill(file, known, Entry(key, stamp, status.st_mtime_ns, since))
 
-    def _fill(self, file: os.DirEntry[str], known: Entry[_T] | None, entry: Entry[_T]) -> Entry[_T] | None:
+    def _fill(self, file: os.DirEntry[str] | Path, known: Entry[_T] | None, entry: Entry[_T]) -> Entry[_T] | None:
         """The entry with the file's content; without a value if that is no record; None if the file is gone."""
         try:
             self._check_regular(file.stat(follow_symlinks=False))
-            content, _ = self._read(Path(file.path))
+            content, _ = self._read(self.path / file.name)
         except FileNotFoundError:
             return None
         except (OSError, PayloadError) as error:

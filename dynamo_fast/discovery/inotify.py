@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,18 @@ __all__ = ["DirectoryChanges", "inotify_simple", "watch_directory"]
 
 logger = get_logger(__name__)
 
+OnChange = Callable[[Sequence[str], Collection[str] | None], None]
+
 
 class DirectoryChanges:
     """Tells of files that appear, vanish or are written to; not of those that are only touched, nor of ignored names.
 
-    `on_change(removed)` is called on the event loop with the names that went away, in order; with none if the kernel
-    lost events, so that the listener scans the directory. `on_end()` is called once, if the directory itself went away
-    or anything failed. Owns an inotify descriptor. Owned by a `FileBucket`; made and used on
-    the event loop of the store's thread; ends with `close`, or by itself before `on_end`.
+    `on_change(removed, named)` is called on the event loop with the names that went away, in order, and with all names
+    to look at, those included; `named` is None if the kernel lost events, and the whole directory is to be scanned.
+    `on_end()` is called once, if the directory itself went away or anything failed.
+
+    Owns an inotify descriptor. Owned by a `FileBucket`; made and used on the event loop of the store's thread; ends with
+    `close`, or by itself before `on_end`.
     """
 
     def __init__(
@@ -33,7 +37,7 @@ class DirectoryChanges:
         inotify: Any,
         directory: Path,
         ignored_prefix: str,
-        on_change: Callable[[Sequence[str]], None],
+        on_change: OnChange,
         on_end: Callable[[], None],
     ) -> None:
         self._inotify = inotify
@@ -70,13 +74,15 @@ class DirectoryChanges:
         if ended:
             self.close()
         if events:
-            self._on_change([event.name for event in events if event.mask & gone])
+            removed = [event.name for event in events if event.mask & gone]
+            lost = any(event.mask & (flags.Q_OVERFLOW | flags.IGNORED) for event in events)
+            self._on_change(removed, None if lost else dict.fromkeys(event.name for event in events))
         if ended:
             self._on_end()
 
 
 def watch_directory(
-    directory: Path, ignored_prefix: str, on_change: Callable[[Sequence[str]], None], on_end: Callable[[], None]
+    directory: Path, ignored_prefix: str, on_change: OnChange, on_end: Callable[[], None]
 ) -> DirectoryChanges | None:
     """The changes of `directory`; None if inotify is unavailable, and the directory must be polled."""
     if inotify_simple is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator
 from typing import Protocol
 
@@ -192,7 +192,7 @@ class InstanceTable:
         self._response_server.cancel_instance_streams(entry.instance.endpoint_instance_id)
 
     def _take_out(self, entry: Entry) -> None:
-        self.entries.remove(entry)
+        del self.entries[bisect_left(self.entries, entry)]  # ids are unique; `remove` would compare them one by one
         del self._by_id[entry.instance.instance_id]
         entry.queue.remove(entry)
 

@@ -210,13 +210,19 @@ class StreamRegistry:
 
         Streams that are established go on to their end. Returns how many calls failed.
         """
-        now = self.loop.time()
-        self._tombstones = {each: until for each, until in self._tombstones.items() if until > now}
-        self._tombstones[instance] = now + _TOMBSTONE_SECONDS
+        self._bury(instance)
         receivers = [each for each in self._waiting.values() if each.instance == instance]
         for receiver in receivers:
             self.cancel_recv_stream(receiver.subject)
         return len(receivers)
+
+    def _bury(self, instance: EndpointInstanceId) -> None:
+        """The oldest tombstones are at the front: a fleet may lose a thousand workers at once."""
+        now = self.loop.time()
+        while self._tombstones and next(iter(self._tombstones.values())) <= now:
+            del self._tombstones[next(iter(self._tombstones))]
+        self._tombstones.pop(instance, None)  # to the end
+        self._tombstones[instance] = now + _TOMBSTONE_SECONDS
 
     def clear_instance_tombstone(self, instance: EndpointInstanceId) -> None:
         """The worker is in discovery again."""

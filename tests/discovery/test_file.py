@@ -56,6 +56,10 @@ def put(root: Path, name: str, content: str) -> Path:
     return temporary.rename(folder(root) / name)
 
 
+def most_queued_events() -> int:
+    return int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+
+
 class Ear:
     """Hears of one endpoint."""
 
@@ -158,6 +162,49 @@ async def test_what_is_removed_and_put_again_at_once_is_two_events(tmp_path: Pat
 
     await ear.discovery.store.thread.run(put_again())  # in the thread that looks: it sees nothing in between
     assert [await ear.hear(), await ear.hear()] == [Removed(first.instance), Added(first.instance)]
+    await ear.discovery.close()
+
+
+@pytest.mark.usefixtures("clock")  # no heartbeat, which looks at every file
+async def test_a_change_of_one_file_is_a_look_at_that_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 10,000 workers of which 1 % changes in a second, scanning the directory each time would take a whole core."""
+    if inotify.inotify_simple is None:
+        pytest.skip("only the kernel can tell (the extra `inotify`, on Linux)")
+    ear = await Ear.open(tmp_path)
+    looked, scanned = [], Folder.scan
+
+    def scan(folder: Folder[Any]) -> Any:
+        looked.append("the directory")
+        return scanned(folder)
+
+    monkeypatch.setattr(Folder, "scan", scan)
+    put(tmp_path, "n%2Fc%2Ffake%2F1234", json.dumps(RECORD))
+    added = await ear.hear()
+    put(tmp_path, "n%2Fc%2Ffake%2F1234", json.dumps({**RECORD, "device_type": "cpu"}))
+    replaced = await ear.hear()
+    (folder(tmp_path) / "n%2Fc%2Ffake%2F1234").unlink()
+    assert [type(each) for each in (added, replaced, await ear.hear())] == [Added, Added, Removed]
+    assert not looked
+    await ear.discovery.close()
+
+
+@pytest.mark.usefixtures("clock")
+async def test_the_directory_is_scanned_when_the_kernel_lost_events(tmp_path: Path) -> None:
+    if inotify.inotify_simple is None:
+        pytest.skip("only the kernel can tell (the extra `inotify`, on Linux)")
+    ear = await Ear.open(tmp_path)
+
+    async def too_many() -> None:
+        put(tmp_path, "n%2Fc%2Ffake%2F1234", "{}")
+        for number in range(most_queued_events()):
+            (folder(tmp_path) / f"other{number & 1}").touch()
+            (folder(tmp_path) / f"other{number & 1}").unlink()
+        put(tmp_path, "n%2Fc%2Ffake%2F1234", json.dumps(RECORD))
+
+    await ear.discovery.store.thread.run(too_many())  # in the thread that reads the events: the queue runs over
+    assert isinstance(await ear.hear(), Added)
     await ear.discovery.close()
 
 
