@@ -39,8 +39,9 @@ def assigned(cls: ast.ClassDef) -> Iterator[str]:
 
 
 def is_set_on_self(node: ast.AST) -> TypeGuard[ast.Attribute]:
-    is_set = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-    return is_set and isinstance(node.value, ast.Name) and node.value.id == "self"
+    if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Store):
+        return False
+    return isinstance(node.value, ast.Name) and node.value.id == "self"
 
 
 def bases(pxd: Path, name: str) -> list[str]:
