@@ -465,7 +465,7 @@ async def test_a_server_without_tls_does_not_hear_the_password(tmp_path: Path) -
         ),
     ],
 )
-async def test_settings_that_do_not_fit(settings: dict[str, str], text: str) -> None:
+async def test_settings_that_do_not_fit(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(InvalidConfig, match=text):
         NatsRequestClient(NatsConfig(**settings))
 
