@@ -70,6 +70,7 @@ class NatsServer:
         """Let it keep its connections, and read and write nothing."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
 
     def __enter__(self) -> NatsServer:
         self.start()

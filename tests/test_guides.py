@@ -19,6 +19,7 @@ from dynamo_fast import AddressedPushRouter, AddressedRequest, FileDiscovery, Ma
 from dynamo_fast.runtime import DistributedRuntime
 from tests.discovery.kube_api import NAMESPACE, KubeApi, uid
 from tests.llm.folders import make_folder
+from tests.nats_server import NatsServer
 from tests.net.certificates import Authority
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -223,3 +224,26 @@ async def test_the_examples_of_streaming(capsys: pytest.CaptureFixture[str]) -> 
     assert names["indexes"] == [0, 1, 2]
     runtime.shutdown()
     await worker.close()
+
+
+async def test_nats_a_worker_a_caller_and_the_drop_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def handler(request: Any) -> AsyncIterator[Any]:
+        yield request
+
+    serving, drop_in, calling = examples("nats.md")
+    with NatsServer(tmp_path) as server:
+        monkeypatch.setenv("NATS_SERVER", server.url)
+        worker = (await run(serving, handler=handler))["worker"]
+        (served,) = worker.endpoints.values()
+        assert served.instance.transport.kind == "nats_tcp"
+        called = await run(calling)
+        assert [item.data() async for item in called["stream"]] == [{"prompt": "hi"}]
+        called["workers"].close()
+        await called["router"].close()
+        runtime = (await run(drop_in))["runtime"]
+        client = await runtime.endpoint("demo.backend.generate").client()
+        assert await client.wait_for_instances() == [served.instance.instance_id]
+        assert [item.data() async for item in await client.round_robin({"n": 1})] == [{"n": 1}]
+        runtime.shutdown()
+        await runtime.ended()
+        await worker.close()

@@ -110,7 +110,7 @@ class NatsRequestClient(RequestPlaneClient):
     # Publishing -------------------------------------------------------------------------------------------------------
 
     async def _publish_all(self) -> None:
-        while True:
+        while not self._closed:  # nats-py can swallow the cancellation of this task
             await self._has_unsent.wait()
             try:
                 await self._connection.connected()

@@ -79,6 +79,7 @@ class NatsConnection:
         self._newest: Client | None = None  # it may be connecting
         self._decided = asyncio.Event()  # there is a connection, or the server refuses this process
         self._denied = ""
+        self._closed = False
         self._task: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
         close_in_forked_children(self)
@@ -144,6 +145,7 @@ class NatsConnection:
 
     async def close(self) -> None:
         """Write what was published, and close. May be called twice."""
+        self._closed = True
         if self._leaving:
             await asyncio.wait(self._leaving)
         task, self._task = self._task, None
@@ -165,6 +167,8 @@ class NatsConnection:
         while True:
             if await self._live():
                 pause = _FIRST_PAUSE
+            if self._closed:  # nats-py can swallow the cancellation of this task
+                return
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -182,11 +186,15 @@ class NatsConnection:
             is_lost, self._client = self._client is not None, None
             if is_lost:
                 self._decided.clear()
+            for interest in self._subscriptions.values():
+                interest.made = None
+            for leaving in self._leaving:
+                leaving.cancel()
             await _end(client, closed)
             if is_lost and self._on_lost is not None:
                 self._on_lost()
 
-    async def _connect(self, client: Client, closed: asyncio.Event) -> bool:
+    async def _connect(self, client: _Client, closed: asyncio.Event) -> bool:
         async def on_closed() -> None:
             closed.set()
 
@@ -194,11 +202,11 @@ class NatsConnection:
             options = _options(self.config)  # read again: files may have been replaced
             connecting = client.connect(**options, error_cb=self._on_error, closed_cb=on_closed)
             await asyncio.wait_for(connecting, 2 * _CONNECT_SECONDS)
-            for interest in self._subscriptions.values():
-                interest.made = None
+            if not client.is_connected:
+                raise ConnectionResetError("it closed the connection")
             await self._subscribe(client)
         except Exception as error:  # nats-py raises what it likes when a server says nonsense
-            self._failed(error)
+            self._failed(error, refused=isinstance(error, ConnectionError) and client.must_say_who)
             return False
         if self.failure:
             logger.info("connected with the NATS server at %s", self.config.address)
@@ -207,9 +215,10 @@ class NatsConnection:
         self._decided.set()
         return True
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: Exception, *, refused: bool) -> None:
+        """`refused`: the server has read who this process is, and closed the connection. Its reason can get lost then."""
         if not isinstance(error, nats.errors.NoServersError):  # then `_on_error` got the reason
-            self.failure = _why(error)
+            self.failure = "authorization violation: it closed the connection" if refused else _why(error)
         logger.warning("no connection with the NATS server at %s: %s", self.config.address, self.failure)
         if isinstance(error, ssl.SSLCertVerificationError) or "authorization violation" in self.failure.lower():
             self._decided.set()
@@ -272,6 +281,11 @@ class _Interest:
 
 class _Client(Client):
     """nats-py, which does not tell a server that offers no TLS who this process is, if TLS was asked for."""
+
+    @property
+    def must_say_who(self) -> bool:
+        """Whether the server asks who this process is."""
+        return bool(self._server_info.get("auth_required"))
 
     def _connect_command(self) -> bytes:
         if "tls" in self.options and not self._server_info.get("tls_required"):

@@ -44,7 +44,8 @@ def say(value: Any) -> None:
 
 
 async def main() -> None:
-    runtime = DistributedRuntime(asyncio.get_running_loop(), os.environ.get("PEER_DISCOVERY", "file"), "tcp")
+    discovery, plane = os.environ.get("PEER_DISCOVERY", "file"), os.environ.get("PEER_PLANE", "tcp")
+    runtime = DistributedRuntime(asyncio.get_running_loop(), discovery, plane)
     clients: dict[str, Any] = {}
     reader = asyncio.StreamReader(limit=1 << 26)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)

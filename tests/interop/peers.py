@@ -33,7 +33,7 @@ def interpreter(version: str) -> Path:
 def environment(folder: Path, **settings: str) -> dict[str, str]:
     """The environment of a peer that stays on this machine, and finds others through files in `folder`.
 
-    `settings` come on top: `PEER_DISCOVERY="etcd"`, for one.
+    `settings` come on top: `PEER_DISCOVERY="etcd"` or `PEER_PLANE="nats"`, for one.
     """
     return {
         **os.environ,
