@@ -48,7 +48,13 @@ class StatusServer:
     Raises OSError if the port is taken or the host is unknown, InvalidConfig without aiohttp or for a host that is none.
     """
 
-    def __init__(self, config: StatusConfig, health: Callable[[], Health], metrics: Callable[[], bytes]) -> None:
+    def __init__(
+        self,
+        config: StatusConfig,
+        health: Callable[[], Health],
+        metrics: Callable[[], bytes],
+        metadata: Callable[[], bytes | None],
+    ) -> None:
         try:
             import aiohttp  # noqa: F401  # said now, not when the first request comes
         except ImportError as error:
@@ -59,6 +65,7 @@ class StatusServer:
         self._config = config
         self._health = health
         self._metrics = metrics
+        self._metadata = metadata
         self._started = time.monotonic()
         listening = resolve(config.host, "DYN_SYSTEM_HOST", names=True)
         self._socket = listening_socket(listening.bind_ip, config.port, _BACKLOG)
@@ -114,7 +121,8 @@ class StatusServer:
         return _text(self._metrics().decode(), 200)
 
     async def _answer_metadata(self, request: web.Request) -> web.Response:
-        return _text("Discovery metadata not available", 404)
+        metadata = self._metadata()
+        return _text("Discovery metadata not available", 404) if metadata is None else _text(metadata.decode(), 200)
 
     async def _answer_file(self, request: web.Request) -> web.StreamResponse:
         """The file whose whole path is known: parts of a path are never joined to a folder."""
