@@ -146,9 +146,10 @@ class StatusServer:
             message = f"engine routes take POST, not {request.method}"
             return _error("Method not allowed", message, 405, allow="POST")
         # A web page may send a form or plain text to any address without asking, but not JSON: the browser asks first.
-        if request.content_type.lower() != "application/json":
+        if _is_of_a_browser(request) and request.content_type.lower() != "application/json":
             given = request.headers.get("content-type", "")
-            return _error("Unsupported media type", f"engine routes take application/json, not {given!r}", 415)
+            message = f"engine routes take application/json from a browser, not {given!r}"
+            return _error("Unsupported media type", message, 415)
         body = await request.read()
         try:
             value = PayloadCodec.JSON.decode(body) if body else {}
@@ -159,6 +160,11 @@ class StatusServer:
         except Exception as error:
             logger.warning("the engine route %s failed", name, exc_info=error)
             return _error("Handler error", f"Python callback failed: {type(error).__name__}: {error}", 500)
+
+
+def _is_of_a_browser(request: web.Request) -> bool:
+    """Whether a browser sends this for a page: it names the page in each POST, which the page cannot prevent."""
+    return "Origin" in request.headers or "Sec-Fetch-Site" in request.headers
 
 
 def _word(ready: bool) -> str:
