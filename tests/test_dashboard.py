@@ -178,6 +178,14 @@ def test_every_series_of_a_worker_and_of_a_router_is_shown(exposed: dict[str, fr
     assert families - same - {re.sub(r"_(bucket|sum|count)$", "", name) for name in named} == set()
 
 
+def test_the_page_of_metrics_has_every_series_and_no_other(exposed: dict[str, frozenset[str]]) -> None:
+    page = (DEPLOY.parent / "docs" / "metrics.md").read_text(encoding="utf-8")
+    told = {
+        name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`(dynamo_\w+)`", line)
+    }
+    assert told == {re.sub(r"_(bucket|sum|count)$", "", name) for name in exposed}
+
+
 # The files themselves ---------------------------------------------------------------------------------------------------
 
 
@@ -232,4 +240,54 @@ def test_prometheus_takes_the_queries_of_the_dashboard(promtool: str, tmp_path: 
     file = tmp_path / "rules.yaml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
     done = subprocess.run([promtool, "check", "rules", str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_alerts_fire_when_they_should_and_only_then(promtool: str, tmp_path: Path) -> None:
+    """`0x30` is 30 minutes of 0, `0+9x30` of 9 more a minute."""
+    worker = 'job="j", instance="i"'
+    full = {
+        f"dynamo_work_handler_pool_active_tasks{{{worker}}}": "95x30",
+        f"dynamo_work_handler_pool_capacity{{{worker}}}": "100x30",
+    }
+    stuck = {
+        f"dynamo_component_inflight_requests{{{worker}}}": "2x40",
+        f"dynamo_component_request_duration_seconds_count{{{worker}}}": "7x40",
+    }
+    descriptors = {f"dynamo_transport_tcp_accept_backoff_total{{{worker}}}": "0x5 1x30"}
+    well = {
+        f"dynamo_work_handler_pool_active_tasks{{{worker}}}": "50x40",
+        f"dynamo_work_handler_pool_capacity{{{worker}}}": "100x40",
+        f"dynamo_component_inflight_requests{{{worker}}}": "2x40",
+        f"dynamo_component_request_duration_seconds_count{{{worker}}}": "0+9x40",
+        f"dynamo_transport_tcp_accept_backoff_total{{{worker}}}": "1x40",
+    }
+    cases = [
+        ("DynamoWorkerPoolFull", full, "12m", True),
+        ("DynamoWorkerPoolFull", full, "5m", False),
+        ("DynamoWorkerStuck", stuck, "35m", True),
+        ("DynamoRouterNotAccepting", descriptors, "8m", True),
+        *(
+            (name, well, "38m", False)
+            for name in ("DynamoWorkerPoolFull", "DynamoWorkerStuck", "DynamoRouterNotAccepting")
+        ),
+    ]
+    # An expectation must have the whole texts; that the alert is there, and firing, is asked by a query.
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": [{"series": name, "values": values} for name, values in series.items()],
+            "promql_expr_test": [
+                {
+                    "expr": f'count by (instance) (ALERTS{{alertname="{alert}", alertstate="firing"}})',
+                    "eval_time": when,
+                    "exp_samples": [{"labels": '{instance="i"}', "value": 1}] if fires else [],
+                }
+            ],
+        }
+        for alert, series, when, fires in cases
+    ]
+    file = tmp_path / "tests.yaml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(ALERTS_FILE)], "evaluation_interval": "1m", "tests": tests}))
+    done = subprocess.run([promtool, "test", "rules", str(file)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

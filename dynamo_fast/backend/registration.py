@@ -6,11 +6,16 @@ As Dynamo's `Worker` makes it; what a part (`DisaggregationMode`) changes is in 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
+
+import msgspec
 
 from dynamo_fast.backend.config import DisaggregationMode, WorkerConfig
 from dynamo_fast.errors import InvalidRequest
-from dynamo_fast.llm import ModelInput, ModelRuntimeConfig, ModelType, WorkerType, register_model
+from dynamo_fast.ingress.model_cards import Model
+from dynamo_fast.llm import ModelCard, ModelInput, ModelRuntimeConfig, ModelType, WorkerType, register_model
+from dynamo_fast.llm.card import DEFAULT_BLOCK_SIZE
 from dynamo_fast.runtime.endpoint import Endpoint
 from dynamo_fast.wire.address import EndpointId
 
@@ -77,13 +82,14 @@ async def register(endpoint: Endpoint, config: WorkerConfig, engine: Any) -> Non
     """
     llm, name = engine.llm, model_name(config, engine)
     has_files = config.model_input is ModelInput.Tokens and config.model_name != ""
+    block_size = None if llm is None else llm.kv_cache_block_size
     await register_model(
         config.model_input,
         _model_type(config),
-        endpoint,
+        endpoint if has_files else _Sized(endpoint, DEFAULT_BLOCK_SIZE if block_size is None else block_size),
         config.model_name if has_files else name,
         name,
-        kv_cache_block_size=None if llm is None else llm.kv_cache_block_size,
+        kv_cache_block_size=block_size,
         runtime_config=_runtime_config(config, engine),
         custom_template_path=config.custom_jinja_template,
         media_decoder=config.media_decoder,
@@ -94,6 +100,21 @@ async def register(endpoint: Endpoint, config: WorkerConfig, engine: Any) -> Non
         model_aliases=getattr(engine, "model_aliases", None),
         skip_model_assets=not has_files,
     )
+
+
+class _Sized:
+    """An endpoint whose cards have that block size: `register_model` writes 0 without files, Dynamo's `Worker` does not."""
+
+    def __init__(self, endpoint: Endpoint, block_size: int) -> None:
+        self._block_size = block_size
+        self._endpoint = endpoint
+        self.remove_model = endpoint.remove_model
+        self.update_model = endpoint.update_model
+
+    async def publish_model(self, model: Model) -> None:
+        assert isinstance(model, ModelCard)
+        card = msgspec.structs.replace(model.card, kv_cache_block_size=self._block_size)
+        await self._endpoint.publish_model(replace(model, card=card))
 
 
 def _model_type(config: WorkerConfig) -> ModelType:

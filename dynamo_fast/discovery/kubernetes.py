@@ -22,6 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from dynamo_fast.config import KubernetesConfig
 from dynamo_fast.discovery.background import BackgroundLoop
 from dynamo_fast.discovery.base import Discovery
@@ -109,6 +111,10 @@ class KubernetesStore(ThreadStore):
         return (
             f"the records of {self.identity.resource} stay until its pod is deleted: the Kubernetes API does not answer"
         )
+
+    def metadata(self) -> bytes:
+        """`spec.data`, as this process writes it."""
+        return msgspec.json.encode(self._data())
 
     # In the thread:
 

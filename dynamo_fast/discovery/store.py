@@ -125,6 +125,10 @@ class Store(abc.ABC):
     def _open(self, kind: BucketKind[_T]) -> Bucket[_T]:
         """Make the bucket of that kind. It does no I/O yet."""
 
+    def metadata(self) -> bytes | None:
+        """The records of this process in one JSON document, if the backend keeps them so; else None. From any thread."""
+        return None
+
     def check_present(self) -> None:
         """Raises InvalidRequest after `withdraw`."""
         if self.withdrawn:

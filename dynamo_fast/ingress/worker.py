@@ -110,7 +110,7 @@ class Worker:
         """Closed with the endpoints when the worker leaves."""
         self._owns_status = status is None
         self._has_served = False
-        self.status = status or SystemStatus(discovery.connection_id)
+        self.status = status or SystemStatus(discovery.connection_id, metadata=discovery.store.metadata)
         """Health and metrics over HTTP (`DYN_SYSTEM_PORT`). Unless it was given, the process is well once it serves."""
         self.status.serving = self
         self.models = ModelCards(discovery, self.status)

@@ -121,11 +121,13 @@ class ModelCard:
         router_config: dict[str, Any] | None = None,
         tensor_model_config: Any = None,
         source_path: str | None = None,
+        kv_cache_block_size: int = 0,
     ) -> ModelCard:
         """The card of a model without files: the handler gets the OpenAI request, and yields OpenAI chunks.
 
-        Another `model_input` is for frontends that need no files to make it: those that take tensors, for one. Raises
-        InvalidRequest, which names the field.
+        All workers of a model need the same `kv_cache_block_size`. Dynamo's `register_model` writes 0 without files, its
+        `Worker` 16. Another `model_input` is for frontends that need no files to make it: those that take tensors, for
+        one. Raises InvalidRequest, which names the field.
         """
         common = _common_fields(
             name=name,
@@ -145,7 +147,7 @@ class ModelCard:
             model_info=None,
             tokenizer=None,
             context_length=configured or 0,
-            kv_cache_block_size=0,
+            kv_cache_block_size=kv_cache_block_size,
             tensor_model_config=UNSET if tensor_model_config is None else tensor_model_config,
         )
         return cls._checked(card, None)

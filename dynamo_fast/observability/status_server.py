@@ -48,7 +48,13 @@ class StatusServer:
     Raises OSError if the port is taken or the host is unknown, InvalidConfig without aiohttp or for a host that is none.
     """
 
-    def __init__(self, config: StatusConfig, health: Callable[[], Health], metrics: Callable[[], bytes]) -> None:
+    def __init__(
+        self,
+        config: StatusConfig,
+        health: Callable[[], Health],
+        metrics: Callable[[], bytes],
+        metadata: Callable[[], bytes | None],
+    ) -> None:
         try:
             import aiohttp  # noqa: F401  # said now, not when the first request comes
         except ImportError as error:
@@ -59,6 +65,7 @@ class StatusServer:
         self._config = config
         self._health = health
         self._metrics = metrics
+        self._metadata = metadata
         self._started = time.monotonic()
         listening = resolve(config.host, "DYN_SYSTEM_HOST", names=True)
         self._socket = listening_socket(listening.bind_ip, config.port, _BACKLOG)
@@ -114,7 +121,8 @@ class StatusServer:
         return _text(self._metrics().decode(), 200)
 
     async def _answer_metadata(self, request: web.Request) -> web.Response:
-        return _text("Discovery metadata not available", 404)
+        metadata = self._metadata()
+        return _text("Discovery metadata not available", 404) if metadata is None else _text(metadata.decode(), 200)
 
     async def _answer_file(self, request: web.Request) -> web.StreamResponse:
         """The file whose whole path is known: parts of a path are never joined to a folder."""
@@ -138,9 +146,10 @@ class StatusServer:
             message = f"engine routes take POST, not {request.method}"
             return _error("Method not allowed", message, 405, allow="POST")
         # A web page may send a form or plain text to any address without asking, but not JSON: the browser asks first.
-        if request.content_type.lower() != "application/json":
+        if _is_of_a_browser(request) and request.content_type.lower() != "application/json":
             given = request.headers.get("content-type", "")
-            return _error("Unsupported media type", f"engine routes take application/json, not {given!r}", 415)
+            message = f"engine routes take application/json from a browser, not {given!r}"
+            return _error("Unsupported media type", message, 415)
         body = await request.read()
         try:
             value = PayloadCodec.JSON.decode(body) if body else {}
@@ -151,6 +160,11 @@ class StatusServer:
         except Exception as error:
             logger.warning("the engine route %s failed", name, exc_info=error)
             return _error("Handler error", f"Python callback failed: {type(error).__name__}: {error}", 500)
+
+
+def _is_of_a_browser(request: web.Request) -> bool:
+    """Whether a browser sends this for a page: it names the page in each POST, which the page cannot prevent."""
+    return "Origin" in request.headers or "Sec-Fetch-Site" in request.headers
 
 
 def _word(ready: bool) -> str:

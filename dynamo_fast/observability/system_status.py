@@ -50,7 +50,14 @@ class SystemStatus:
     after everything else has been closed. The worker of the process sets `serving`.
     """
 
-    def __init__(self, worker_id: int, config: StatusConfig | None = None) -> None:
+    def __init__(
+        self,
+        worker_id: int,
+        config: StatusConfig | None = None,
+        *,
+        metadata: Callable[[], bytes | None] = lambda: None,
+    ) -> None:
+        """`metadata`: what discovery has of this process, for `/metadata` (`Store.metadata`)."""
         self.config = config or StatusConfig.from_env()
         self.healthy = self.config.starting_status == "ready"
         """The health of the process itself. It counts only while no endpoint has a payload for health checks and
@@ -60,6 +67,7 @@ class SystemStatus:
         self.serving: Serving | None = None
         self.text_callbacks: list[Callable[[], object]] = []
         """Metrics of the program itself, in Prometheus's text format: appended in the order of their registration."""
+        self._metadata = metadata
         self._worker_id = f"{worker_id:x}"
         self._started = time.monotonic()
         self._server: StatusServer | None = None
@@ -78,7 +86,7 @@ class SystemStatus:
         if self.config.port < 0:
             return
         try:
-            self._server = StatusServer(self.config, self.health, self.metrics)
+            self._server = StatusServer(self.config, self.health, self.metrics, self._metadata)
         except OSError as error:
             where = f"DYN_SYSTEM_HOST={self.config.host!r}, DYN_SYSTEM_PORT={self.config.port}"
             logger.error("no status server at %s: %s", where, error)

@@ -39,7 +39,7 @@ class Hub:
         Raises InvalidConfig for a setting of the status server.
         """
         self.discovery = discovery
-        self.status = SystemStatus(discovery.connection_id)
+        self.status = SystemStatus(discovery.connection_id, metadata=discovery.store.metadata)
         self._event_loop = event_loop if isinstance(event_loop, asyncio.AbstractEventLoop) else None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._transport = transport

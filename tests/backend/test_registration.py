@@ -184,6 +184,9 @@ async def test_endpoint_types_that_do_not_exist(types: str, text: str, folder: s
 async def test_a_model_without_files(config: dict[str, Any]) -> None:
     card = await card_of(EngineConfig("m", "shown"), endpoint_types="images", **config)
     assert (card.display_name, card.model_info, card.tokenizer) == ("shown", None, None)
+    assert card.kv_cache_block_size == 16
+    sized = EngineConfig("m", llm=LlmRegistration(kv_cache_block_size=24))
+    assert (await card_of(sized, endpoint_types="images", **config)).kv_cache_block_size == 24
 
 
 async def test_a_folder_that_is_not_there_is_named() -> None:

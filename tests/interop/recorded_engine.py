@@ -1,6 +1,6 @@
 """An engine for Dynamo's own `Worker` that says what is called: the same program runs on the real binding and on ours.
 
-recorded_engine.py MODEL [--fail METHOD] [--error CLASS] [--mode MODE] [--raw] [--no-kv-routing]
+recorded_engine.py MODEL [--fail METHOD] [--error CLASS] [--mode MODE] [--raw] [--no-kv-routing] [--block-size TOKENS]
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ parser.add_argument("--error", default="RuntimeError")
 parser.add_argument("--mode", default="agg")
 parser.add_argument("--raw", action="store_true")
 parser.add_argument("--no-kv-routing", action="store_true")
+parser.add_argument("--block-size", type=int, default=16)
 options = parser.parse_args()
 
 ERRORS: dict[str, type[BaseException]] = {
@@ -50,7 +51,8 @@ class Engine(RawEngine if options.raw else LLMEngine):  # type: ignore[misc]
 
     async def start(self, worker_id: int) -> Any:
         called("start")
-        return EngineConfig(model=options.model, served_model_name="m", llm=LlmRegistration(kv_cache_block_size=16))
+        llm = LlmRegistration(kv_cache_block_size=options.block_size or None)
+        return EngineConfig(model=options.model, served_model_name="m", llm=llm)
 
     async def register_prometheus(self, metrics: Any) -> None:
         say("labels", names=sorted(metrics.auto_labels))

@@ -15,6 +15,7 @@ import pytest
 
 from tests.interop.wheels import dynamo_python, environment, ours, pure_wheel
 from tests.llm.folders import make_folder
+from tests.waiting import until_in_thread
 
 pytestmark = [pytest.mark.frontend, pytest.mark.timeout(120)]
 
@@ -44,8 +45,13 @@ SERVING = [
 ]
 
 
-def life(command: list[str], folder: Path, **settings: str) -> tuple[list[dict[str, Any]], int]:
-    """What the engine tells, and the exit status. The program gets SIGTERM as soon as it has told how it is checked."""
+def life(
+    command: list[str], folder: Path, *, with_card: bool = False, **settings: str
+) -> tuple[list[dict[str, Any]], int]:
+    """What the engine tells, and the exit status.
+
+    The program gets SIGTERM as soon as it has told how it is checked; `with_card`: once its card is there, and was kept.
+    """
     folder.mkdir()
     make_folder(folder / "model")
     settings = {"DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS": "1", "DYN_PREFILL_DRAIN_TIMEOUT_S": "1", **settings}
@@ -59,10 +65,36 @@ def life(command: list[str], folder: Path, **settings: str) -> tuple[list[dict[s
                 if line.startswith('{"event"'):  # 1.6.1 logs to standard output, too
                     told.append(json.loads(line))
                     if told[-1]["event"] == "health_check_payload":
+                        if with_card:
+                            until_in_thread(lambda: keep_card(folder))
                         process.send_signal(signal.SIGTERM)
             return told, process.wait(LIMIT)
         finally:
             process.kill()
+
+
+def keep_card(folder: Path) -> bool:
+    """Copy the record of the model, which goes with the worker. Returns whether there is one."""
+    found = [each for each in (folder / "store").glob("v1/mdc/*") if not each.name.startswith(".")]
+    if found:
+        (folder / "card.json").write_bytes(found[0].read_bytes())
+    return bool(found)
+
+
+def card(folder: Path) -> dict[str, Any]:
+    kept: dict[str, Any] = json.loads((folder / "card.json").read_text(encoding="utf-8"))["card_json"]
+    return kept
+
+
+@pytest.mark.parametrize("size", [0, 16, 24])
+def test_a_card_without_files_is_the_card_of_the_real_worker(size: int, tmp_path: Path) -> None:
+    """A mixed fleet must agree: frontends refuse a second card that differs in this number."""
+    arguments = ["model", "--raw", "--no-kv-routing", "--block-size", str(size)]
+    life([str(dynamo_python(VERSION)), PROGRAM, *arguments], tmp_path / "real", with_card=True)
+    wheel = pure_wheel(VERSION, tmp_path)
+    life(ours(PROGRAM, *arguments), tmp_path / "ours", with_card=True, PYTHONPATH=str(wheel))
+    assert card(tmp_path / "ours") == card(tmp_path / "real")
+    assert card(tmp_path / "ours")["kv_cache_block_size"] == (size or 16)
 
 
 @pytest.mark.parametrize(

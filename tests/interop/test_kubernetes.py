@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
+from benchmarks.frontend import free_port
 from dynamo_fast.config import KubernetesConfig, TcpServerConfig, WorkerConfig
 from dynamo_fast.discovery.base import Added, Discovery, DiscoveryEvent, Removed
 from dynamo_fast.discovery.kubernetes import KubernetesStore
+from dynamo_fast.discovery.kubernetes_identity import instance_id
 from dynamo_fast.egress.push_router import PushRouter
 from dynamo_fast.egress.router import AddressedPushRouter
 from dynamo_fast.ingress.worker import Worker
@@ -101,3 +105,45 @@ async def test_a_real_client_finds_calls_and_loses_our_worker(
     await worker.close()
     assert await client.wait_for("ours.worker.generate", 0) == []
     await client.close()
+
+
+async def metadata(url: str | None) -> tuple[int, str, Any]:
+    """What a status server answers: the status, the type, and the names in the document."""
+    async with (
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(LIMIT)) as session,
+        session.get(f"{url}/metadata") as answer,
+    ):
+        found = json.loads(await answer.text())
+        return answer.status, answer.headers["content-type"], {field: set(each) for field, each in found.items()}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_the_status_server_shows_what_discovery_has(
+    api: KubeApi, tmp_path: Path, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DYN_SYSTEM_HOST", "127.0.0.1")
+    port = free_port()
+    theirs = settings(api, tmp_path, "pod-of-theirs", "pod") | {"DYN_SYSTEM_PORT": str(port)}
+    with peer_worker(version, tmp_path, **theirs):
+        await api.called("PATCH dynamoworkermetadatas", 4)
+        status, kind, expected = await metadata(f"http://127.0.0.1:{port}")
+
+    async def handler(request: Any) -> AsyncIterator[Any]:
+        yield request
+
+    monkeypatch.setenv("DYN_SYSTEM_PORT", "0")
+    worker = await Worker.start(
+        discovery(settings(api, tmp_path, "pod-of-ours", "pod")),
+        WorkerConfig(leave_delay=0),
+        TcpServerConfig(host="127.0.0.1"),
+    )
+    nothing = await metadata(worker.status.url)
+    for name in ("blocked", "flags", "generate", "broken"):
+        await worker.serve(handler, f"peer.worker.{name}")
+    ours = await metadata(worker.status.url)
+    await worker.close()
+    # Another id, as the pod is another; and 1.3.1 has no sources of events.
+    mine, their_id = f"{worker.discovery.connection_id:x}", instance_id("pod-of-theirs")
+    expected = {field: {key.replace(f"{their_id:x}", mine) for key in keys} for field, keys in expected.items()}
+    assert ours == (status, kind, {"event_sources": set(), **expected})
+    assert nothing == (status, kind, {field: set() for field in ours[2]})

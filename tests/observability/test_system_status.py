@@ -9,7 +9,7 @@ import logging
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from tests.programs import started
 
 LIMIT = 20
 JSON = "application/json"
+FORM = "application/x-www-form-urlencoded"
 
 
 @pytest.fixture(autouse=True)
@@ -59,10 +60,14 @@ async def runtime_here() -> AsyncIterator[DistributedRuntime]:
 
 
 async def ask(
-    url: str | None, method: str = "GET", body: bytes | None = None, content_type: str | None = None
+    url: str | None,
+    method: str = "GET",
+    body: bytes | None = None,
+    content_type: str | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> tuple[int, str]:
     assert url is not None
-    headers = {} if content_type is None else {"content-type": content_type}
+    headers = {**({} if content_type is None else {"content-type": content_type}), **(headers or {})}
     data = None if body is None else io.BytesIO(body)  # aiohttp warns of large bytes
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(LIMIT)) as session,
@@ -212,11 +217,11 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
         ("PUT", JSON, b"{}", 405, '{"error":"Method not allowed","message":"engine routes take POST, not PUT"}'),
         ("DELETE", JSON, b"{}", 405, "Method not allowed"),
         ("OPTIONS", None, None, 405, "Method not allowed"),
-        ("POST", None, b"{}", 415, "Unsupported media type"),
-        ("POST", None, b"", 415, "Unsupported media type"),
-        ("POST", "text/plain", b"{}", 415, "'text/plain'"),
-        ("POST", "application/x-www-form-urlencoded", b"{}", 415, "Unsupported media type"),
-        ("POST", "application/jsonp", b"{}", 415, "Unsupported media type"),
+        ("POST", None, b"{}", 200, '{"got":{}}'),
+        ("POST", None, b"", 200, '{"got":{}}'),
+        ("POST", "text/plain", b"{}", 200, '{"got":{}}'),
+        ("POST", FORM, b'{"x": 1}', 200, '{"got":{"x":1}}'),
+        ("POST", FORM, b"x=1", 400, "Invalid JSON"),
         ("POST", JSON, b"{bad", 400, "Invalid JSON"),
         ("POST", JSON, b" ", 400, "Invalid JSON"),
         ("POST", JSON, b"\xff\xfe", 400, "Invalid JSON"),
@@ -252,6 +257,25 @@ async def test_what_an_engine_route_takes(
     assert answer in text
     assert len(called) == (status == 200)
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("page", [{"origin": "http://evil"}, {"Origin": "null"}, {"sec-fetch-site": "cross-site"}])
+@pytest.mark.parametrize("content_type", [None, "text/plain", FORM, "multipart/form-data", "application/jsonp", JSON])
+async def test_a_web_page_cannot_call_an_engine_route_without_being_allowed(
+    page: dict[str, str], content_type: str | None
+) -> None:
+    called = []
+
+    async def route(value: Any) -> Any:
+        called.append(value)
+
+    async with runtime_here() as runtime:
+        runtime.register_engine_route("x", route)
+        url = f"{runtime.system_status_server_url()}/engine/x"
+        status, text = await ask(url, "POST", b"{}", content_type, page)
+        preflight, _ = await ask(url, "OPTIONS", headers={**page, "Access-Control-Request-Method": "POST"})
+    assert (status, len(called)) == ((200, 1) if content_type == JSON else (415, 0)), text
+    assert preflight == 405
 
 
 async def test_an_answer_that_is_not_json_is_the_routes_fault() -> None:
