@@ -66,6 +66,7 @@ def environment(folder: str) -> dict[str, str]:
         "DYN_TCP_RPC_HOST": "127.0.0.1",
         "DYN_TCP_RESPONSE_STREAM_HOST": "lo",
         "DYN_EVENT_PLANE": "zmq",
+        "DYN_TCP_REQUEST_TIMEOUT": "60",  # thousands of requests at once, on a busy machine
         "DYN_LOG": "error",  # without it Dynamo 1.6.1 writes a line for each request
         "PYTHONPATH": str(HERE.parent),
     }
@@ -112,7 +113,7 @@ def available() -> dict[str, tuple[str, str]]:
 
 
 def call(python: str, kind: str, work: str, settings: dict[str, str]) -> Rounds:
-    """Two rounds of one caller; none if it is another's, and hangs."""
+    """Two rounds of one caller; none if it is another's, and hangs or fails."""
     command = [python, str(HERE / "caller.py"), kind, work, "2"]
     try:
         done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=PATIENCE, check=False)
@@ -123,7 +124,10 @@ def call(python: str, kind: str, work: str, settings: dict[str, str]) -> Rounds:
         return []
     rounds = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if not rounds:
-        sys.exit(f"{' '.join(command)}: {done.stderr[-2000:]}")
+        failure = f"{' '.join(command)}: {done.stderr[-2000:]}"
+        if kind not in ("peer", "grpc"):
+            sys.exit(failure)
+        print(f"left out: {failure}", file=sys.stderr)
     return rounds
 
 

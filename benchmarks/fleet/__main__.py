@@ -45,6 +45,8 @@ CHANGING = 0.01
 STREAMS = 64
 """Of the load, of all routers together; each is asked for 100 ms of items at a time."""
 SPARE_DESCRIPTORS = 1_000
+TIME_LIMITS = {"DYN_TCP_REQUEST_TIMEOUT": "5"}
+"""The default, which says how late a lost request may fail."""
 VISITS = 20
 """Workers that come and go, one at a time."""
 Row = dict[str, float | None]
@@ -222,7 +224,7 @@ def _median(results: list[dict[str, float]], key: str) -> float:
 def settings_of(backend: str) -> Iterator[dict[str, str]]:
     """The environment of all processes; an etcd runs for it."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = {**router.environment(folder), "ETCD_LEASE_TTL": str(LEASE_SECONDS), "DYN_LOG": "off"}
+        settings = {**router.environment(folder), **TIME_LIMITS, "ETCD_LEASE_TTL": str(LEASE_SECONDS), "DYN_LOG": "off"}
         if backend != "etcd":
             yield settings
             return
