@@ -6,7 +6,7 @@ BIN    := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 say     = @printf '\n==> %s\n' $(1)
 
-.PHONY: record-compat help demo test test-frontend runtimes frontends lint bench cost faults soak fuzz sanitize wheels peers architecture mutants clean
+.PHONY: record-compat help demo test test-frontend runtimes frontends lint bench fleet cost faults soak fuzz sanitize wheels peers architecture mutants clean
 
 help:
 	@echo "make demo    build, then a router streams from a worker, in two processes"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench   the benchmarks of the codec and of the router, and their figures into the documents"
 	@echo "make faults  every fault at every place of a conversation, on both backends and both event loops"
 	@echo "make soak    300,000 mixed requests between two processes; fails on a slope of memory (SOAK_REQUESTS=n for fewer)"
+	@echo "make fleet   routers of 1,000 and 10,000 workers, on each discovery, and their figures into docs/scaling.md"
 	@echo "make cost    instructions of a frame, an item and a request against benchmarks/cost.json; RECORD=1 writes it (valgrind)"
 	@echo "make fuzz    atheris on the codec and on the connections of both planes, each backend, FUZZ_SECONDS=60 each"
 	@echo "make sanitize  the tests of the codec with every check: Python's, and ASan, UBSan and assertions in C (Linux)"
@@ -58,6 +59,11 @@ ROUNDS ?= 3
 bench: $(VENV)/.bench runtimes
 	@$(BIN)/python -m benchmarks.codec
 	@$(BIN)/python -m benchmarks.router --rounds $(ROUNDS)
+	@$(BIN)/python -m benchmarks.report
+
+# Half an hour; FLEET="--workers 1000" takes ten minutes.
+fleet: $(VENV)/.bench
+	@$(BIN)/python -m benchmarks.fleet $(FLEET)
 	@$(BIN)/python -m benchmarks.report
 
 faults: $(VENV)/.test

@@ -14,7 +14,8 @@ environment.
 
 Each caller reads an answer in the fastest way that it has: `data()` of our router's items, bare items of the others.
 Prints one JSON object per round: the event loop, items, requests, seconds, CPU seconds of this process (all threads, user
-and system), the times to the first item, and the 99th percentile of the time between items where they come one by one.
+and system) and of the worker if WORKER_PID names it, the times to the first item, and the median and the 99th percentile of
+the time between items where they come one by one.
 With `counted` (see `cost.py`) it prints nothing, since writing the times of 300 requests costs instructions, too; and the
 garbage collector leaves alone what was made before the rounds, since a full collection falls into some runs and not into
 others.
@@ -62,7 +63,7 @@ WORKS = {
     "concurrent": Work(1_500, 32, 1),
     "4 KiB": Work(1, 1, 5_000, size=4096),
     "1 MiB": Work(1, 1, 64, size=1 << 20),
-    **{f"{streams:,} at 20 ms": Work(streams, streams, 100, pace=20_000) for streams in (64, 256, 1_024)},
+    **{f"{streams:,} at 20 ms": Work(streams, streams, 100, pace=20_000) for streams in (64, 256, 1_024, 4_096)},
     **{f"{streams:,} at once": Work(max(200, streams), streams, 100) for streams in (1, 100, 1_000, 10_000)},
 }
 IDLE = Work(2_000, 2_000, 1)
@@ -97,6 +98,7 @@ class Collecting:
     def __init__(self) -> None:
         self.items: list[Any] = []
         self.item = self.items.append
+        self.gaps: list[float] = []
 
     def begin(self, delivery: Any) -> None:
         self.began = time.perf_counter()
@@ -105,11 +107,27 @@ class Collecting:
         assert error is None, error
 
 
+class Timed(Collecting):
+    """One that notes the time between items, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.item = self._take
+        self._last = 0.0
+
+    def _take(self, item: Any) -> None:
+        now = time.perf_counter()
+        if self.items:
+            self.gaps.append(now - self._last)
+        self._last = now
+        self.items.append(item)
+
+
 async def sink() -> Call:
     deliver = await ours(raw=True)
 
     async def call(request: dict[str, Any]) -> Any:
-        kept = Collecting()
+        kept = Timed() if request["pace"] else Collecting()
         await (await deliver(request, sink=kept)).wait_ended()
         return kept
 
@@ -130,7 +148,7 @@ async def bare() -> Call:
     await client.wait_for_instances()
 
     async def call(request: dict[str, Any]) -> Any:
-        kept = Collecting()
+        kept = Timed() if request["pace"] else Collecting()
         await (await client.round_robin(request, annotated=False, raw=True, sink=kept)).wait_ended()
         return kept
 
@@ -262,16 +280,18 @@ async def do(call: Call, work: Work, wrapped: bool) -> dict[str, Any]:
     async def one() -> None:
         nonlocal count
         for _ in left:
-            began = last = time.perf_counter()
+            began = time.perf_counter()
             got = 0
             answer = await call(request)
             if isinstance(answer, Collecting):
                 first_items.append(answer.began - began)  # the first item comes with it, or soon after
+                gaps.extend(answer.gaps)
                 count += len(answer.items)
                 continue
             async for item in answer:
                 if not got:
-                    first_items.append(time.perf_counter() - began)
+                    last = time.perf_counter()
+                    first_items.append(last - began)
                 elif work.pace:
                     now = time.perf_counter()
                     gaps.append(now - last)
@@ -282,17 +302,22 @@ async def do(call: Call, work: Work, wrapped: bool) -> dict[str, Any]:
             assert got == work.items, (got, work.items)
             count += got
 
+    worker_cpu = worker_seconds()
     cpu, began = cpu_seconds(), time.perf_counter()
     await asyncio.gather(*(one() for _ in range(work.concurrent)))
     seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
+    worker_cpu = worker_seconds() - worker_cpu
+    gaps.sort()
     return {
         "loop": type(asyncio.get_running_loop()).__module__,
         "items": count,
         "requests": work.requests,
         "seconds": seconds,
         "cpu": cpu,
+        "worker_cpu": worker_cpu if WORKER else None,
         "first_item": sorted(first_items),
-        "gap_p99": sorted(gaps)[int(len(gaps) * 0.99)] if gaps else None,
+        "gap_p50": gaps[len(gaps) // 2] if gaps else None,
+        "gap_p99": gaps[int(len(gaps) * 0.99)] if gaps else None,
         "peak_kib": peak_kib("self"),
     }
 
@@ -321,6 +346,14 @@ def peak_kib(process: int | str) -> int:
     """The most memory that a process has had. (What getrusage says is inherited from the process that started it.)"""
     with open(f"/proc/{process}/status", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+
+
+WORKER = int(os.environ.get("WORKER_PID", "0"))
+
+
+def worker_seconds() -> float:
+    """User and system time of all the worker's threads: its process's clock, as clock_getcpuclockid(3) names it."""
+    return time.clock_gettime((~WORKER << 3) | 2) if WORKER else 0.0
 
 
 def cpu_seconds() -> float:

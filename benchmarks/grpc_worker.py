@@ -21,8 +21,9 @@ handlers = {**HANDLERS, "batch": peer_batch}
 
 async def generate(body: bytes, _: Any) -> AsyncIterator[bytes]:
     request = msgspec.msgpack.decode(body)
-    pace = request.get("pace", 0)
-    async for item in handlers[request.get("handler", "run")](request):
+    handler = request.get("handler", "run")
+    pace = 0 if handler == "paced" else request.get("pace", 0)
+    async for item in handlers[handler](request):
         yield encode(item)
         if pace >= 1_000:
             await asyncio.sleep(pace / 1e6)

@@ -2,13 +2,14 @@
 
     python -m benchmarks.report
 
-Writes the figures in docs/figures into docs/performance.md and README.md, between the comments there that name a table. A
-reference is the better of Dynamo 1.3.1 and 1.6.1 in the same run. A ratio is one of medians; beside it, in brackets, is the
-lowest and the highest of the ratios within a round.
+Writes the figures in docs/figures into docs/performance.md, docs/scaling.md and README.md, between the comments there that
+name a table. What was not measured is left out, or stays as it is. A reference is the better of Dynamo 1.3.1 and 1.6.1 in
+the same run. A ratio is one of medians; beside it, in brackets, is the lowest and the highest of the ratios within a round.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -19,9 +20,10 @@ from typing import Any
 __all__ = ["FIGURES", "PAGES", "aims", "tables", "write"]
 
 FIGURES = Path("docs/figures")
-PAGES = (Path("docs/performance.md"), Path("README.md"))
+PAGES = (Path("docs/performance.md"), Path("docs/scaling.md"), Path("README.md"))
 
 OURS, DROP_IN = OWN = ("dynamo_fast", "dynamo_fast.runtime")
+RAW, SINK = ("dynamo_fast, raw", "dynamo_fast, raw to a sink")
 HEADS = {OURS: ("here", "ratio"), DROP_IN: ("drop-in", "its ratio")}
 """Those of ours, and what stands above their figures and ratios."""
 PEERS = ("Dynamo 1.3.1", "Dynamo 1.6.1")
@@ -39,12 +41,20 @@ class Ratio:
     work: str
     key: str
     aim: float | None
+    drop_in_aim: float | None = None
     others: tuple[str, ...] = PEERS
+    here: str = OURS
+    """Whose figure stands in the column of ours; the drop-in's column is empty if that is not our plain router."""
 
     def rows(self, folder: Path) -> Figures:
-        """The figures of the work by implementation; empty if it was not measured."""
-        found: Figures = figures(folder, self.part).get(self.work, {})
-        return found
+        """The figures of the work by implementation; empty if there are none of ours or of the others."""
+        rows: Figures = figures(folder, self.part).get(self.work, {})
+        found = {name: row for name, row in rows.items() if row.get(self.key) is not None}
+        return found if self.here in found and any(name in found for name in self.others) else {}
+
+    def named(self, column: str) -> str:
+        """Whose figure stands in this column."""
+        return self.here if column == OURS else column if self.here == OURS else ""
 
     def reference(self, folder: Path) -> Figures:
         """The figures of the best of the others."""
@@ -71,37 +81,53 @@ class Bound:
 
     text: str
     value: Callable[[Path], float]
+    """Raises KeyError if it was not measured."""
     aim: float
     unit: str
 
 
 AGAINST_DYNAMO = (
-    Ratio("caller, one stream in bursts: CPU an item", "caller", "burst", "cpu_per_item", 40),
-    Ratio("the same: items a second", "caller", "burst", "items_per_second", 40),
-    Ratio("caller, 32 streams of 100 items: items a second", "caller", "32x100", "items_per_second", 15),
+    Ratio("caller, one stream in bursts: CPU an item", "caller", "burst", "cpu_per_item", 45, 40),
+    Ratio("the same: items a second", "caller", "burst", "items_per_second", 45, 40),
+    Ratio("caller, 32 streams of 100 items: items a second", "caller", "32x100", "items_per_second", 15, 13),
     Ratio("caller, one item a packet: CPU an item", "caller", "packet", "cpu_per_item", 8),
     Ratio("caller, 64 streams, an item each 20 ms: CPU an item", "caller", "64 at 20 ms", "cpu_per_item", None),
-    Ratio("caller, 256 streams, an item each 20 ms: CPU an item", "caller", "256 at 20 ms", "cpu_per_item", None),
+    Ratio("caller, 256 streams, an item each 20 ms: CPU an item", "caller", "256 at 20 ms", "cpu_per_item", 6, 5),
+    Ratio("the same, with a sink", "caller", "256 at 20 ms", "cpu_per_item", 8, here=SINK),
     Ratio("caller, 1,024 streams, an item each 20 ms: CPU an item", "caller", "1,024 at 20 ms", "cpu_per_item", None),
-    Ratio("caller, one-item requests in sequence: CPU a request", "caller", "sequential", "cpu_per_request", 4),
-    Ratio("the same: median time to the item", "caller", "sequential", "first_item_p50", 3),
-    Ratio("caller, one-item requests, 32 at once: CPU a request", "caller", "concurrent", "cpu_per_request", 4),
-    Ratio("the same: requests a second", "caller", "concurrent", "requests_per_second", 2),
-    Ratio("worker, 32 answers of 1,024 items at once: CPU an item", "worker", "run", "cpu_per_item", 40),
+    Ratio("caller, 4,096 streams, an item each 20 ms: CPU an item", "caller", "4,096 at 20 ms", "cpu_per_item", None),
+    Ratio("caller, one-item requests in sequence: CPU a request", "caller", "sequential", "cpu_per_request", 6, 5),
+    Ratio("the same: median time to the item", "caller", "sequential", "first_item_p50", 4, 3.3),
+    Ratio("caller, one-item requests, 32 at once: CPU a request", "caller", "concurrent", "cpu_per_request", 6, 5),
+    Ratio("the same: requests a second", "caller", "concurrent", "requests_per_second", 3, 2.5),
+    Ratio("worker, 32 answers of 1,024 items at once: CPU an item", "worker", "run", "cpu_per_item", 60),
+    Ratio("worker, the same with a pause after each: CPU an item", "worker", "step", "cpu_per_item", 8),
+    Ratio("worker, 256 answers, an item each 20 ms: CPU an item", "worker", "256 at 20 ms", "cpu_per_item", None),
+    Ratio("worker, one-item requests, 32 at once: CPU a request", "worker", "concurrent", "cpu_per_request", 5),
     Ratio("both ends, one stream: items a second", "both", "burst", "items_per_second", 30),
     Ratio("both ends, 32 streams of 100 items: items a second", "both", "32x100", "items_per_second", 15),
+    Ratio("both ends, one-item requests in sequence: median time", "both", "sequential", "first_item_p50", None),
     Ratio(
-        "both ends, one-item requests, 32 at once: requests a second", "both", "concurrent", "requests_per_second", 3
+        "both ends, one-item requests, 32 at once: requests a second", "both", "concurrent", "requests_per_second", 4
     ),
+    Ratio("the same: CPU of both ends a request", "both", "concurrent", "cpu_of_both", None),
 )
 AGAINST_FLOORS = (
-    Ratio("bursts: CPU an item, a loop that decodes every item", "caller", "burst", "cpu_per_item", 2, LOOP),
-    Ratio("one item a packet: CPU an item, a receiver in C", "caller", "packet", "cpu_per_item", 3, RECEIVER),
-    Ratio("items of 1 MiB: items a second, a loop that decodes", "caller", "1 MiB", "items_per_second", 0.5, LOOP),
+    Ratio("bursts: CPU an item, a loop that decodes every item", "caller", "burst", "cpu_per_item", 2, others=LOOP),
+    Ratio("one item a packet: CPU an item, a receiver in C", "caller", "packet", "cpu_per_item", 3, others=RECEIVER),
+    Ratio(
+        "256 streams to sinks, an item each 20 ms: CPU an item, a receiver in C",
+        *("caller", "256 at 20 ms", "cpu_per_item", 2),
+        others=RECEIVER,
+        here=SINK,
+    ),
+    Ratio(
+        "items of 1 MiB: items a second, a loop that decodes", "caller", "1 MiB", "items_per_second", 0.5, others=LOOP
+    ),
 )
 FRONTENDS = ("1.6.1", "1.3.1")
 BEHIND_FRONTENDS = tuple(
-    Ratio(f"{version}: {text}", "frontend", f"{version}: {work}", key, aim, (f"Dynamo {version}",))
+    Ratio(f"{version}: {text}", "frontend", f"{version}: {work}", key, aim, others=(f"Dynamo {version}",))
     for version in FRONTENDS
     for text, work, key, aim in (
         ("one stream: tokens a second", "one stream", "items_per_second", 10),
@@ -116,13 +142,15 @@ BEHIND_FRONTENDS = tuple(
 UNITS = {
     "cpu_per_item": (1e6, " µs"),
     "cpu_per_request": (1e6, " µs"),
+    "cpu_of_both": (1e6, " µs"),
     "first_item_p50": (1e6, " µs"),
     "items_per_second": (1, ""),
     "requests_per_second": (1, ""),
 }
 
 ITEMS = (("items_per_second", 1.0),)
-GAP = (("gap_p99", 1e6),)
+GAP = (("gap_p50", 1e6), ("gap_p99", 1e6))
+OF_BOTH = (("cpu_of_both", 1e6),)
 CPU = (("cpu_per_item", 1e6),)
 FIRST_ITEM = (("first_item_p50", 1e6), ("first_item_p99", 1e6))
 ANSWER = (("answer_p50", 1e6), ("answer_p99", 1e6))
@@ -132,8 +160,11 @@ PICK = (("seconds", 1e6),)
 
 
 def figures(folder: Path, part: str) -> Figures:
-    """What the benchmark wrote. Raises OSError if that part was not measured."""
-    found: Figures = json.loads((folder / f"{part}.json").read_text(encoding="utf-8"))["figures"]
+    """What the benchmark wrote; nothing if that part was not measured."""
+    try:
+        found: Figures = json.loads((folder / f"{part}.json").read_text(encoding="utf-8"))["figures"]
+    except FileNotFoundError:
+        return {}
     return found
 
 
@@ -151,10 +182,15 @@ def _idle(folder: Path) -> float:
     return float(figures(folder, "growth-idle")[OURS]["kib_per_stream"])
 
 
+def _keeping_up(folder: Path) -> float:
+    return 4_096 * 50 / float(figures(folder, "caller")["4,096 at 20 ms"][OURS]["items_per_second"])
+
+
 BOUNDS = (
     Bound("CPU an item with 10,000 streams at once, of that with one", _growth, 1.5, "times"),
     Bound("choosing among 1,000 instances, the slowest mode", _slowest_pick, 5, "µs"),
-    Bound("memory of an idle stream", _idle, 8, "KiB"),
+    Bound("memory of an idle stream", _idle, 4, "KiB"),
+    Bound("4,096 streams at 50 items a second each: the time, of what it should be", _keeping_up, 1.05, "times"),
 )
 
 
@@ -180,12 +216,16 @@ def _own(folder: Path, lines: Sequence[Ratio]) -> list[str]:
     return [who for who in OWN if any(who in line.rows(folder) for line in lines)]
 
 
-def _value(line: Ratio, row: Figures) -> str:
+def _value(line: Ratio, row: Figures | None) -> str:
+    if row is None:
+        return ""
     factor, unit = UNITS[line.key]
     return number(row[line.key] * factor) + unit
 
 
 def _with_spread(line: Ratio, folder: Path, who: str) -> str:
+    if who not in line.rows(folder):
+        return ""
     median, rounds = line.ratio(folder, who)
     return f"{number(median)} ({number(min(rounds))} to {number(max(rounds))})" if rounds else number(median)
 
@@ -197,34 +237,40 @@ def reached(folder: Path, title: str, reference: str, lines: Sequence[Ratio]) ->
     cells = [
         [
             line.text,
-            *(_value(line, rows[who]) for who in own),
+            *(_value(line, rows.get(line.named(who))) for who in own),
             _value(line, line.reference(folder)),
-            *(_with_spread(line, folder, who) for who in own),
-            "" if line.aim is None else number(line.aim),
+            *(_with_spread(line, folder, line.named(who)) for who in own),
+            " / ".join(number(aim) for aim in (line.aim, line.drop_in_aim) if aim is not None),
         ]
         for line in lines
         if (rows := line.rows(folder))
     ]
-    return table(head, *cells)
+    return table(head, *cells) if cells else ""
 
 
 def aims(folder: Path) -> str:
-    """What was aimed at, and what is reached. Raises OSError if a part was not measured."""
-    bounds = (
-        [bound.text, f"{number(bound.value(folder))} {bound.unit}", f"{number(bound.aim)} {bound.unit}"]
-        for bound in BOUNDS
+    """What was aimed at, and what is reached, of what was measured."""
+    made = (
+        reached(folder, "against Dynamo", "the better of 1.3.1 and 1.6.1", AGAINST_DYNAMO),
+        reached(folder, "against the floor", "floor", AGAINST_FLOORS),
+        bounds(folder),
     )
-    return "\n\n".join(
-        (
-            reached(folder, "against Dynamo", "the better of 1.3.1 and 1.6.1", AGAINST_DYNAMO),
-            reached(folder, "against the floor", "floor", AGAINST_FLOORS),
-            table(("growth", "here", "aimed at, at most"), *bounds),
-        )
-    )
+    return "\n\n".join(filter(None, made))
+
+
+def bounds(folder: Path) -> str:
+    """The figures that were to be at most so much."""
+    lines = []
+    for bound in BOUNDS:
+        with contextlib.suppress(KeyError):
+            lines.append(
+                (bound.text, f"{number(bound.value(folder))} {bound.unit}", f"{number(bound.aim)} {bound.unit}")
+            )
+    return table(("growth", "here", "aimed at, at most"), *lines) if lines else ""
 
 
 def behind_frontends(folder: Path) -> str:
-    """A worker behind Dynamo's own frontend. Raises OSError if it was not measured."""
+    """A worker behind Dynamo's own frontend."""
     return reached(folder, "behind the frontend of Dynamo", "Dynamo's worker", BEHIND_FRONTENDS)
 
 
@@ -234,14 +280,16 @@ def summary(folder: Path) -> str:
     cells = (
         [
             line.text,
-            *(_value(line, rows[who]) for who in own),
+            *(_value(line, rows.get(line.named(who))) for who in own),
             _value(line, line.reference(folder)),
-            *(number(line.ratio(folder, who)[0]) for who in own),
+            *(number(line.ratio(folder, who)[0]) if (who := line.named(column)) in rows else "" for column in own),
         ]
         for line in AGAINST_DYNAMO
         if line.text.startswith(("caller", "worker", "both")) and (rows := line.rows(folder))
     )
-    return table(["", *(HEADS[who][0] for who in own), "reference", *(HEADS[who][1] for who in own)], *cells)
+    lines = list(cells)
+    head = ["", *(HEADS[who][0] for who in own), "reference", *(HEADS[who][1] for who in own)]
+    return table(head, *lines) if lines else ""
 
 
 GRIDS: dict[str, dict[str, tuple[tuple[str, float], ...]]] = {
@@ -249,7 +297,7 @@ GRIDS: dict[str, dict[str, tuple[tuple[str, float], ...]]] = {
         "µs of CPU an item": CPU,
         "items a second": ITEMS,
         "µs to the first item, p50 / p99": FIRST_ITEM,
-        "µs between items, p99": GAP,
+        "µs between items, p50 / p99": GAP,
         "MiB at most": PEAK,
     },
     "worker": {
@@ -258,7 +306,12 @@ GRIDS: dict[str, dict[str, tuple[tuple[str, float], ...]]] = {
         "µs to the end of the answer, p50 / p99": ANSWER,
         "MiB at most": PEAK,
     },
-    "both": {"µs of the caller's CPU an item": CPU, "items a second": ITEMS},
+    "both": {"µs of the caller's CPU an item": CPU, "µs of both ends' CPU a request": OF_BOTH, "items a second": ITEMS},
+    "tls": {
+        "µs of both ends' CPU a request": OF_BOTH,
+        "µs to the first item, p50 / p99": FIRST_ITEM,
+        "items a second": ITEMS,
+    },
     "growth": {"µs of CPU an item": CPU, "items a second": ITEMS},
     "loops": {"µs of CPU an item": CPU},
     "worker-idle": {"KiB of the worker's memory": IDLE},
@@ -269,15 +322,18 @@ GRIDS: dict[str, dict[str, tuple[tuple[str, float], ...]]] = {
 
 
 def grid(folder: Path, part: str, title: str) -> str:
-    """One figure, or two, of each work (a line) and each implementation (a column)."""
+    """One figure, or two, of each work (a line) and each implementation (a column); empty if they were not measured."""
     found, keys = figures(folder, part), GRIDS[part][title]
+    if not found:
+        return ""
     if keys is PICK:
         found = {mode: {size: {"seconds": row[mode]} for size, row in found.items()} for mode in found["1 workers"]}
     if keys is IDLE:
         found = {"an idle stream": found}
     columns = list(dict.fromkeys(name for rows in found.values() for name in rows))
     lines = ([work, *(_cell(rows.get(column, {}), keys) for column in columns)] for work, rows in found.items())
-    return table((title, *columns), *(line for line in lines if any(line[1:])))
+    filled = [line for line in lines if any(line[1:])]
+    return table((title, *columns), *filled) if filled else ""
 
 
 Columns = dict[str, tuple[tuple[str, float], ...]]
@@ -304,6 +360,8 @@ LOSS: Columns = {
 def fleet(folder: Path) -> str:
     """The tables of `benchmarks.fleet`: what a router knows and pays, and what the loss of a tenth of the workers costs."""
     found = figures(folder, "fleet")
+    if not found:
+        return ""
     lost = {case: row for case, row in found.items() if "lost_0" in row}
 
     def made(title: str, columns: Columns, rows: Figures) -> str:
@@ -316,13 +374,25 @@ def fleet(folder: Path) -> str:
 
 def _cell(figures_of: dict[str, float | None], keys: tuple[tuple[str, float], ...]) -> str:
     values = [(figures_of.get(key), factor) for key, factor in keys]
-    return " / ".join(number(value * factor) for value, factor in values if value is not None)
+    if all(value is None for value, _ in values):
+        return ""
+    return " / ".join("–" if value is None else number(value * factor) for value, factor in values)
 
 
 def tables(folder: Path) -> dict[str, str]:
-    """All that stands in the documents, by the name of its comments."""
-    made = {part: "\n\n".join(grid(folder, part, title) for title in titles) for part, titles in GRIDS.items()}
-    return {"aims": aims(folder), "summary": summary(folder), "frontend": behind_frontends(folder), **made}
+    """All that stands in the documents and was measured, by the name of its comments."""
+    grids = {
+        part: "\n\n".join(filter(None, (grid(folder, part, title) for title in titles)))
+        for part, titles in GRIDS.items()
+    }
+    made = {
+        "aims": aims(folder),
+        "summary": summary(folder),
+        "frontend": behind_frontends(folder),
+        "fleet": fleet(folder),
+        **grids,
+    }
+    return {name: text for name, text in made.items() if text}
 
 
 def between(name: str) -> re.Pattern[str]:
@@ -331,7 +401,7 @@ def between(name: str) -> re.Pattern[str]:
 
 
 def write(folder: Path) -> None:
-    """Put the tables into the pages. Raises OSError if a part was not measured."""
+    """Put the tables into the pages. What was not measured stays as it is."""
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for name, made in tables(folder).items():

@@ -7,6 +7,7 @@ and how long the text in each is: {"items": 100, "text": 5}. The endpoints:
     run     yields without pause
     step    pauses after each item, as a handler does that gets its tokens one by one
     batch   yields 32 items at a time with our `Batch`; the peer, which has none, yields them one by one
+    paced   yields an item every `pace` microseconds, as an engine does
     idle    yields one item and then waits
 """
 
@@ -51,12 +52,22 @@ async def peer_batch(request: dict[str, int]) -> AsyncIterator[Any]:
         await asyncio.sleep(0)
 
 
+async def paced(request: dict[str, int]) -> AsyncIterator[Any]:
+    text = "x" * request["text"]
+    loop = asyncio.get_running_loop()
+    due = loop.time()
+    for number in range(request["items"]):
+        yield {"token": number, "text": text}
+        due += request["pace"] / 1e6
+        await asyncio.sleep(max(0.0, due - loop.time()))
+
+
 async def idle(request: dict[str, int]) -> AsyncIterator[Any]:
     yield {"token": 0, "text": "x" * request["text"]}
     await asyncio.Event().wait()
 
 
-HANDLERS = {"run": run, "step": step, "batch": batch, "idle": idle}
+HANDLERS = {"run": run, "step": step, "batch": batch, "paced": paced, "idle": idle}
 
 
 async def ours() -> None:

@@ -32,7 +32,17 @@ from benchmarks.caller import peak_kib
 from benchmarks.replay_worker import compiled
 from benchmarks.worker import HANDLERS
 
-__all__ = ["FLOOR_WORKS", "PROGRAM_KINDS", "WORKS", "Worker", "idle_kib", "measure", "program", "started"]
+__all__ = [
+    "FLOOR_WORKS",
+    "MOST_OF_GRPC",
+    "PROGRAM_KINDS",
+    "WORKS",
+    "Worker",
+    "idle_kib",
+    "measure",
+    "program",
+    "started",
+]
 
 HERE = Path(__file__).parent
 PROGRAM_KINDS = ("ours", "dropin", "peer")
@@ -52,12 +62,21 @@ class Work:
     streams: int
     requests: int
     text: int = 5
+    pace: int = 0
+    """Microseconds between items, for the handler `paced`."""
 
     def body(self) -> bytes:
         burst = 1 if self.handler == "step" else 64
         size = self.text + 46  # of an item on the wire, for the floor
         return msgspec.msgpack.encode(
-            {"items": self.items, "text": self.text, "size": size, "burst": burst, "handler": self.handler}
+            {
+                "items": self.items,
+                "text": self.text,
+                "size": size,
+                "burst": burst,
+                "pace": self.pace,
+                "handler": self.handler,
+            }
         )
 
 
@@ -65,14 +84,18 @@ WORKS = {
     "run": Work("run", 1024, 32, 128),
     "step": Work("step", 1024, 32, 64),
     "batch": Work("batch", 1024, 32, 128),
+    **{f"{streams:,} at 20 ms": Work("paced", 100, streams, streams, pace=20_000) for streams in (64, 256, 1_024)},
     "one stream": Work("run", 20_000, 1, 1),
     "sequential": Work("run", 1, 1, 300),
     "concurrent": Work("run", 1, 32, 1_500),
     "4 KiB": Work("run", 5_000, 1, 1, 4_000),
     "1 MiB": Work("run", 64, 1, 1, 1 << 20),
 }
-FLOOR_WORKS = ("run", "step", "sequential", "concurrent", "4 KiB", "1 MiB")
+PACED = tuple(name for name, work in WORKS.items() if work.pace)
+FLOOR_WORKS = ("run", "step", *PACED, "sequential", "concurrent", "4 KiB", "1 MiB")
 """Works for which `replay.c` does the same."""
+MOST_OF_GRPC = 256
+"""Streams at once: its client has a thread for each."""
 
 
 class Worker:

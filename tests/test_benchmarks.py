@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from benchmarks import frontend, report, router, worker_side
+from benchmarks.fleet import __main__ as fleet
+from benchmarks.replay_worker import compiled
 from tests.interop.frontends import program
 
 CALLERS = router.available()
@@ -30,8 +32,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
         if "grpc.aio" not in CALLERS:
             yield settings
             return
-        with router.process([sys.executable, "-m", "benchmarks.grpc_worker"], settings) as port:
-            yield {**settings, "GRPC_TARGET": f"127.0.0.1:{port}"}
+        with router.process([sys.executable, "-m", "benchmarks.grpc_worker"], settings) as worker:
+            yield {**settings, "GRPC_TARGET": f"127.0.0.1:{worker.line}"}
 
 
 def test_the_router_and_the_drop_in_have_rows_of_their_own() -> None:
@@ -43,6 +45,37 @@ def test_a_caller_runs_on_uvloop_and_reads_every_item(name: str, settings: dict[
     python, kind = CALLERS[name]
     for measured in router.call(python, kind, "32x100", settings):
         assert (measured["loop"], measured["requests"], measured["items"]) == ("uvloop", 32, 3_200)
+
+
+@pytest.mark.parametrize("kind", [*router.EXTRAS.values(), "ours", "dropin"])
+def test_items_that_come_one_by_one_are_timed_for_each_way_of_taking_them(kind: str, settings: dict[str, str]) -> None:
+    for measured in router.call(sys.executable, kind, "64 at 20 ms", settings):
+        assert measured["items"] == 6_400
+        assert 0.01 < measured["gap_p50"] <= measured["gap_p99"]
+
+
+def test_the_floor_reads_the_answers_of_all_streams_as_they_come(settings: dict[str, str], tmp_path: Path) -> None:
+    measured = router.receive(compiled("receive", str(tmp_path)), "64 at 20 ms", settings["DYN_FILE_KV"])
+    assert measured["items"] == 6_400
+    assert 1.9 < measured["seconds"] < 20
+
+
+@pytest.mark.timeout(180)
+def test_each_mode_of_tls_is_measured_at_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trustme")
+    monkeypatch.setattr(router, "TLS_WORKS", ("sequential",))
+    (rows,) = router.tabulate(router.measure_tls(1)).values()
+    assert list(rows) == ["plain", "TLS", "mutual TLS", "mutual TLS, whole handshakes"]
+    assert all(row["cpu_of_both"] > 0 for row in rows.values())
+
+
+@pytest.mark.parametrize("name", CALLERS)
+def test_a_worker_that_pauses_between_items_is_asked_for_its_pace(name: str) -> None:
+    python, kind = CALLERS[name]
+    with worker_side.started(kind, python, router.environment("")) as worker:
+        measured = worker_side.measure(worker, worker_side.Work("paced", 10, 4, 4, pace=20_000))
+    assert measured["items"] == 40
+    assert measured["seconds"] > 0.15
 
 
 @pytest.mark.parametrize("name", CALLERS)
@@ -64,6 +97,37 @@ def test_a_frontend_delivers_every_token_of_each_worker(version: str) -> None:
         assert list(workers) == list(frontend.implementations(version))
         for worker in workers.values():
             assert [worker.measure(work)["items"] for work in works] == [800, 6, 40]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("backend", ["mem", "file"])
+def test_a_fleet_is_known_called_and_lost(backend: str) -> None:
+    """With files only what does not wait for records to expire: no descriptors, so no calls."""
+    case = fleet.Case(backend, 40, 2)
+    row = fleet.measure(case, seconds=1, visits=3, most_connections=100 if backend == "mem" else 0)
+    assert row["known_seconds"]
+    assert (row["missed"], row["came_p50"] is not None, row["went_p50"] is not None) == (0, True, True)
+    if backend == "mem":
+        assert row["connections"] == pytest.approx(1, abs=0.3)
+        assert row["forgotten"]
+        sent, lost, retried = (row[key] or 0 for key in ("sent_0", "lost_0", "lost_1"))
+        assert sent > 100
+        assert retried <= lost + 8 < sent / 2  # what was under way at the four that died
+    else:
+        assert "lost_0" not in row
+
+
+def test_figures_of_a_fleet_add_up_to_a_table(tmp_path: Path) -> None:
+    assert report.fleet(tmp_path) == ""
+    known: dict[str, float | None] = {"known_seconds": 0.5, "came_p50": 0.001, "came_most": None}
+    fleet.write(known, fleet.Case("etcd", 1_000, 10), {}, tmp_path)
+    fleet.write({**known, "sent_0": 2_000, "lost_0": 20}, fleet.Case("file", 1_000, 1), {}, tmp_path)
+    first, second = (each.splitlines() for each in report.fleet(tmp_path).split("\n\n"))
+    assert [line.split(" | ")[:3] for line in first[2:]] == [
+        ["| etcd, 1,000 workers, 10 routers", "0.5", "1 / –"],
+        ["| file, 1,000 workers, 1 router", "0.5", "1 / –"],
+    ]
+    assert [line.split(" | ")[:3] for line in second[2:]] == [["| file, 1,000 workers, 1 router", "2,000", "20"]]
 
 
 def rounds(*cpu: float) -> router.Rounds:
@@ -89,3 +153,25 @@ def test_a_ratio_is_one_of_medians_with_the_spread_of_the_rounds(tmp_path: Path)
     assert line.ratio(tmp_path, report.DROP_IN) == (15, [5, 15, 30])
     _, _, cells = report.reached(tmp_path, "against", "the better", [line]).splitlines()
     assert cells == ("| bursts | 2,000,000 µs | 2,000,000 µs | 30,000,000 µs | 15 (10 to 20) | 15 (5 to 30) | 40 |")
+
+
+def test_a_line_may_be_of_a_sink_and_have_two_aims(tmp_path: Path) -> None:
+    by_name = {name: rounds(cpu) for name, cpu in ((report.OURS, 2), (report.SINK, 1), ("Dynamo 1.6.1", 8))}
+    router.write("caller", {}, router.tabulate({"burst": by_name}), tmp_path)
+    lines = [
+        report.Ratio("plain", "caller", "burst", "cpu_per_item", 6, 5),
+        report.Ratio("sink", "caller", "burst", "cpu_per_item", 8, here=report.SINK),
+        report.Ratio("not measured", "caller", "packet", "cpu_per_item", 8),
+    ]
+    _, _, *cells = report.reached(tmp_path, "against", "Dynamo", lines).splitlines()
+    assert cells == [
+        "| plain | 2,000,000 µs | 8,000,000 µs | 4 (4 to 4) | 6 / 5 |",
+        "| sink | 1,000,000 µs | 8,000,000 µs | 8 (8 to 8) | 8 |",
+    ]
+
+
+def test_tables_are_made_of_what_was_measured(tmp_path: Path) -> None:
+    assert report.tables(tmp_path) == {}
+    router.write("growth-idle", {}, {report.OURS: {"kib_per_stream": 3.0}}, tmp_path)
+    assert list(report.tables(tmp_path)) == ["aims", "growth-idle"]
+    assert "memory of an idle stream | 3 KiB | 4 KiB" in report.tables(tmp_path)["aims"]

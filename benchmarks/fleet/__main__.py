@@ -45,6 +45,10 @@ CHANGING = 0.01
 STREAMS = 64
 """Of the load, of all routers together; each is asked for 100 ms of items at a time."""
 SPARE_DESCRIPTORS = 1_000
+TIME_LIMITS = {"DYN_TCP_REQUEST_TIMEOUT": "5"}
+"""The default, which says how late a lost request may fail."""
+VISITS = 20
+"""Workers that come and go, one at a time."""
 Row = dict[str, float | None]
 
 
@@ -129,9 +133,9 @@ class Fleet:
         self._living = living
         self._doomed = doomed
 
-    def measure(self, seconds: float, most_connections: int) -> Row:
-        """All of it. `seconds` is how long each measurement of CPU takes."""
-        row = {**self._start(), **self._visits(), **self._watching(seconds)}
+    def measure(self, seconds: float, visits: int, most_connections: int) -> Row:
+        """All of it. `seconds` is how long each measurement of CPU takes, `visits` how many workers come and go."""
+        row = {**self._start(), **self._visits(visits), **self._watching(seconds)}
         if self._case.connections > most_connections:
             print(
                 f"{self._case}: no calls, which need {self._case.connections:,} descriptors (of {most_connections:,})"
@@ -152,7 +156,7 @@ class Fleet:
         started = self._ask("start", size=self._case.workers)
         return {"known_seconds": _median(started, "seconds"), "kib_known": _median(started, "kib")}
 
-    def _visits(self, number: int = 20) -> Row:
+    def _visits(self, number: int) -> Row:
         """Seconds until a router knows. A worker that has gone before a router looked is missed, and counted."""
         self._living.begin("visit", number=number, pause=0.25)
         began = self._living.result()
@@ -198,7 +202,8 @@ class Fleet:
 
     def _loss(self) -> Row:
         streams = max(1, STREAMS // len(RETRIES) // self._case.routers)
-        self._ask("load", seconds=2.0 + 2 * LEASE_SECONDS, streams=streams)
+        afterwards = 2 if self._case.backend == "mem" else 2 * LEASE_SECONDS
+        self._ask("load", seconds=2.0 + afterwards, streams=streams)
         time.sleep(2)
         lost_at = time.monotonic()
         self._doomed.lose()
@@ -219,7 +224,7 @@ def _median(results: list[dict[str, float]], key: str) -> float:
 def settings_of(backend: str) -> Iterator[dict[str, str]]:
     """The environment of all processes; an etcd runs for it."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = {**router.environment(folder), "ETCD_LEASE_TTL": str(LEASE_SECONDS), "DYN_LOG": "off"}
+        settings = {**router.environment(folder), **TIME_LIMITS, "ETCD_LEASE_TTL": str(LEASE_SECONDS), "DYN_LOG": "off"}
         if backend != "etcd":
             yield settings
             return
@@ -264,10 +269,10 @@ def _wait_for(url: str) -> None:
     raise SystemExit(f"etcd at {url} does not become healthy")
 
 
-def measure(case: Case, seconds: float, most_connections: int) -> Row:
+def measure(case: Case, seconds: float, visits: int, most_connections: int) -> Row:
     """One case, with discovery and processes of its own."""
     with settings_of(case.backend) as settings, case.fleet(settings) as fleet:
-        return fleet.measure(seconds, most_connections)
+        return fleet.measure(seconds, visits, most_connections)
 
 
 def allow_descriptors() -> int:
@@ -279,11 +284,7 @@ def allow_descriptors() -> int:
 
 def write(row: Row, case: Case, facts: dict[str, str], folder: Path) -> None:
     """Add the figures of a case to those that are there."""
-    with contextlib.suppress(OSError):
-        known = report.figures(folder, "fleet")
-        router.write("fleet", facts, {**known, str(case): row}, folder)
-        return
-    router.write("fleet", facts, {str(case): row}, folder)
+    router.write("fleet", facts, {**report.figures(folder, "fleet"), str(case): row}, folder)
 
 
 def main() -> None:
@@ -302,7 +303,7 @@ def main() -> None:
             for routers in options.routers:
                 case = Case(backend, workers, routers)
                 began = time.monotonic()
-                row = measure(case, options.seconds, most_connections)
+                row = measure(case, options.seconds, VISITS, most_connections)
                 write(row, case, facts, options.figures)
                 print(f"{case}: {json.dumps(row)} ({time.monotonic() - began:.0f} s)", flush=True)
     print(report.fleet(options.figures))

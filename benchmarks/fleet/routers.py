@@ -20,7 +20,7 @@ import uvloop
 from benchmarks.caller import cpu_seconds, resident_kib
 from benchmarks.fleet.commands import Commands, obey
 from benchmarks.fleet.workers import ENDPOINT, FIRST_MARKER, Registered, Workers
-from dynamo_fast import AddressedPushRouter, DynamoError, PushRouter
+from dynamo_fast import AddressedPushRouter, DynamoError, PushRouter, RouterMode
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.discovery.connect import connect
 from dynamo_fast.egress.instance_table import Entry, InstanceTable
@@ -55,7 +55,10 @@ class Observed:
         """Watch, and return when all workers are known."""
         self.table = await InstanceTable.watch(ENDPOINT, discovery, self._router.response_server)
         self.table.listen(self)
-        self.routers = [PushRouter(self.table, self._router, retries=retries) for retries in RETRIES]
+        # At random: taking turns, every router begins with the same workers, and may not come to the lost ones.
+        self.routers = [
+            PushRouter(self.table, self._router, mode=RouterMode.Random, retries=retries) for retries in RETRIES
+        ]
         await self.until(lambda: len(self.table.entries) >= size)
 
     async def until(self, condition: Callable[[], bool]) -> None:

@@ -29,7 +29,7 @@ from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.payload import Annotated, PayloadCodec
 from dynamo_fast.wire.text import printable_json
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "add_target", "metadata_of", "run", "sender", "showing"]
 
 _MODES = {mode.value: mode for mode in RouterMode if mode not in (RouterMode.KV, RouterMode.Direct)}
 
@@ -44,13 +44,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Send a request to a worker, a real Dynamo's included, and print each item of its answer as a line "
         "of JSON. Ctrl-C kills the request.",
     )
+    add_target(parser)
+    parser.add_argument("--id", help="the request's id (default: a random UUID)")
+    parser.add_argument("--raw", action="store_true", help="print the whole envelope of each item, not its data only")
+    load = parser.add_argument_group("as a load")
+    load.add_argument("--repeat", type=count, default=1, metavar="N", help="send it N times, and print a summary")
+    load.add_argument("--concurrency", type=count, default=1, metavar="N", help="that many at once (default: 1)")
+    parser.set_defaults(run=run)
+
+
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Add the request, where it goes, and how; for `sender`."""
     parser.add_argument(
         "target", metavar="TARGET", help="an endpoint, NAMESPACE.COMPONENT.ENDPOINT; or an address, IP:PORT/PATH"
     )
     parser.add_argument("request", metavar="JSON", help="the request; - reads it from standard input")
-    parser.add_argument("--id", help="the request's id (default: a random UUID)")
     parser.add_argument("--metadata", action="append", default=[], metavar="KEY=VALUE", help="may be given repeatedly")
-    parser.add_argument("--raw", action="store_true", help="print the whole envelope of each item, not its data only")
     parser.add_argument(
         "--inactivity-timeout",
         type=seconds,
@@ -64,10 +73,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     endpoint.add_argument("--mode", choices=sorted(_MODES), default="round_robin", help="how to pick one of several")
     endpoint.add_argument("--wait", type=float, default=5.0, metavar="SECONDS", help="for an instance (default: 5)")
     add_discovery(endpoint)
-    load = parser.add_argument_group("as a load")
-    load.add_argument("--repeat", type=count, default=1, metavar="N", help="send it N times, and print a summary")
-    load.add_argument("--concurrency", type=count, default=1, metavar="N", help="that many at once (default: 1)")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -76,9 +81,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _call(options: argparse.Namespace) -> int:
-    value = _request(options.request)
-    metadata = dict(map(_pair, options.metadata))
-    async with _sender(value, options) as send:
+    metadata = metadata_of(options)
+    async with sender(options) as send:
         if options.repeat > 1:
             return await _run_load(Load(send, metadata), options.repeat, options.concurrency)
         async with await send(Context(options.id, metadata)) as stream:
@@ -88,8 +92,9 @@ async def _call(options: argparse.Namespace) -> int:
 
 
 @asynccontextmanager
-async def _sender(value: Any, options: argparse.Namespace) -> AsyncIterator[Send]:
-    """The function that sends the request to where the options say."""
+async def sender(options: argparse.Namespace) -> AsyncIterator[Send]:
+    """The function that sends the request to where the options of `add_target` say."""
+    value = _request(options.request)
     patience = options.inactivity_timeout
     if "/" in options.target.removeprefix("dyn://"):
         request = AddressedRequest(value, options.target, payload_codec=PayloadCodec(options.codec))
@@ -131,15 +136,24 @@ async def _wait_for(workers: PushRouter, endpoint: EndpointId, options: argparse
 
 async def _run_load(load: Load, repeat: int, concurrency: int) -> int:
     """Run it with its progress on a terminal, and print the summary; the status is 1 if a request failed."""
-    progress = asyncio.ensure_future(_show_progress(load, repeat))
-    await load.run(repeat, concurrency)
-    progress.cancel()
+    async with showing(load, repeat):
+        await load.run(repeat, concurrency)
     for line in load.summary():
         print(line)
     return 1 if load.failed else 0
 
 
-async def _show_progress(load: Load, repeat: int) -> None:
+@asynccontextmanager
+async def showing(load: Load, repeat: int | None) -> AsyncIterator[None]:
+    """Its progress, on a terminal."""
+    progress = asyncio.ensure_future(_show_progress(load, repeat))
+    try:
+        yield
+    finally:
+        progress.cancel()
+
+
+async def _show_progress(load: Load, repeat: int | None) -> None:
     while sys.stderr.isatty():
         await asyncio.sleep(_PROGRESS_SECONDS)
         print(f"\r{load.progress(repeat)}", end="\r", file=sys.stderr)
@@ -150,6 +164,11 @@ def _request(text: str) -> Any:
         return orjson.loads(sys.stdin.buffer.read() if text == "-" else text)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"the request is no JSON: {error}") from None
+
+
+def metadata_of(options: argparse.Namespace) -> dict[str, str]:
+    """Of each request. Raises InvalidRequest."""
+    return dict(map(_pair, options.metadata))
 
 
 def _pair(text: str) -> tuple[str, str]:

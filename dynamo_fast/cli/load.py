@@ -1,11 +1,15 @@
-"""`Load`: the same request many times, a few at once, and how long the answers took."""
+"""`Load`: the same request many times, a few at once or at a rate, and how long the answers took."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 from dynamo_fast.context import Context
 from dynamo_fast.egress.call import RoutedStream
@@ -17,11 +21,16 @@ __all__ = ["Load", "Send"]
 
 Send = Callable[[Context], Awaitable[ResponseStream | RoutedStream]]
 
+_STEPS = (1, 2, 5)
+_BOUNDS = [step * 10.0**power for power in range(-5, 4) for step in _STEPS]
+"""The upper bounds of the histogram's bars, in seconds; there is a bar above them, too."""
+_WIDTH = 40
+
 
 class Load:
     """Sends a request again and again, and counts the answers instead of printing them.
 
-    Owned by one `call`, which runs it once and then prints `progress` and `summary`. Times are in seconds.
+    Owned by one `call` or `bench`, which runs it once and then prints `progress` and `summary`. Times are in seconds.
     """
 
     def __init__(self, send: Send, metadata: dict[str, str]) -> None:
@@ -34,11 +43,17 @@ class Load:
         self._errors: Counter[str] = Counter()
         self._seconds = 0.0
 
-    async def run(self, repeat: int, concurrency: int) -> None:
-        """Send the request `repeat` times, at most `concurrency` at once. Its errors are counted, not raised."""
-        left = iter(range(repeat))
+    async def run(
+        self, repeat: int | None, concurrency: int, *, seconds: float = math.inf, rate: float = math.inf
+    ) -> None:
+        """Send the request `repeat` times, or for so many seconds; at most `concurrency` at once.
+
+        `rate`: so many requests are due in a second, evenly. The time of one counts from when it was due, so that it has
+        the time in it that it waited while too many others were under way. Errors of requests are counted, not raised.
+        """
         began = time.perf_counter()
-        await asyncio.gather(*(self._take(left) for _ in range(min(repeat, concurrency))))
+        left = _turns(repeat, began, seconds, rate)
+        await asyncio.gather(*(self._take(left) for _ in range(min(repeat or concurrency, concurrency))))
         self._seconds = time.perf_counter() - began
 
     @property
@@ -46,9 +61,9 @@ class Load:
         """How many requests failed."""
         return self._errors.total()
 
-    def progress(self, repeat: int) -> str:
+    def progress(self, repeat: int | None) -> str:
         """What has been done so far."""
-        return f"{self._done}/{repeat} requests, {self._items} items"
+        return f"{self._done}{f'/{repeat}' if repeat else ''} requests, {self._items} items"
 
     def summary(self) -> Iterator[str]:
         """The lines of the summary, after `run`."""
@@ -62,9 +77,40 @@ class Load:
         for text, count in self._errors.most_common():
             yield f"{count} x {printable(text)}"
 
-    async def _take(self, left: Iterator[int]) -> None:
-        for _ in left:
-            began = time.perf_counter()
+    def figures(self) -> dict[str, Any]:
+        """The same as values, after `run`: times as percentiles, and the histogram as upper bounds and counts."""
+        return {
+            "requests": self._done,
+            "failed": self.failed,
+            "items": self._items,
+            "seconds": self._seconds,
+            "requests_per_second": self._done / self._seconds,
+            "items_per_second": self._items / self._seconds,
+            "first_item": _percentiles(self._first_items),
+            "answer": _percentiles(self._answers),
+            "histogram": [[bound, number] for bound, number in self._bars()],
+            "errors": dict(self._errors),
+        }
+
+    def histogram(self) -> Iterator[str]:
+        """The times of whole answers as lines with bars, after `run`."""
+        bars = list(self._bars())
+        most = max((number for _, number in bars), default=0)
+        for bound, number in bars:
+            upper = "more" if bound is None else f"{bound * 1e3:g} ms"
+            yield f"{upper:>10} {'#' * math.ceil(number / most * _WIDTH):{_WIDTH}} {number}"
+
+    def _bars(self) -> Iterator[tuple[float | None, int]]:
+        """From the first bar to the last one that has something in it. A time belongs to the first bound not below it."""
+        found = Counter(bisect_left(_BOUNDS, seconds) for seconds in self._answers)
+        for place in range(min(found, default=0), max(found, default=-1) + 1):
+            yield _BOUNDS[place] if place < len(_BOUNDS) else None, found[place]
+
+    async def _take(self, left: Iterator[float | None]) -> None:
+        for due in left:
+            began = time.perf_counter() if due is None else due
+            if began > (now := time.perf_counter()):
+                await asyncio.sleep(began - now)
             try:
                 await self._one(began)
                 self._answers.append(time.perf_counter() - began)
@@ -80,3 +126,20 @@ class Load:
                     self._first_items.append(time.perf_counter() - began)
                     first = False
                 self._items += 1
+
+
+def _turns(repeat: int | None, began: float, seconds: float, rate: float) -> Iterator[float | None]:
+    """When each request is due; None: now. Ends after so many, and when the next one would be too late."""
+    for number in itertools.count() if repeat is None else range(repeat):
+        due = None if rate == math.inf else began + number / rate
+        if (time.perf_counter() if due is None else due) >= began + seconds:
+            return
+        yield due
+
+
+def _percentiles(times: list[float]) -> dict[str, float]:
+    if not times:
+        return {}
+    times = sorted(times)
+    found = {f"p{percent}": times[len(times) * percent // 100] for percent in (50, 90, 99)}
+    return {**found, "max": times[-1]}

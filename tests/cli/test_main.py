@@ -137,6 +137,13 @@ def test_serve_call_and_instances(tmp_path: Path) -> None:
         load = run(tmp_path, "call", "a.b.c", "{}", "--repeat", "50", "--concurrency", "8").stdout
         assert load.startswith("50 requests, 0 failed, 100 items in ")
         assert "first item: median " in load
+        counted = run(tmp_path, "bench", "a.b.c", "{}", "--count", "40", "--concurrency", "4", "--json")
+        figures = json.loads(counted.stdout)
+        assert (counted.returncode, figures["requests"], figures["failed"], figures["items"]) == (0, 40, 0, 80)
+        assert sum(number for _, number in figures["histogram"]) == 40
+        timed = run(tmp_path, "bench", address, "{}", "--duration", "0.2", "--rate", "50", "--codec", "json").stdout
+        assert timed.startswith("10 requests, 0 failed, 20 items in ")  # at 0, 20, ... 180 ms
+        assert timed.splitlines()[-1].split()[1] == "ms"
         failing = run(tmp_path, "call", f"{address}x", "{}", "--repeat", "3")
         assert failing.returncode == 1
         assert "3 x Unavailable: Server unavailable: unknown endpoint" in failing.stdout
