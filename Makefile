@@ -197,5 +197,5 @@ $(VENV)/.wheels: | $(BIN)/python
 
 clean:
 	rm -rf $(VENV) .peers build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f dynamo_fast/*.so dynamo_fast/wire/*.so dynamo_fast/ingress/*.so dynamo_fast/_codec.c
+	find dynamo_fast -name '*.so' -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

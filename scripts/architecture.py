@@ -12,8 +12,11 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
+import dynamo_fast
+
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "dynamo_fast"
+#: The package that is imported: the one of this tree, and the installed one where a wheel is tested.
+PACKAGE = Path(dynamo_fast.__file__).resolve().parent
 PICTURE = ROOT / "docs" / "figures" / "architecture.svg"
 
 #: From the top down: a floor imports only floors below it, and the rooms of one floor do not import each other.

@@ -38,8 +38,8 @@ cdef class Items:
 @cython.final
 @cython.freelist(16)
 cdef class NextItem:
-    cdef Items _items
-    cdef object _waiting
+    cdef readonly Items _items
+    cdef readonly object _waiting
 
 
 @cython.locals(next_item=NextItem)

@@ -36,6 +36,7 @@ class Items:
     """
 
     __slots__ = (
+        "__weakref__",
         "_after",
         "_bare",
         "_begin",

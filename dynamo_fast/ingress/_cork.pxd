@@ -8,12 +8,12 @@ cdef class Cork:
     cdef readonly list data
     cdef public Py_ssize_t bytes
     cdef public bint paused
-    cdef object _write
-    cdef object _clock
-    cdef Py_ssize_t _max_items
-    cdef Py_ssize_t _max_bytes
-    cdef double _max_seconds
-    cdef double _until
+    cdef readonly object _write
+    cdef readonly object _clock
+    cdef readonly Py_ssize_t _max_items
+    cdef readonly Py_ssize_t _max_bytes
+    cdef readonly double _max_seconds
+    cdef readonly double _until
 
     cpdef object restart(self)
     @cython.locals(data=bytes)

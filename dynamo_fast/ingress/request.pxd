@@ -8,7 +8,7 @@ from dynamo_fast.ingress.response_connection cimport ResponseConnection, Uncorki
 @cython.final
 cdef class Request:
     cdef object __weakref__
-    cdef Answer _answer
+    cdef readonly Answer _answer
     cdef readonly object _control
     cdef readonly object _info
     cdef readonly object _input

@@ -5,11 +5,11 @@ cimport cython
 cdef class Poller:
     cdef object __weakref__
     cdef readonly object loop
-    cdef object _epoll
+    cdef readonly object _epoll
     cdef readonly dict _transports
     cdef readonly list _ended
-    cdef bint _is_dispatching
-    cdef bint _is_closing
+    cdef readonly bint _is_dispatching
+    cdef readonly bint _is_closing
 
     cpdef DirectTransport connect(self, str host, object port, object protocol, bytes first)
     cdef object _close_if_unused(self)
@@ -24,19 +24,19 @@ cdef class Poller:
 @cython.final
 cdef class DirectTransport:
     cdef readonly bint connected
-    cdef Poller _poller
-    cdef object _socket
-    cdef int _number
+    cdef readonly Poller _poller
+    cdef readonly object _socket
+    cdef readonly int _number
     cdef readonly object _protocol
-    cdef object _waiter
-    cdef bint _closing
-    cdef bint _closed
-    cdef bint _ends_writing
-    cdef bint _paused
-    cdef object _error
+    cdef readonly object _waiter
+    cdef readonly bint _closing
+    cdef readonly bint _closed
+    cdef readonly bint _ends_writing
+    cdef readonly bint _paused
+    cdef readonly object _error
     cdef readonly list _unsent
-    cdef Py_ssize_t _size
-    cdef int _events
+    cdef readonly Py_ssize_t _size
+    cdef readonly int _events
 
     cpdef bint is_closing(self)
     @cython.locals(sent=Py_ssize_t)

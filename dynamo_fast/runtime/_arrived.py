@@ -26,7 +26,7 @@ class FutureItems:
     The base of the drop-in's `AsyncResponseStream`, which owns the items. Used on their event loop.
     """
 
-    __slots__ = ("_loop", "_stream", "_waits")
+    __slots__ = ("__weakref__", "_loop", "_stream", "_waits")
 
     def __init__(self, items: Items, loop: asyncio.AbstractEventLoop) -> None:
         self._stream = items
