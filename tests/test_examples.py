@@ -17,7 +17,7 @@ from tests.interop.peers import ROOT, VERSIONS
 from tests.programs import started
 from tests.waiting import until_in_thread
 
-pytestmark = [pytest.mark.frontend, pytest.mark.timeout(240)]  # torch takes long to import on a busy machine
+pytestmark = pytest.mark.frontend
 
 PROGRAM = ROOT / "examples" / "transformers_engine.py"
 BATCH = 4

@@ -119,7 +119,6 @@ def test_from_a_file_to_a_curl(version: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.frontend
-@pytest.mark.timeout(240)  # torch takes long to import on a busy machine
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_real_engine(version: str, tmp_path: Path) -> None:
     need_torch()

@@ -17,8 +17,9 @@ from xml.etree import ElementTree
 import pytest
 
 from dynamo_fast.standin import FOLDER
+from tests.interop.frontends import environment, program
 from tests.interop.peers import ROOT
-from tests.interop.wheels import dynamo_python, environment, site_packages
+from tests.interop.wheels import site_packages
 
 pytestmark = [pytest.mark.frontend, pytest.mark.timeout(600)]
 
@@ -90,7 +91,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
 
 def run(folder: Path, *paths: Path) -> Outcomes:
     """Run all files in one process of Dynamo's Python, with `paths` before its own packages."""
-    python, packages = dynamo_python(VERSION), site_packages(VERSION)
+    python, packages = program(VERSION), site_packages(VERSION)
     here = f"python{sys.version_info.major}.{sys.version_info.minor}"
     if packages.parent.name != here:  # pytest, and what this project needs, come from here
         pytest.skip(f"the real frontend is installed for {packages.parent.name}, and these tests run on {here}")
@@ -139,6 +140,6 @@ def test_a_component_test_passes_where_it_passes_on_real_dynamo(file: str, real:
 
 @pytest.mark.parametrize("file", NOT_RUNNABLE)
 def test_the_table_of_what_does_not_run_names_files_of_the_wheel(file: str) -> None:
-    dynamo_python(VERSION)
+    program(VERSION)
     assert (site_packages(VERSION) / "dynamo" / file).is_file()
     assert file not in FILES
