@@ -66,6 +66,7 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
         "DYN_LOG": "warn",
         "HOME": str(folder),
         "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",  # a tiny model is quicker without threads, above all on a busy machine
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
         **settings,

@@ -7,6 +7,7 @@ import functools
 import itertools
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ _words = itertools.count(1)
 
 
 def once(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run a test on uvloop alone. Each model takes four inotify instances of a frontend, which keeps them."""
+    """Run a test on uvloop alone: the frontend is what is asked."""
 
     @functools.wraps(test)
     def run(**fixtures: Any) -> None:
@@ -34,13 +35,12 @@ def once(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     return run
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
-def frontend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
-    """One for each release."""
-    folder = tmp_path_factory.mktemp(f"frontend-{request.param}")
+@pytest.fixture(params=VERSIONS)
+def frontend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Frontend]:
+    """One for each test: in kv mode a frontend takes seven inotify instances for each model, and keeps them."""
     options = ["--router-mode", "kv", "--kv-cache-block-size", str(BLOCK_SIZE)]
     options += ["--active-decode-blocks-threshold", "0.5"]
-    with started_frontend(request.param, folder, *options, DYN_LOG="info") as started:
+    with started_frontend(request.param, tmp_path, *options, DYN_LOG="info") as started:
         yield started
 
 
@@ -59,24 +59,17 @@ def model() -> str:
 async def two_workers(frontend: Frontend, model: str, ranks: int = 1) -> AsyncIterator[tuple[KvWorker, KvWorker]]:
     """Two, both of which the frontend knows."""
     a, b = await KvWorker.start(frontend, model, ranks), await KvWorker.start(frontend, model, ranks)
+
+    async def both_are_asked() -> None:
+        while not (a.prompts and b.prompts):
+            await complete(frontend, model, new_prompt(2))
+
     try:
         await asyncio.to_thread(frontend.wait_for, model, kinds=["Completions"])
-        async for prompt in endless(frontend, model):
-            if a.prompts and b.prompts:
-                assert prompt
-                break
+        await asyncio.wait_for(both_are_asked(), LIMIT)
         yield a, b
     finally:
         await asyncio.gather(a.worker.close(), b.worker.close())
-
-
-async def endless(frontend: Frontend, model: str) -> AsyncIterator[list[int]]:
-    """Ask with one new prompt after another."""
-    for _ in range(200):
-        prompt = new_prompt(2)
-        await complete(frontend, model, prompt)
-        yield prompt
-    raise AssertionError("it did not happen in 200 requests")
 
 
 async def complete(frontend: Frontend, model: str, tokens: list[int]) -> int:
