@@ -40,11 +40,11 @@ test: lint
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report --skip-covered
 
-# Apart from `make test`, as the frontends and torch take long to install.
+# Apart from `make test`, as the frontends and torch take long to install. A test may take some minutes (tests/conftest.py).
 test-frontend: $(VENV)/.examples
 	@$(MAKE) --no-print-directory runtimes frontends || echo "==> no real frontend: the tests against it will be skipped"
 	$(call say,"models behind the real frontend")
-	@$(BIN)/python -m pytest -m frontend
+	@$(BIN)/python -m pytest -m frontend -o faulthandler_timeout=900
 
 lint: $(VENV)/.test
 	$(call say,"ruff")

@@ -1,12 +1,11 @@
 """A model of Hugging Face `transformers` behind Dynamo's OpenAI frontend.
 
-    pip install torch==2.13.0 "dynamo_fast[examples,models]"
-    python examples/transformers_engine.py                       # the frontend sends token ids
-    python examples/transformers_engine.py --text                # the frontend sends the OpenAI request itself
-    python examples/transformers_engine.py --kv-events           # and tells frontends in `kv` mode what is in its cache
+    python examples/transformers_engine.py                # the frontend sends token ids
+    python examples/transformers_engine.py --text         # the frontend sends the OpenAI request itself
+    python examples/transformers_engine.py --kv-events    # tells frontends in `kv` mode what is in its cache
 
-The model is made in ./tiny-model if it is not there (`tiny_model.py`). `--model` takes the folder of any causal language
-model.
+What to install, and how to start the frontend: README.md in this folder. The model is made in ./tiny-model
+if it is not there (`tiny_model.py`). `--model` takes the folder of any causal language model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every test shares: the event loops that asynchronous tests run on.
+"""What every test shares: the event loops that asynchronous tests run on, and the time that tests have.
 
 An asynchronous test runs on asyncio's own loop and on uvloop. A test that is marked `turned_clock` runs once, on a loop
 whose clock it turns (`dynamo_fast.testing.clock`).
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
 from dynamo_fast.testing.clock import TurnedEventLoop
+
+FRONTEND_TIMEOUT = 300
+"""Seconds for a test with a real frontend: it starts several processes, which import much, on a machine that is busy."""
 
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
@@ -26,3 +29,10 @@ if sys.platform != "win32":
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, NewLoop]:
     """See pytest-asyncio."""
     return {"turned": TurnedEventLoop} if item.get_closest_marker("turned_clock") else LOOPS
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """See pytest."""
+    for item in items:
+        if item.get_closest_marker("frontend") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(FRONTEND_TIMEOUT))

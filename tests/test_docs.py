@@ -16,7 +16,7 @@ from scripts.architecture import FLOORS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted(page.relative_to(ROOT) for page in [*ROOT.glob("*.md"), *DOCS.glob("*.md")])
+PAGES = sorted(page.relative_to(ROOT) for folder in (ROOT, DOCS, ROOT / "examples") for page in folder.glob("*.md"))
 OPTIONS = doctest.ELLIPSIS
 
 

@@ -1,4 +1,7 @@
-"""docs/models.md: its commands run behind Dynamo's own frontend, and its Python runs as it stands there."""
+"""docs/models.md and examples/README.md: their commands run behind Dynamo's own frontend.
+
+The Python of the first runs as it stands there.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ from tests.test_guides import example, run
 
 PAGE = "models.md"
 TEXT = (ROOT / "docs" / PAGE).read_text(encoding="utf-8")
+EXAMPLES = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
 ENGINE = "## A real engine"
 LIMIT = 60.0
 
@@ -119,14 +123,12 @@ def test_from_a_file_to_a_curl(version: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.frontend
-@pytest.mark.timeout(240)  # torch takes long to import on a busy machine
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_real_engine(version: str, tmp_path: Path) -> None:
     need_torch()
     with ExitStack() as servers:
         reader = Reader(version, tmp_path, servers)
-        first = "```console\n" + next(block for block in TEXT.split("```console\n") if "dynamo.frontend" in block)
-        reader.follow(first.partition("```\n\n")[0] + "```\n")
+        assert reader.follow(EXAMPLES) == 5
         assert reader.follow(TEXT.partition(ENGINE)[2]) == 3
 
 

@@ -38,10 +38,13 @@ async def happens_after(seconds: float, happened: Callable[[], object]) -> None:
     assert happened(), f"it did not happen within {seconds:g} s"
 
 
-def until_in_thread(condition: Callable[[], object]) -> None:
-    """The same without an event loop. Raises TimeoutError."""
-    deadline = time.monotonic() + LIMIT
+def until_in_thread(condition: Callable[[], object], limit: float = LIMIT, pause: float = _PAUSE) -> None:
+    """The same without an event loop. Raises TimeoutError after `limit` seconds.
+
+    `pause` is the time between two looks, in seconds: a longer one for a condition that costs another process work.
+    """
+    deadline = time.monotonic() + limit
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{condition} was not true within {LIMIT:g} s")
-        time.sleep(_PAUSE)
+            raise TimeoutError(f"{condition} was not true within {limit:g} s")
+        time.sleep(pause)

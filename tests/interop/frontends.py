@@ -10,7 +10,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +23,25 @@ from tests.interop.peers import ROOT, interpreter
 from tests.programs import end
 from tests.waiting import until_in_thread
 
-__all__ = ["LIMIT", "Answer", "Frontend", "Model", "ModelWorker", "Stream", "frontend", "model_worker", "program"]
+__all__ = [
+    "LIMIT",
+    "Answer",
+    "Frontend",
+    "Model",
+    "ModelWorker",
+    "Stream",
+    "environment",
+    "frontend",
+    "model_worker",
+    "program",
+    "until",
+]
 
 ROUTES = {"Chat": "/v1/chat/completions", "Completions": "/v1/completions", "Embedding": "/v1/embeddings"}
-LIMIT = 30.0
-"""Seconds that an answer, or a line of a worker, may take."""
+LIMIT = 60.0
+"""Seconds that an answer, a line of a worker or the start of a process may take on a busy machine."""
+_PAUSE = 0.02
+"""Seconds between two looks at a condition: most looks are a request that the frontend answers."""
 
 
 def program(version: str) -> Path:
@@ -41,7 +55,7 @@ def program(version: str) -> Path:
 def environment(folder: Path, **settings: str) -> dict[str, str]:
     """The environment of a frontend and of its workers. They stay on this machine, and write into `folder` only.
 
-    The store of file discovery is in it, and the frontend's cache of tokenizers.
+    The store of file discovery is in it, and the frontend's cache of tokenizers. `settings` come on top.
     """
     return {
         **os.environ,
@@ -52,6 +66,7 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
         "DYN_LOG": "warn",
         "HOME": str(folder),
         "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",  # a tiny model is quicker without threads, above all on a busy machine
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
         **settings,
@@ -174,13 +189,13 @@ class Frontend:
             listed = self.models() >= set(names)
             return listed and all(self.post(ROUTES[kind], {}).text for kind in kinds)
 
-        until_in_thread(is_ready)
+        until(is_ready)
 
     def wait_until_gone(self, name: str) -> None:
-        until_in_thread(lambda: name not in self.models())
+        until(lambda: name not in self.models())
 
     def wait_until_up(self) -> None:
-        until_in_thread(self._is_up)
+        until(self._is_up)
 
     def _is_up(self) -> bool:
         self._fail_if_ended()
@@ -203,6 +218,11 @@ class Frontend:
             return Answer(response.status, response.read().decode())
         finally:
             connection.close()
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what a frontend or its worker does. Raises TimeoutError after `LIMIT` seconds."""
+    until_in_thread(condition, LIMIT, _PAUSE)
 
 
 def chat_request(model: str, text: str, **options: Any) -> dict[str, Any]:

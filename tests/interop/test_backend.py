@@ -8,18 +8,20 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.interop.wheels import dynamo_python, environment, ours, pure_wheel
+from tests.interop.frontends import LIMIT, environment, program
+from tests.interop.wheels import ours, pure_wheel
 from tests.llm.folders import make_folder
 from tests.waiting import until_in_thread
 
-pytestmark = [pytest.mark.frontend, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.frontend
 
-LIMIT = 60
 VERSION = "1.6.1"
 PROGRAM = str(Path(__file__).with_name("recorded_engine.py"))
 
@@ -59,6 +61,8 @@ def life(
     with subprocess.Popen(
         command, cwd=folder, env=environment(folder, **settings), stdout=subprocess.PIPE, text=True
     ) as process:
+        ends_late = threading.Timer(LIMIT, process.kill)
+        ends_late.start()
         try:
             assert process.stdout is not None
             for line in process.stdout:
@@ -70,6 +74,7 @@ def life(
                         process.send_signal(signal.SIGTERM)
             return told, process.wait(LIMIT)
         finally:
+            ends_late.cancel()
             process.kill()
 
 
@@ -108,8 +113,10 @@ def test_a_card_without_files_is_the_card_of_the_real_worker(size: int, tmp_path
     ids=" ".join,
 )
 def test_an_engine_lives_as_on_the_real_worker(options: list[str], tmp_path: Path) -> None:
-    expected, _ = life([str(dynamo_python(VERSION)), PROGRAM, "model", *options], tmp_path / "real")
-    wheel = pure_wheel(VERSION, tmp_path)
-    got, status = life(ours(PROGRAM, "model", *options), tmp_path / "ours", PYTHONPATH=str(wheel))
+    real, wheel = [str(program(VERSION)), PROGRAM, "model", *options], pure_wheel(VERSION, tmp_path)
+    with ThreadPoolExecutor(1) as beside:
+        expecting = beside.submit(life, real, tmp_path / "real", PYTHONPATH="")
+        got, status = life(ours(PROGRAM, "model", *options), tmp_path / "ours", PYTHONPATH=str(wheel))
+        expected, _ = expecting.result()
     assert got == expected
     assert status == (0 if got[-1]["event"] == "ended" else 7)  # the real one may crash at the interpreter's exit

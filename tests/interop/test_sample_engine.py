@@ -5,124 +5,60 @@ It is `dynamo.common.backend.sample_main` of each release, with the pure Python 
 
 from __future__ import annotations
 
-import http.client
-import json
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.interop.frontends import LIMIT, Frontend, environment, frontend, until
 from tests.interop.peers import VERSIONS
-from tests.interop.wheels import dynamo_python, environment, ours, pure_wheel
+from tests.interop.wheels import ours, pure_wheel
 from tests.llm.folders import make_folder
 from tests.programs import end
-from tests.waiting import until_in_thread
 
-pytestmark = [pytest.mark.frontend, pytest.mark.timeout(150)]
+pytestmark = pytest.mark.frontend
 
-LIMIT = 30
 MODEL = "sample"
 
 
-@dataclass
-class Front:
-    """A frontend that runs, and where its workers find it."""
-
-    version: str
-    folder: Path
-    port: int
-    process: subprocess.Popen[str]
-
-    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, str]:
-        """The status and the body of an answer, streamed or not."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT)
-        try:
-            connection.request(method, path, body and json.dumps(body), {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            return response.status, response.read().decode()
-        finally:
-            connection.close()
-
-    def chat(self, **options: Any) -> tuple[int, str]:
-        body = {"model": MODEL, "messages": [{"role": "user", "content": "hello world"}], **options}
-        return self.ask("POST", "/v1/chat/completions", body)
-
-    def is_up(self) -> bool:
-        assert self.process.poll() is None, "the frontend has ended"
-        try:
-            return self.ask("GET", "/v1/models")[0] == 200
-        except ConnectionError:
-            return False
-
-    def models(self) -> list[str]:
-        """The models that it lists."""
-        return [each["id"] for each in json.loads(self.ask("GET", "/v1/models")[1])["data"]]
+@pytest.fixture(scope="module", params=VERSIONS)
+def front(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+    with frontend(request.param, tmp_path_factory.mktemp("front")) as started:
+        yield started
 
 
 @contextmanager
-def program(name: str, command: Sequence[str], folder: Path, **settings: str) -> Iterator[subprocess.Popen[str]]:
-    """A program whose output pytest shows if the test fails."""
-    log = folder / f"{name}.log"
+def sample(
+    front: Frontend, *options: str, kind: str = "sample_main", name: str = MODEL
+) -> Iterator[subprocess.Popen[str]]:
+    """The sample engine of the same release. At the end of the block it has left."""
+    folder, wheel, log = front.folder / MODEL, front.folder / f"ai-dynamo-{front.version}", front.folder / "sample.log"
+    if not folder.exists():
+        make_folder(folder)
+        pure_wheel(front.version, front.folder)
+    command = ours("-m", f"dynamo.common.backend.{kind}", "--model-name", name, "--discovery-backend", "file")
+    settings = environment(front.folder, PYTHONPATH=str(wheel), DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS="0")
     with (
         log.open("w") as output,
         subprocess.Popen(
-            command, cwd=folder, env=environment(folder, **settings), stdout=output, stderr=subprocess.STDOUT, text=True
+            [*command, *options], cwd=front.folder, env=settings, stdout=output, stderr=subprocess.STDOUT, text=True
         ) as process,
     ):
         try:
             yield process
         finally:
             end(process)
-            sys.stderr.write(f"--- {name}\n{log.read_text()[-20_000:]}\n")
-
-
-@pytest.fixture(scope="module", params=VERSIONS)
-def front(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    version, folder = request.param, tmp_path_factory.mktemp("front")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        str(dynamo_python(version)),
-        "-m",
-        "dynamo.frontend",
-        "--http-host",
-        "127.0.0.1",
-        "--http-port",
-        str(port),
-    ]
-    command += ["--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq"]
-    with program("frontend", command, folder) as process:
-        started = Front(version, folder, port, process)
-        until_in_thread(started.is_up)
-        yield started
+            sys.stderr.write(log.read_text()[-20_000:])  # pytest shows it with a test that fails
 
 
 @contextmanager
-def sample(front: Front, *options: str, kind: str = "sample_main", **settings: str) -> Iterator[subprocess.Popen[str]]:
-    """The sample engine of the same release. At the end of the block it has left."""
-    model, wheel = front.folder / MODEL, front.folder / f"ai-dynamo-{front.version}"
-    if not model.exists():
-        make_folder(model)
-        pure_wheel(front.version, front.folder)
-    command = ours("-m", f"dynamo.common.backend.{kind}", "--model-name", MODEL, "--discovery-backend", "file")
-    settings = {"PYTHONPATH": str(wheel), "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS": "0", **settings}
-    with program("sample", [*command, *options], front.folder, **settings) as process:
-        yield process
-
-
-@contextmanager
-def listed(front: Front, *options: str, **settings: str) -> Iterator[subprocess.Popen[str]]:
-    with sample(front, "--delay", "0", *options, **settings) as process:
-        until_in_thread(lambda: front.models() == [MODEL] or fail_if_ended(process))
-        until_in_thread(lambda: front.chat(max_tokens=1)[0] == 200)  # it lists a model a moment before it serves it
+def listed(front: Frontend, *options: str) -> Iterator[subprocess.Popen[str]]:
+    with sample(front, "--delay", "0", *options) as process:
+        until(lambda: front.models() == {MODEL} or fail_if_ended(process))
+        until(lambda: front.chat(MODEL, max_tokens=1).status == 200)  # it lists a model a moment before it serves it
         yield process
 
 
@@ -131,72 +67,63 @@ def fail_if_ended(process: subprocess.Popen[str]) -> bool:
     return False
 
 
-def test_the_frontend_lists_it_and_it_answers(front: Front) -> None:
+def test_the_frontend_lists_it_and_it_answers(front: Frontend) -> None:
     with listed(front) as process:
-        status, text = front.chat(max_tokens=3)
-        answer = json.loads(text)
-        assert status == 200, text
-        assert answer["choices"][0]["finish_reason"] == "length"
-        assert answer["choices"][0]["message"]["content"]
-        assert answer["usage"]["completion_tokens"] == 3
+        answer = front.chat(MODEL, max_tokens=3)
+        assert answer.status == 200, answer.text
+        assert answer.json["choices"][0]["finish_reason"] == "length"
+        assert answer.content
+        assert answer.json["usage"]["completion_tokens"] == 3
 
-        status, text = front.ask("POST", "/v1/completions", {"model": MODEL, "prompt": "hello", "max_tokens": 2})
-        answer = json.loads(text)
-        assert status == 200, text
-        assert (answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 2)
+        answer = front.complete(MODEL, "hello", max_tokens=2)
+        assert answer.status == 200, answer.text
+        assert answer.json["choices"][0]["finish_reason"] == "length"
+        assert answer.json["usage"]["completion_tokens"] == 2
 
-        status, text = front.chat(max_tokens=3, stream=True)
-        events = [line for line in text.splitlines() if line.startswith("data: ")]
-        assert status == 200, text
-        assert events[-1] == "data: [DONE]"
-        assert sum("content" in json.loads(event[6:])["choices"][0]["delta"] for event in events[:-1]) >= 3
+        answer = front.chat(MODEL, max_tokens=3, stream=True)
+        assert answer.status == 200, answer.text
+        assert answer.events[-1] == "data: [DONE]"
+        assert sum("content" in chunk["choices"][0]["delta"] for chunk in answer.chunks) >= 3
 
         process.send_signal(signal.SIGTERM)
         assert process.wait(LIMIT) == 0
-        until_in_thread(lambda: front.models() == [])
+        front.wait_until_gone(MODEL)
 
 
-def test_its_tokens_have_log_probabilities(front: Front) -> None:
+def test_its_tokens_have_log_probabilities(front: Frontend) -> None:
     with listed(front):
-        status, text = front.chat(max_tokens=2, logprobs=True, top_logprobs=2)
-        assert status == 200, text
-        tokens = json.loads(text)["choices"][0]["logprobs"]["content"]
+        answer = front.chat(MODEL, max_tokens=2, logprobs=True, top_logprobs=2)
+        assert answer.status == 200, answer.text
+        tokens = answer.json["choices"][0]["logprobs"]["content"]
         assert [len(token["top_logprobs"]) for token in tokens] == [3, 3]  # the chosen one, and two more
 
 
-def test_an_answer_in_flight_is_finished_before_it_leaves(front: Front) -> None:
-    with listed(front, "--delay", "0.02") as process:
-        connection = http.client.HTTPConnection("127.0.0.1", front.port, timeout=LIMIT)
-        body = {"model": MODEL, "prompt": "hello", "max_tokens": 50, "stream": True}
-        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        assert response.readline().startswith(b"data: ")
+def test_an_answer_in_flight_is_finished_before_it_leaves(front: Frontend) -> None:
+    with listed(front, "--delay", "0.02") as process, front.stream(MODEL, max_tokens=50) as stream:
+        assert stream.event().startswith("data: ")
         process.send_signal(signal.SIGTERM)
-        rest = response.read().decode()
-        connection.close()
-        assert '"finish_reason":"length"' in rest
-        assert "[DONE]" in rest
+        rest = stream.rest()
+        assert '"finish_reason":"length"' in rest.text
+        assert rest.events[-1] == "data: [DONE]"
         assert process.wait(LIMIT) == 0
 
 
-def test_an_engine_that_takes_the_clients_request(front: Front) -> None:
+def test_an_engine_that_takes_the_clients_request(front: Frontend) -> None:
     """The sample for images: it has no model folder."""
+    request = {"model": "painter", "prompt": "a cat", "size": "256x256"}
 
-    def answer() -> tuple[int, str]:
-        return front.ask("POST", "/v1/images/generations", {"model": "painter", "prompt": "a cat", "size": "256x256"})
-
-    with sample(front, "--model-name", "painter", kind="sample_diffusion_main") as process:
-        until_in_thread(lambda: answer()[0] == 200 or fail_if_ended(process))
-        (image,) = json.loads(answer()[1])["data"]
+    with sample(front, name="painter", kind="sample_diffusion_main") as process:
+        until(lambda: front.post("/v1/images/generations", request).status == 200 or fail_if_ended(process))
+        (image,) = front.post("/v1/images/generations", request).json["data"]
         assert image["url"].startswith("data:image/png;base64,")
         process.send_signal(signal.SIGTERM)
         assert process.wait(LIMIT) == 0
-    until_in_thread(lambda: front.models() == [])
+    front.wait_until_gone("painter")
 
 
-def test_a_model_that_is_no_folder_ends_it_with_an_error(front: Front) -> None:
-    with sample(front, "--model-name", "no-such-model") as process:
+def test_a_model_that_is_no_folder_ends_it_with_an_error(front: Frontend) -> None:
+    with sample(front, name="no-such-model") as process:
         assert process.wait(LIMIT) == 1
     log = (front.folder / "sample.log").read_text()
     assert "InvalidRequest: the model no-such-model does not exist: expected a local folder" in log
-    assert front.models() == []
+    assert "no-such-model" not in front.models()
