@@ -70,6 +70,8 @@ def test_the_configuration_needs_nothing_that_is_heavy() -> None:
 
 def test_variables_are_dynamos_ours_or_in_common_use() -> None:
     others = {"CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "NO_COLOR", "OTEL_EXPORT_ENABLED", "VLLM_LOGGING_LEVEL"}
+    others |= {"OTEL_SERVICE_NAME", "OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"}
+    others |= {"OTEL_TRACES_SAMPLE_RATIO"}
     others |= {"POD_NAME", "POD_UID", "POD_NAMESPACE", "CONTAINER_NAME"}
     others |= {"KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"}
     variables = {each.metadata["variable"] for config in ALL for each in fields(config)}

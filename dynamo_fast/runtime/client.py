@@ -12,7 +12,6 @@ from dynamo_fast.context import Context as RequestContext
 from dynamo_fast.egress.call import Call, RoutedStream
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.errors import DynamoError, InvalidRequest, SerializationError
-from dynamo_fast.observability import tracing
 from dynamo_fast.runtime.context import Context
 from dynamo_fast.runtime.eager import start
 from dynamo_fast.runtime.exceptions import argument_error, at_await, at_call, at_iterate
@@ -38,7 +37,6 @@ class Client:
         self._router = router
         self._hub = hub
         self._mode = mode
-        self._traces = tracing.active()
         self._loop = router.router.response_server.loop
 
     def instance_ids(self) -> list[int]:
@@ -138,7 +136,7 @@ class Client:
             )
         unlink = None
         if context is None:
-            child = RequestContext(trace_headers=tracing.outgoing(None).headers if self._traces else None)
+            child = RequestContext()
         else:
             child = context.child()
             unlink = context.request.link_child(child)
