@@ -101,14 +101,14 @@ class TracedCall(Call):
         common = {"request_id": self.context.id()}
         if self._around is None and headers and TRACEPARENT in headers:
             endpoint = str(entry.instance.endpoint_id)
-            attributes = {**common, "operation": self._mode, "endpoint": endpoint}
-            self._around = self._tracer.call("client_request", "internal", headers, attributes)
-        attributes = {
+            called = {**common, "operation": self._mode, "endpoint": endpoint}
+            self._around = self._tracer.call("client_request", "internal", headers, called)
+        attributes: dict[str, str | bool] = {
             **common,
             "router_mode": self._mode,
             "worker_id": str(entry.instance.instance_id),
             "request.attempt": str(self._tries),
-            "migration.is_retry": "true" if self._tries else "false",
+            "migration.is_retry": self._tries > 0,
         }
         if self._around is None:
             span = self._tracer.call("router.route_request", "client", self._given, attributes)

@@ -44,7 +44,7 @@ class RequestSpan:
         name: str,
         kind: Kind,
         span: tracing.Span,
-        attributes: dict[str, str],
+        attributes: dict[str, str | bool],
         *,
         recorder: trace.Tracer | None = None,
         recorded: trace.Span | None = None,
@@ -70,13 +70,16 @@ class RequestSpan:
     def fields(self) -> dict[str, str]:
         """The fields that Dynamo writes with each log line of the step."""
         span = self._span
-        fields = {**self.attributes, "span_name": self.name, "otel.kind": self._kind}
+        texts = {
+            name: value if isinstance(value, str) else str(value).lower() for name, value in self.attributes.items()
+        }
+        fields = {**texts, "span_name": self.name, "otel.kind": self._kind}
         fields |= {"trace_id": span.trace_id, "span_id": span.span_id}
         if span.parent_span_id is not None:
             fields["parent_id"] = span.parent_span_id
         return fields
 
-    def set(self, attributes: Mapping[str, str]) -> None:
+    def set(self, attributes: Mapping[str, str | bool]) -> None:
         """Add attributes."""
         self.attributes.update(attributes)
         if self.recorded is not None:
@@ -178,17 +181,17 @@ class Tracer:
         self._recorder = recorder
 
     def call(
-        self, name: str, kind: Kind, headers: Mapping[str, str] | None, attributes: Mapping[str, str]
+        self, name: str, kind: Kind, headers: Mapping[str, str] | None, attributes: Mapping[str, str | bool]
     ) -> RequestSpan:
         """A step of a call that is made on behalf of a request with `headers`; without any, of the current span."""
         return self.begin(name, kind, tracing.outgoing(headers), dict(attributes), current=True)
 
-    def below(self, span: RequestSpan, name: str, kind: Kind, attributes: Mapping[str, str]) -> RequestSpan:
+    def below(self, span: RequestSpan, name: str, kind: Kind, attributes: Mapping[str, str | bool]) -> RequestSpan:
         """A step inside `span`."""
         return self.begin(name, kind, tracing.outgoing(span.headers), dict(attributes), current=False)
 
     def begin(
-        self, name: str, kind: Kind, span: tracing.Span, attributes: dict[str, str], *, current: bool
+        self, name: str, kind: Kind, span: tracing.Span, attributes: dict[str, str | bool], *, current: bool
     ) -> RequestSpan:
         """The step `span`. With `current`, OpenTelemetry's current span may be its parent."""
         if self._recorder is None:
@@ -216,7 +219,7 @@ class EndpointTracer:
     def accept(self, id: str, metadata: Mapping[str, str] | None, headers: Mapping[str, str]) -> TracedContext:
         """The context of a request that came with `headers`, with its span."""
         came = tracing.follow(headers)
-        attributes = {"request_id": id, **self._attributes}
+        attributes: dict[str, str | bool] = {"request_id": id, **self._attributes}
         if came.parent_span_id is not None:
             attributes |= {"trace_id": came.trace_id, "parent_id": came.parent_span_id}
             attributes["trace_flags"] = came.headers[TRACEPARENT][-2:]

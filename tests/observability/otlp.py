@@ -25,7 +25,7 @@ class Span:
     trace_id: str
     span_id: str
     parent_id: str
-    attributes: dict[str, str]
+    attributes: dict[str, str | bool]
     events: list[str]
     error: str | None
     service: str
@@ -115,7 +115,7 @@ def _http(found: Collector) -> Iterator[None]:
 
 def _spans(request: Any) -> Iterator[Span]:
     for resource in request.resource_spans:
-        service = _texts(resource.resource.attributes)["service.name"]
+        service = str(_values(resource.resource.attributes)["service.name"])
         for scope in resource.scope_spans:
             for span in scope.spans:
                 yield Span(
@@ -124,12 +124,12 @@ def _spans(request: Any) -> Iterator[Span]:
                     span.trace_id.hex(),
                     span.span_id.hex(),
                     span.parent_span_id.hex(),
-                    _texts(span.attributes),
+                    _values(span.attributes),
                     [event.name for event in span.events],
                     span.status.message if span.status.code == 2 else None,
                     service,
                 )
 
 
-def _texts(attributes: Any) -> dict[str, str]:
-    return {each.key: each.value.string_value for each in attributes}
+def _values(attributes: Any) -> dict[str, str | bool]:
+    return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in attributes}

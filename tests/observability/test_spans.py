@@ -121,7 +121,7 @@ async def test_a_call_and_its_request_are_two_steps_of_one_trace(recorded: Recor
         "router_mode": "RoundRobin",
         "worker_id": traced.instance_id,
         "request.attempt": "0",
-        "migration.is_retry": "false",
+        "migration.is_retry": False,
         "request.outcome": "success",
     }
     assert request.attributes == {
@@ -288,7 +288,7 @@ async def test_an_attempt_at_another_worker_is_a_span_of_its_own(recorded: Recor
     for _ in range(2):  # one of them begins at the worker that is gone
         await traced.call("x")
     attempts = named(recorded.spans, "router.route_request")
-    again = [each for each in attempts if each.attributes["migration.is_retry"] == "true"]
+    again = [each for each in attempts if each.attributes["migration.is_retry"]]
     assert [each.attributes["request.attempt"] for each in again] == ["1"]
     assert again[0].attributes["worker_id"] == str(other.discovery.connection_id)
     await other.close()
