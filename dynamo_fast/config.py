@@ -648,13 +648,11 @@ class NvtxConfig(_FromEnvironment):
 
 @dataclass(frozen=True)
 class LogConfig(_FromEnvironment):
-    """What is logged, and in which form (`observability.log_setup`). See runtime.md 6.4."""
+    """What is logged beside the records of the loggers."""
 
     targets: str = setting("DYN_LOG", "")
-    """Dynamo's filter, `level` or `target=level`, separated by commas. `trace` and `dynamo_fast=trace` also log each
-    incoming frame."""
-    local_time: bool = setting("DYN_LOG_USE_LOCAL_TZ", False, truth)
-    """Whether the times in JSON lines are local, and not UTC."""
+    """Dynamo's filter, `level` or `target=level`, separated by commas. `trace` and `dynamo_fast=trace` log each
+    incoming frame; the levels of loggers are set by `EngineLogConfig`."""
 
     @property
     def frames(self) -> bool:
@@ -664,10 +662,10 @@ class LogConfig(_FromEnvironment):
 
 @dataclass(frozen=True)
 class EngineLogConfig(_FromEnvironment):
-    """How `dynamo_fast.runtime.logging` sets up the logs of a program and of its engine."""
+    """How `dynamo_fast.runtime.logging` and `observability.log_setup` set up the logs of a program and of its engine."""
 
     targets: str = setting("DYN_LOG", "info", empty_is_a_value=True)
-    """As `LogConfig.targets`: the lowest of its levels is the level of the root logger."""
+    """As `LogConfig.targets`. In the drop-in, the lowest of its levels is the level of the root logger."""
     config_path: str = setting("DYN_LOGGING_CONFIG_PATH", "/opt/dynamo/etc/logging.toml", empty_is_a_value=True)
     """Dynamo's file of log filters. It is not read; where there is one, records of all levels are written."""
     json_lines: bool = setting("DYN_LOGGING_JSONL", False, truth)
@@ -675,8 +673,15 @@ class EngineLogConfig(_FromEnvironment):
     """`jsonl`: as `json_lines`; every other value is the readable form."""
     plain: bool = setting("DYN_SDK_DISABLE_ANSI_LOGGING", False, truth)
     """Write no colours."""
+    local_time: bool = setting("DYN_LOG_USE_LOCAL_TZ", False, truth)
+    """Whether the times in JSON lines are local, and not UTC."""
     vllm_level: str = setting("VLLM_LOGGING_LEVEL", "INFO")
     """The level of vLLM's loggers; `DYN_LOG` does not change it."""
+
+    @property
+    def as_json(self) -> bool:
+        """Whether each line is a JSON object."""
+        return self.json_lines or self.console_format == "jsonl"
 
 
 # The runtime ----------------------------------------------------------------------------------------------------------
