@@ -25,7 +25,7 @@ from dynamo_fast.observability.metrics import (
     RequestPlaneMetrics,
     RequestTiming,
 )
-from dynamo_fast.observability.nvtx import RequestRanges
+from dynamo_fast.observability.nvtx import RequestRanges, load_nvtx
 from dynamo_fast.wire.address import EndpointInstanceId
 from dynamo_fast.wire.control import MAX_CONTROL_MESSAGE_SIZE, RequestControlMessage, RequestType, encode_single_in
 from dynamo_fast.wire.headers import REQUEST_ID
@@ -120,9 +120,12 @@ class AddressedPushRouter:
 
         Raises InvalidConfig, and OSError if the response server cannot listen.
         """
+        kind = cls
+        if cls is AddressedPushRouter and NvtxConfig.from_env().enabled:
+            load_nvtx()
+            kind = MarkedPushRouter
         client = client or TcpRequestClient(tls=tls)
         server = response_server or await TcpStreamServer.create(tls=tls)
-        kind = MarkedPushRouter if cls is AddressedPushRouter and NvtxConfig.from_env().enabled else cls
         return kind(client, server, inactivity_timeout=inactivity_timeout)
 
     async def close(self) -> None:

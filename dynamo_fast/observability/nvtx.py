@@ -15,7 +15,7 @@ from types import ModuleType
 
 from dynamo_fast.errors import InvalidConfig
 
-__all__ = ["RequestRanges"]
+__all__ = ["RequestRanges", "load_nvtx"]
 
 
 class RequestRanges:
@@ -24,8 +24,8 @@ class RequestRanges:
     __slots__ = ("_inner", "_nvtx", "_outer")
 
     def __init__(self, kind: str) -> None:
-        """`kind`: of the transport. Raises InvalidConfig without the package `nvtx`."""
-        self._nvtx = _nvtx()
+        """`kind`: of the transport."""
+        self._nvtx = load_nvtx()
         self._outer = self._nvtx.start_range(f"transport.{kind}.request")
         self._inner = self._nvtx.start_range("transport.tcp.send")  # Dynamo's name, over NATS too
 
@@ -44,7 +44,8 @@ class RequestRanges:
 
 
 @cache
-def _nvtx() -> ModuleType:
+def load_nvtx() -> ModuleType:
+    """The package. Raises InvalidConfig if it is not installed."""
     try:
         import nvtx
     except ImportError as error:
