@@ -40,6 +40,7 @@ class World:
         self.contexts: list[Context] = []
         self.fields: list[dict[str, str]] = []
         self.current: list[str] = []
+        self.states: list[str] = []
 
     async def __aenter__(self) -> World:
         self.discovery = FileDiscovery()
@@ -60,11 +61,16 @@ class World:
         self.contexts.append(context)
         self.fields.append(request_fields())
         self.current.append(f"{trace.get_current_span().get_span_context().span_id:016x}")
+        self.states.append(trace.get_current_span().get_span_context().trace_state.to_header())
         yield request
         if request == "bad":
             raise ValueError("on purpose")
         if request == "fails":
             raise RuntimeError("on purpose")
+        if request == "own":
+            with trace.get_tracer("handler").start_as_current_span("own"):
+                async for item in await self.router.generate("end", context=context):
+                    yield item.data()
         if request == "on":
             async for item in await self.router.generate("end", context=context):
                 yield item.data()
@@ -157,6 +163,16 @@ async def test_a_handler_that_calls_on_continues_its_trace(recorded: Recorded, t
     ]
 
 
+async def test_a_span_of_the_handler_stands_between_its_request_and_its_call(
+    recorded: Recorded, traced: World
+) -> None:
+    await traced.call("own")
+    found = await ended(recorded, 6)
+    (own,), (around,) = named(found, "own"), named(found, "client_request")
+    assert around.parent_id == own.span_id
+    assert own.parent_id in {each.span_id for each in named(found, "handle_payload")}
+
+
 async def test_the_callers_own_span_is_the_parent(recorded: Recorded, traced: World) -> None:
     with recorded.provider.get_tracer("program").start_as_current_span("mine"):
         await traced.call("x")
@@ -176,6 +192,7 @@ async def test_headers_that_were_given_are_the_parent_and_their_state_goes_on(
     headers = traced.contexts[0].trace_headers()
     assert headers is not None
     assert headers["tracestate"] == "a=1"
+    assert traced.states == ["a=1"]
     assert headers["traceparent"].endswith("-01")  # never 03, which Dynamo 1.6.1 refuses
 
 
