@@ -163,9 +163,7 @@ async def test_a_handler_that_calls_on_continues_its_trace(recorded: Recorded, t
     ]
 
 
-async def test_a_span_of_the_handler_stands_between_its_request_and_its_call(
-    recorded: Recorded, traced: World
-) -> None:
+async def test_a_span_of_the_handler_stands_between_its_request_and_its_call(recorded: Recorded, traced: World) -> None:
     await traced.call("own")
     found = await ended(recorded, 6)
     (own,), (around,) = named(found, "own"), named(found, "client_request")
