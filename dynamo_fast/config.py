@@ -10,7 +10,7 @@ are the same, unless a setting says otherwise. Sizes are in bytes, times in seco
     the worker       TcpServerConfig, WorkerConfig, InstanceConfig, HealthCheckConfig
     discovery        FileConfig, EtcdConfig, KubernetesConfig
     models           EventPlaneConfig, KvEventConfig
-    observability    StatusConfig, MultiprocessConfig, TracingConfig, LogConfig, EngineLogConfig
+    observability    StatusConfig, MultiprocessConfig, TracingConfig, OtelConfig, NvtxConfig, LogConfig, EngineLogConfig
     the runtime      RuntimeConfig, BackendConfig
     the commands     ServeConfig, CommandConfig
 """
@@ -42,6 +42,8 @@ __all__ = [
     "LogConfig",
     "MultiprocessConfig",
     "NatsConfig",
+    "NvtxConfig",
+    "OtelConfig",
     "PushRouterConfig",
     "ResponseServerConfig",
     "RuntimeConfig",
@@ -106,6 +108,17 @@ def positive_number(text: str) -> float:
         value = 0.0
     if not 0.0 < value < float("inf"):
         raise ValueError("a number above 0")
+    return value
+
+
+def ratio(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 1.0:
+        raise ValueError("a number from 0 to 1")
     return value
 
 
@@ -682,12 +695,48 @@ class TracingConfig(_FromEnvironment):
 
 
 @dataclass(frozen=True)
+class OtelConfig(_FromEnvironment):
+    """How spans are exported, if `OTEL_EXPORT_ENABLED` asks for it. The program's own tracer provider goes first.
+
+    The exporter of OpenTelemetry's SDK reads further variables by itself: `OTEL_EXPORTER_OTLP_ENDPOINT`,
+    `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_*` and others.
+    """
+
+    export: bool = setting("OTEL_EXPORT_ENABLED", False, truth)
+    service_name: str = setting("OTEL_SERVICE_NAME", "dynamo")
+    protocol: str = setting("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    """`http/protobuf`; everything else is `grpc`, as in Dynamo."""
+    traces_protocol: str = setting("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "")
+    """The same, for traces only. Empty: as `protocol`."""
+    sample_ratio: float | None = setting("OTEL_TRACES_SAMPLE_RATIO", None, ratio)
+    """Which part of the traces that begin here is exported. None: as `OTEL_TRACES_SAMPLER` says."""
+
+    @property
+    def over_http(self) -> bool:
+        """Whether spans are sent over HTTP, and not over gRPC."""
+        return (self.traces_protocol or self.protocol) == "http/protobuf"
+
+
+@dataclass(frozen=True)
+class NvtxConfig(_FromEnvironment):
+    """Whether a router marks its requests for NVIDIA's profilers: one of the two is enough."""
+
+    dynamo: bool = setting("DYN_ENABLE_RUST_NVTX", False, truth)
+    own: bool = setting("DYNAMO_FAST_NVTX", False, truth)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether one of them asks for it."""
+        return self.dynamo or self.own
+
+
+@dataclass(frozen=True)
 class LogConfig(_FromEnvironment):
     """What is logged beside the records of the loggers."""
 
     targets: str = setting("DYN_LOG", "")
-    """Dynamo's filter, `level` or `target=level`, separated by commas. This package obeys `trace` and `dynamo_fast=trace`
-    alone: each incoming frame is logged."""
+    """Dynamo's filter, `level` or `target=level`, separated by commas. `trace` and `dynamo_fast=trace` log each
+    incoming frame; the levels of loggers are set by `EngineLogConfig`."""
 
     @property
     def frames(self) -> bool:
@@ -697,10 +746,10 @@ class LogConfig(_FromEnvironment):
 
 @dataclass(frozen=True)
 class EngineLogConfig(_FromEnvironment):
-    """How `dynamo_fast.runtime.logging` sets up the logs of a program and of its engine."""
+    """How `dynamo_fast.runtime.logging` and `observability.log_setup` set up the logs of a program and of its engine."""
 
     targets: str = setting("DYN_LOG", "info", empty_is_a_value=True)
-    """As `LogConfig.targets`: the lowest of its levels is the level of the root logger."""
+    """As `LogConfig.targets`. In the drop-in, the lowest of its levels is the level of the root logger."""
     config_path: str = setting("DYN_LOGGING_CONFIG_PATH", "/opt/dynamo/etc/logging.toml", empty_is_a_value=True)
     """Dynamo's file of log filters. It is not read; where there is one, records of all levels are written."""
     json_lines: bool = setting("DYN_LOGGING_JSONL", False, truth)
@@ -708,8 +757,15 @@ class EngineLogConfig(_FromEnvironment):
     """`jsonl`: as `json_lines`; every other value is the readable form."""
     plain: bool = setting("DYN_SDK_DISABLE_ANSI_LOGGING", False, truth)
     """Write no colours."""
+    local_time: bool = setting("DYN_LOG_USE_LOCAL_TZ", False, truth)
+    """Whether the times in JSON lines are local, and not UTC."""
     vllm_level: str = setting("VLLM_LOGGING_LEVEL", "INFO")
     """The level of vLLM's loggers; `DYN_LOG` does not change it."""
+
+    @property
+    def as_json(self) -> bool:
+        """Whether each line is a JSON object."""
+        return self.json_lines or self.console_format == "jsonl"
 
 
 # The runtime ----------------------------------------------------------------------------------------------------------

@@ -74,6 +74,8 @@ WORDS = ("40000000", "7", "1", "0", "python", "nats", "ready", "container")
 
 def test_variables_are_dynamos_ours_or_in_common_use() -> None:
     others = {"CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "NO_COLOR", "OTEL_EXPORT_ENABLED", "VLLM_LOGGING_LEVEL"}
+    others |= {"OTEL_SERVICE_NAME", "OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"}
+    others |= {"OTEL_TRACES_SAMPLE_RATIO"}
     others |= {"POD_NAME", "POD_UID", "POD_NAMESPACE", "CONTAINER_NAME"}
     others |= {"PROMETHEUS_MULTIPROC_DIR"}  # prometheus-client reads it
     others |= {"KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
+import logging
 import os
 import re
 import shutil
@@ -21,6 +24,11 @@ from tests.discovery.kube_api import NAMESPACE, KubeApi, uid
 from tests.llm.folders import make_folder
 from tests.nats_server import NatsServer
 from tests.net.certificates import Authority
+from tests.observability.otlp import named
+from tests.observability.recorded import Recorded, recorded
+from tests.waiting import until
+
+__all__ = ["recorded"]
 
 DOCS = Path(__file__).parents[1] / "docs"
 LIMIT = 20.0
@@ -247,3 +255,65 @@ async def test_nats_a_worker_a_caller_and_the_drop_in(tmp_path: Path, monkeypatc
         runtime.shutdown()
         await runtime.ended()
         await worker.close()
+
+
+async def test_observability_the_spans_of_a_program(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def handler(request: Any) -> AsyncIterator[Any]:
+        yield request
+
+    monkeypatch.setattr("opentelemetry.trace.set_tracer_provider", lambda provider: None)  # it is set for the test
+    ask = names_of(example("observability.md", "TracerProvider"))["ask"]
+    worker = await Worker.start(FileDiscovery())
+    await worker.serve(handler, "demo.backend.generate")
+    discovery = FileDiscovery()
+    assert await ask({"n": 1}, discovery) == [{"n": 1}]
+    await until(lambda: len(recorded.spans) == 3)
+    (mine,), (call,) = named(recorded.spans, "ask"), named(recorded.spans, "router.route_request")
+    assert call.parent_id == mine.span_id
+    assert named(recorded.spans, "handle_payload")[0].parent_id == call.span_id
+    await discovery.close()
+    await worker.close()
+
+
+async def test_observability_the_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each recipe, inside of one handler."""
+    import loguru
+    import structlog
+
+    root, app, level = logging.getLogger(), logging.getLogger("app"), logging.getLogger().level
+    handlers, out, printed = root.handlers[:], io.StringIO(), io.StringIO()
+    monkeypatch.setenv("DYN_LOG", "info")
+    monkeypatch.setenv("DYN_LOGGING_JSONL", "1")
+    monkeypatch.setattr(sys, "stderr", out)
+    names_of(example("observability.md", "configure_logging()"))
+    names_of(example("observability.md", "RequestFilter"))
+    names_of(example("observability.md", "structlog"))
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(printed))
+    logger = names_of(example("observability.md", "loguru"))["logger"]
+    sink = logger.add(
+        printed, format="{extra[request_id]} {message}", filter=lambda record: "loguru" in record["message"]
+    )
+
+    async def handler(request: Any) -> AsyncIterator[Any]:
+        app.info("logging", extra={"tokens": 3})
+        structlog.get_logger().info("structlog", tokens=3)
+        logger.info("loguru")
+        yield request
+
+    try:
+        await serving(handler, {})
+    finally:
+        root.handlers[:], app.handlers[:] = handlers, []
+        root.setLevel(level)
+        logger.remove(sink)
+        logger.configure(patcher=lambda record: None)
+        structlog.reset_defaults()
+    lines = out.getvalue().splitlines()
+    (line,) = (json.loads(each) for each in lines if each.startswith("{") and '"message":"logging"' in each)
+    ids = f"[{line['request_id']} {line['trace_id']}]"
+    assert line["tokens"] == 3
+    assert f"INFO {ids} logging" in lines
+    first, second = printed.getvalue().splitlines()
+    assert json.loads(first)["trace_id"] == line["trace_id"]
+    assert second == f"{line['request_id']} loguru"
+    assert loguru.logger is logger

@@ -19,6 +19,7 @@ EXEMPT = {
     "logs.py": "it makes the loggers",
     "codec.py": "it lies below, and logs no text of a peer",
     "cli/serve.py": "it sets up the log of its own process",
+    "observability/log_setup.py": "the same, for programs on the native API",
     "runtime/logging.py": "it sets up the log of a program, and of engines",
 }
 

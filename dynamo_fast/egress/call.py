@@ -168,6 +168,10 @@ class Call:
         self._retries = 0
         self._request = None
 
+    def completed(self) -> None:
+        """The answer has come to its end: the worker does not have the request any more."""
+        self.release()
+
     def release_from_any_thread(self) -> None:
         """As `release`, on any thread."""
         if self.entry is None:
@@ -220,7 +224,7 @@ class RoutedStream(Generic[Data]):
                     raise
                 self._stream = await self._call.send()
             except Exception:  # the end, or what the caller's own input raised
-                self._call.release()
+                self._call.completed()
                 raise
             else:
                 if not self._begun:

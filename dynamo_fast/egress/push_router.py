@@ -22,7 +22,9 @@ from dynamo_fast.egress.instance_table import InstanceTable
 from dynamo_fast.egress.router import AddressedPushRouter
 from dynamo_fast.egress.selection import RouterMode, Selection
 from dynamo_fast.egress.sink import Delivery, Sink
+from dynamo_fast.egress.traced_call import TracedCall
 from dynamo_fast.errors import InvalidConfig
+from dynamo_fast.observability import spans
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.instance import Instance
 
@@ -63,6 +65,7 @@ class PushRouter:
         self.retries = retries
         self.config = config or PushRouterConfig.from_env()
         self._owns_table = False
+        self._tracer = spans.tracer()
         self.selection = Selection(table, self.config, router.response_server.loop)
 
     @classmethod
@@ -281,7 +284,12 @@ class PushRouter:
         Raises SerializationError, and TypeError for a bad `how`; if no worker can be picked, `send` raises.
         """
         selection = self.selection
-        call = Call(self, request, Context() if context is None else context, headers or {}, retries, how=how)
+        context = Context() if context is None else context
+        if self._tracer is None:
+            call = Call(self, request, context, headers or {}, retries, how=how)
+        else:
+            mode = "Direct" if isinstance(to, int) else to.name
+            call = TracedCall(self, request, context, headers or {}, retries, how=how, tracer=self._tracer, mode=mode)
         call.prepare((lambda: selection.named(to)) if isinstance(to, int) else selection.choosers[to])
         return call
 

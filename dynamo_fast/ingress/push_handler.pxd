@@ -13,7 +13,7 @@ cdef class PushHandler:
     cdef readonly object metrics
     cdef readonly bint bidirectional
     cdef readonly object addresses
-    cdef public bint traces
+    cdef readonly object tracer
     cdef public bint cancelled
     cdef public object _handler
     cdef readonly bint _takes_context

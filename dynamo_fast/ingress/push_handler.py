@@ -27,7 +27,7 @@ from dynamo_fast.ingress.response_addresses import ResponseAddresses
 from dynamo_fast.ingress.response_connection import ResponseConnection
 from dynamo_fast.ingress.response_sender import ResponseSender
 from dynamo_fast.logs import get_logger
-from dynamo_fast.observability import tracing
+from dynamo_fast.observability import spans
 from dynamo_fast.observability.histogram import Histogram
 from dynamo_fast.observability.worker_metrics import EndpointMetrics
 from dynamo_fast.wire.address import EndpointId
@@ -70,8 +70,8 @@ class PushHandler:
         self.metrics = metrics
         self.bidirectional = bidirectional
         self.addresses = ResponseAddresses(worker.config)
-        self.traces = tracing.active()
-        """Whether handlers get the trace of their request."""
+        self.tracer = spans.endpoint_tracer(endpoint, int(metrics.labels["worker_id"], 16))
+        """Begins the span of each request; None: traces are not followed."""
         self.cancelled = False
         """Whether `cancel` was called."""
         self._handler = handler

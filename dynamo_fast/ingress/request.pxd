@@ -28,5 +28,5 @@ cdef class Request:
     cdef object _decode(self)
     cdef object _checked_input(self, object message)
 
-cdef object _context(object control, object headers)
+cdef object _context(object endpoint, object control, object headers)
 cdef object _two_part(object payload)

@@ -38,7 +38,8 @@ from dynamo_fast.ingress.request_stream import RequestStream
 from dynamo_fast.ingress.response_addresses import ResponseAddresses
 from dynamo_fast.ingress.response_connection import ResponseConnection, Uncorking
 from dynamo_fast.net._direct import DirectTransport
-from dynamo_fast.observability import tracing
+from dynamo_fast.observability.current import current_request
+from dynamo_fast.observability.spans import EndpointTracer, TracedContext
 from dynamo_fast.observability.worker_metrics import WorkerMetrics
 from dynamo_fast.wire.control import (
     MAX_CONTROL_MESSAGE_SIZE,
@@ -71,8 +72,8 @@ class AcceptingEndpoint(HandlingEndpoint, Protocol):
     worker: Host
     addresses: ResponseAddresses
     bidirectional: bool
-    traces: bool
-    """Whether handlers get the trace of their request."""
+    tracer: EndpointTracer | None
+    """Begins the span of each request; None: traces are not followed."""
 
     def began(self, request: Request) -> None: ...
 
@@ -123,7 +124,7 @@ class Request:
             self.descriptors = 2
         self.endpoint = endpoint
         """That accepted it."""
-        self.context = _context(self._control, headers if endpoint.traces else None)
+        self.context = _context(endpoint, self._control, headers)
         worker, codec = endpoint.worker, self._control.payload_codec
         self.cancellation = Cancellation(worker.dialler.loop, worker.config.cancel_grace)
         self.stream = ResponseConnection(worker.dialler, self.context, codec, self.cancellation.cut_short)
@@ -140,6 +141,9 @@ class Request:
         endpoint, stream = self.endpoint, self.stream
         self.cancellation.task = asyncio.current_task(endpoint.worker.dialler.loop)
         endpoint.began(self)
+        current_request.set(self.context)
+        if endpoint.tracer is not None:
+            cast(TracedContext, self.context).span.enter()
         try:
             await self._dial()
             iterator = self._start()
@@ -157,6 +161,10 @@ class Request:
         if self._input is not None:
             self._input.close()
         self.endpoint.ended(self)
+        if self.endpoint.tracer is not None:
+            span = cast(TracedContext, self.context).span
+            span.event("request completed")
+            span.end()
 
     async def _dial(self) -> None:
         """Dial for the input of a bidirectional request first, as Dynamo does; then for the answer."""
@@ -230,13 +238,10 @@ def endpoint_of(task: asyncio.Task[Any]) -> AcceptingEndpoint | None:
     return request.endpoint
 
 
-def _context(control: RequestControlMessage, headers: Mapping[str, str] | None) -> Context:
-    if headers is None:
+def _context(endpoint: AcceptingEndpoint, control: RequestControlMessage, headers: Mapping[str, str]) -> Context:
+    if endpoint.tracer is None:
         return Context(control.id, control.metadata)
-    span = tracing.follow(headers)
-    context = Context(control.id, control.metadata, span.headers)
-    context.parent_span_id = span.parent_span_id
-    return context
+    return endpoint.tracer.accept(control.id, control.metadata, headers)
 
 
 def _two_part(payload: bytes | memoryview) -> TwoPartMessage:

@@ -1,8 +1,8 @@
 """Which trace a request belongs to: W3C trace context over the request headers (runtime.md 6.1 to 6.3, as 1.6.1 reads it).
 
-Nothing is recorded or exported; a worker follows the trace that a request came with, and hands it on. Like Dynamo's it
-does so only if the process is set up for tracing: `DYN_LOGGING_JSONL`, `OTEL_EXPORT_ENABLED`, or
-`DYN_LOGGING_CONSOLE_FORMAT=jsonl`.
+This needs no other package. A worker follows the trace that a request came with, and hands it on. Like Dynamo's it does
+so only if the process is set up for tracing: by `DYN_LOGGING_JSONL`, `OTEL_EXPORT_ENABLED`,
+`DYN_LOGGING_CONSOLE_FORMAT=jsonl`, or a tracer provider of OpenTelemetry. `spans` records and exports the steps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dynamo_fast.wire.headers import REQUEST_ID, TRACEPARENT, TRACESTATE, X_REQU
 __all__ = ["Span", "active", "follow", "outgoing"]
 
 _PARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-_SAMPLED = 1
+SAMPLED = 1
 """The flag that is handed on; others are read and left out, as W3C wants it (OpenTelemetry's SDKs also set `random`)."""
 
 
@@ -46,14 +46,17 @@ def follow(headers: Mapping[str, str]) -> Span:
 
 
 def outgoing(headers: Mapping[str, str] | None) -> Span:
-    """The span of a call that is made on behalf of a request with `headers`, or of none. State is not handed on."""
+    """The span of a call that is made on behalf of a request with `headers`, or of none.
+
+    The state goes on, as W3C wants it; a caller of Dynamo leaves it out.
+    """
     headers = headers or {}
-    carried = {X_REQUEST_ID: headers[X_REQUEST_ID]} if X_REQUEST_ID in headers else {}
+    carried = {name: headers[name] for name in (TRACESTATE, X_REQUEST_ID) if name in headers}
     return _next(headers.get(TRACEPARENT), carried)
 
 
 def _next(traceparent: str | None, carried: dict[str, str]) -> Span:
-    trace_id, parent, flags = _parse(traceparent) or (secrets.token_hex(16), None, _SAMPLED)
+    trace_id, parent, flags = _parse(traceparent) or (secrets.token_hex(16), None, SAMPLED)
     span_id = secrets.token_hex(8)
     return Span(trace_id, span_id, parent, {TRACEPARENT: f"00-{trace_id}-{span_id}-{flags:02x}", **carried})
 
@@ -67,7 +70,7 @@ def _parse(traceparent: str | None) -> tuple[str, str | None, int] | None:
         return None
     if not int(trace_id, 16) or not int(span_id, 16):
         return None
-    return trace_id, span_id, int(flags, 16) & _SAMPLED
+    return trace_id, span_id, int(flags, 16) & SAMPLED
 
 
 def _is_uuid(text: str) -> bool:

@@ -17,7 +17,6 @@ from dynamo_fast.egress.response_stream import ResponseStream
 from dynamo_fast.egress.router import Exchange
 from dynamo_fast.egress.sink import Delivery, Sink
 from dynamo_fast.errors import DynamoError, InvalidRequest, SerializationError
-from dynamo_fast.observability import tracing
 from dynamo_fast.runtime._arrived import FutureItems
 from dynamo_fast.runtime.context import Context
 from dynamo_fast.runtime.exceptions import argument_error, at_await, at_call, at_iterate
@@ -47,7 +46,6 @@ class Client:
         self._router = router
         self._hub = hub
         self._mode = mode
-        self._traces = tracing.active()
         self._loop = router.router.response_server.loop
 
     def instance_ids(self) -> list[int]:
@@ -194,7 +192,7 @@ class Client:
             )
         unlink = None
         if context is None:
-            child = RequestContext(trace_headers=tracing.outgoing(None).headers if self._traces else None)
+            child = RequestContext()
         else:
             child = context.child()
             unlink = context.request.link_child(child)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from dynamo_fast.context import Context as RequestContext
-from dynamo_fast.observability import tracing
+from dynamo_fast.observability.spans import SpanHandle, TracedContext
 from dynamo_fast.runtime.exceptions import argument_error
 
 __all__ = ["Context", "ContextMetadata", "SpanProxy"]
@@ -36,10 +36,8 @@ class Context:
         return context
 
     def child(self) -> RequestContext:
-        """A new context for a call, with the current id and metadata of this one, and a new span of its trace."""
-        headers = self._request.trace_headers()
-        span = None if headers is None else tracing.outgoing(headers).headers
-        return RequestContext(self._request.id(), self._request.metadata, span)
+        """A new context for a call, with the current id, metadata and trace of this one."""
+        return RequestContext(self._request.id(), self._request.metadata, self._request.trace_headers())
 
     @property
     def request(self) -> RequestContext:
@@ -108,12 +106,14 @@ class Context:
         return self._request.trace_headers()
 
     def current_span(self) -> SpanProxy:
-        """A span that records nothing."""
-        return SpanProxy()
+        """The span of the request. It records nothing unless spans are exported."""
+        request = self._request
+        return SpanProxy(SpanHandle(request.span.recorded) if isinstance(request, TracedContext) else None)
 
     def start_span(self, name: str, attrs: Mapping[str, Any] | None = None) -> SpanProxy:
-        """A span that records nothing."""
-        return SpanProxy()
+        """A new span below that of the request, until `close` or the end of its `with` block. As `current_span`."""
+        request = self._request
+        return SpanProxy(request.span.child(name, attrs) if isinstance(request, TracedContext) else None)
 
     def _trace_part(self, index: int) -> str | None:
         parent = (self._request.trace_headers() or {}).get("traceparent")
@@ -184,28 +184,44 @@ class ContextMetadata:
 
 
 class SpanProxy:
-    """A span that is not recorded. Every method does nothing."""
+    """A span for a handler. Without a recorded span every method does nothing."""
+
+    __slots__ = ("_span",)
+
+    def __init__(self, span: SpanHandle | None = None) -> None:
+        self._span = span
 
     def set_attribute(self, key: str, value: Any) -> None:
-        """Nothing."""
+        """Set an attribute: a text, a truth value, a number, or a list of such; others are written as text."""
+        if self._span is not None:
+            self._span.set_attribute(key, value)
 
     def add_event(self, name: str, attrs: Mapping[str, Any] | None = None) -> None:
-        """Nothing."""
+        """Something happened now."""
+        if self._span is not None:
+            self._span.add_event(name, attrs)
 
     def set_status(self, status: str, description: str | None = None) -> None:
-        """Nothing. Raises ValueError for a status other than `ok` and `error`."""
+        """How the step went. Raises ValueError for a status other than `ok` and `error`."""
         if not isinstance(status, str):
             raise argument_error("status", status, "PyString")
         if status not in ("ok", "error"):
             raise ValueError(f'set_status: expected "ok" or "error", got "{status}"')
+        if self._span is not None:
+            self._span.set_status(status == "ok", description)
 
     def close(self) -> None:
-        """Nothing."""
+        """End a span that `start_span` has begun. The worker ends the request's own."""
+        if self._span is not None:
+            self._span.close()
 
     def __enter__(self) -> SpanProxy:
+        if self._span is not None:
+            self._span.enter()
         return self
 
     def __exit__(self, *error: object) -> Literal[False]:
+        self.close()
         return False
 
 

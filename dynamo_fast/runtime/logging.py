@@ -15,10 +15,13 @@ import logging
 import logging.config
 import sys
 import tempfile
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
 from dynamo_fast.config import EngineLogConfig, set_for_subprocesses, text_of_variable
+from dynamo_fast.observability.current import request_fields
+from dynamo_fast.observability.log_setup import SHOWN_LEVELS, extra_fields, json_line, time_text
 from dynamo_fast.wire.text import printable
 
 __all__ = [
@@ -43,7 +46,6 @@ _LEVELS = {
     "error": logging.ERROR,
     "critical": logging.CRITICAL,
 }
-_SHOWN = {"debug": "DEBUG", "warning": "WARN", "error": "ERROR", "critical": "ERROR", "trace": "TRACE", "warn": "WARN"}
 _COLOURS = {"DEBUG": "\x1b[34m", "INFO": "\x1b[32m", "WARN": "\x1b[33m", "ERROR": "\x1b[31m", "TRACE": "\x1b[35m"}
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 _ENGINES = ("sglang", "gpu_memory_service")
@@ -169,9 +171,8 @@ class LogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
         try:
-            log_message(
-                record.levelname.lower(), self.format(record), _target(record), record.pathname, record.lineno or 0
-            )
+            level, message = record.levelname.lower(), self.format(record)
+            _write(level, message, _target(record), record.pathname, record.lineno or 0, extra=extra_fields(record))
         except Exception:
             self.handleError(record)
 
@@ -181,7 +182,7 @@ class VllmColorFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and the traceback below it."""
-        shown = _SHOWN.get(record.levelname.lower(), record.levelname)
+        shown = SHOWN_LEVELS.get(record.levelname.lower(), record.levelname)
         moment = datetime.fromtimestamp(record.created, tz=timezone.utc)
         line = _readable(moment, record.levelname, shown, _target(record), record.getMessage(), colours=True)
         if record.exc_info and record.exc_info[0] is not None:
@@ -191,21 +192,19 @@ class VllmColorFormatter(logging.Formatter):
 
 def log_message(level: str, message: str, module: str, file: str, line: int) -> None:
     """Write one line to stderr. A `level` that is unknown counts as `info`."""
+    _write(level, message, module, file, line, extra={})
+
+
+def _write(level: str, message: str, module: str, file: str, line: int, *, extra: Mapping[str, object]) -> None:
+    """As `log_message`. A JSON line also has `extra`, and the fields of the request that is answered here."""
     config = _config()
     message = message[:_MAX_MESSAGE]
     moment = datetime.now(tz=timezone.utc)
-    shown = _SHOWN.get(level, "INFO")
-    if config.json_lines or config.console_format == "jsonl":
-        fields = {
-            "time": _time(moment),
-            "level": shown,
-            "target": "log",
-            "message": message,
-            "log.file": file,
-            "log.line": line,
-            "log.target": module,
-        }
-        text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
+    shown = SHOWN_LEVELS.get(level, "INFO")
+    if config.as_json:
+        head = {"time": time_text(moment, local=config.local_time), "level": shown, "target": "log", "message": message}
+        source = {"log.file": file, "log.line": line, "log.target": module}
+        text = json_line(head, {**request_fields(), **extra, **source})
     else:
         text = _readable(moment, shown, shown, module, message, colours=not config.plain)
     # One write, so that lines of several threads do not mix.
@@ -222,15 +221,11 @@ def _readable(moment: datetime, level: str, colour: str, target: str, message: s
     """`TIME LEVEL target: message`. Each line of the message has its control characters escaped."""
     message = "\n".join(printable(each, _MAX_MESSAGE) for each in message.split("\n"))
     if not colours:
-        return f"{_time(moment)} {level:>5} {target}: {message}"
+        return f"{time_text(moment)} {level:>5} {target}: {message}"
     return (
-        f"{_DIM}{_time(moment)}{_RESET} {_COLOURS.get(colour, '')}{level:>5}{_RESET} "
+        f"{_DIM}{time_text(moment)}{_RESET} {_COLOURS.get(colour, '')}{level:>5}{_RESET} "
         f"{_DIM}{target}{_RESET}{_DIM}:{_RESET} {message}"
     )
-
-
-def _time(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _target(record: logging.LogRecord) -> str:

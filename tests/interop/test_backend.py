@@ -95,7 +95,7 @@ def card(folder: Path) -> dict[str, Any]:
 def test_a_card_without_files_is_the_card_of_the_real_worker(size: int, tmp_path: Path) -> None:
     """A mixed fleet must agree: frontends refuse a second card that differs in this number."""
     arguments = ["model", "--raw", "--no-kv-routing", "--block-size", str(size)]
-    life([str(dynamo_python(VERSION)), PROGRAM, *arguments], tmp_path / "real", with_card=True)
+    life([str(program(VERSION)), PROGRAM, *arguments], tmp_path / "real", with_card=True)
     wheel = pure_wheel(VERSION, tmp_path)
     life(ours(PROGRAM, *arguments), tmp_path / "ours", with_card=True, PYTHONPATH=str(wheel))
     assert card(tmp_path / "ours") == card(tmp_path / "real")

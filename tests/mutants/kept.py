@@ -1702,7 +1702,7 @@ MUTANTS = [
     Mutant(
         "a new trace is begun for flags that are not known",
         OBSERVABILITY,
-        "int(flags, 16) & _SAMPLED",
+        "int(flags, 16) & SAMPLED",
         "int(flags, 16)",
         "tests/observability/test_tracing.py::test_a_trace_is_followed",
     ),

@@ -72,7 +72,7 @@ def test_what_goes_on_beside_the_trace() -> None:
     assert "request-id" not in follow({"request-id": "a word"}).headers
     call = outgoing(span.headers)
     assert (call.trace_id, call.parent_span_id) == (TRACE, span.span_id)
-    assert call.headers == {"traceparent": f"00-{TRACE}-{call.span_id}-01", "x-request-id": "x"}
+    assert call.headers == {"traceparent": f"00-{TRACE}-{call.span_id}-01", "tracestate": "a=1", "x-request-id": "x"}
     assert outgoing(None).parent_span_id is None
 
 
