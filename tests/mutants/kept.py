@@ -1667,9 +1667,9 @@ MUTANTS = [
     Mutant(
         "engine routes take forms of web pages",
         OBSERVABILITY,
-        '        if request.content_type.lower() != "application/json":\n',
+        '        if _is_of_a_browser(request) and request.content_type.lower() != "application/json":\n',
         "        if False:\n",
-        "tests/observability/test_system_status.py::test_what_an_engine_route_takes",
+        "tests/observability/test_system_status.py::test_a_web_page_cannot_call_an_engine_route_without_being_allowed",
     ),
     Mutant(
         "a bad body is the route's fault",
