@@ -55,7 +55,7 @@ def life(command: list[str], folder: Path, **settings: str) -> tuple[list[dict[s
     with subprocess.Popen(
         command, cwd=folder, env=environment(folder, **settings), stdout=subprocess.PIPE, text=True
     ) as process:
-        ends_late = threading.Timer(LIMIT, process.kill)
+        ends_late = threading.Timer(2 * LIMIT, process.kill)
         ends_late.start()
         try:
             assert process.stdout is not None
