@@ -44,7 +44,7 @@ test: lint
 test-frontend: $(VENV)/.examples
 	@$(MAKE) --no-print-directory runtimes frontends || echo "==> no real frontend: the tests against it will be skipped"
 	$(call say,"models behind the real frontend")
-	@$(BIN)/python -m pytest -m frontend -o faulthandler_timeout=900
+	@$(BIN)/python -m pytest -m frontend -o faulthandler_timeout=1500
 
 lint: $(VENV)/.test
 	$(call say,"ruff")
@@ -173,11 +173,14 @@ $(VENV)/.test: $(SOURCES) | $(BIN)/python
 	@DYNAMO_FAST_BUILD=cython $(PIP) install --quiet --editable ".[test]"
 	@touch $@
 
-# This version of torch is a build for the CPU; a plain `torch` is one for CUDA, of several GB.
+# This version of torch is a build for the CPU; a plain `torch` is one for CUDA, of several GB. The requirements of the extra
+# are installed without the package, which is there: pip would build its extensions again.
+EXTRA := from importlib.metadata import requires; \
+	print(*(each.partition(";")[0] for each in requires("dynamo-fast") if "examples" in each), sep="\n")
 $(VENV)/.examples: $(VENV)/.test
 	$(call say,"installing what the examples need")
-	@$(PIP) install --quiet "torch==2.13.0"
-	@$(PIP) install --quiet --editable ".[examples]"
+	@$(BIN)/python -c '$(EXTRA)' >$(VENV)/examples.txt
+	@$(PIP) install --quiet "torch==2.13.0" -r $(VENV)/examples.txt
 	@touch $@
 
 $(VENV)/.bench: $(SOURCES) | $(BIN)/python

@@ -61,7 +61,7 @@ def life(
     with subprocess.Popen(
         command, cwd=folder, env=environment(folder, **settings), stdout=subprocess.PIPE, text=True
     ) as process:
-        ends_late = threading.Timer(LIMIT, process.kill)
+        ends_late = threading.Timer(2 * LIMIT, process.kill)
         ends_late.start()
         try:
             assert process.stdout is not None
