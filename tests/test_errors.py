@@ -61,6 +61,8 @@ CUTTING |= {"find", "index", "replace", "splitlines", "search", "match", "fullma
 ALLOWED = {
     ("discovery/etcd_lease.py", "regain"): "etcd's code for it means any failed precondition; its text says which",
     ("wire/payload.py", "_load"): "msgspec tells where the first value ends in its text alone",
+    ("net/nats_connection.py", "_why"): "nats-py puts its own name before every text, which is for people to read",
+    ("ingress/nats_server.py", "_answer"): "only what the log shows is shortened",
     ("inspect/describe.py", "_value"): "msgspec tells which byte it could not read in its text alone",
 }
 
