@@ -53,18 +53,26 @@ def lines_that_touch_it(path: Path) -> list[int]:
 def test_only_the_configuration_reads_the_environment() -> None:
     found = {path.relative_to(PACKAGE).as_posix(): lines_that_touch_it(path) for path in modules()}
     found = {name: lines for name, lines in found.items() if lines}
-    assert found.keys() == {"config.py", *ALLOWED}, found
+    assert found.keys() == {"config/_settings.py", *ALLOWED}, found
 
 
 def test_the_configuration_needs_nothing_that_is_heavy() -> None:
     """Every module may import it: the codec does, and a program that wants the codec alone must not pay for more."""
     found = set()
-    for node in ast.walk(ast.parse((PACKAGE / "config.py").read_text(encoding="utf-8"))):
+    nodes = [
+        node
+        for path in (PACKAGE / "config").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {each.name for each in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
             found.add(node.module)
-    assert {name for name in found if name.partition(".")[0] not in sys.stdlib_module_names} == {"dynamo_fast.errors"}
+    assert {name for name in found if name.partition(".")[0] not in sys.stdlib_module_names} == {
+        "dynamo_fast.errors",
+        *(f"dynamo_fast.config.{path.stem}" for path in (PACKAGE / "config").glob("_*.py") if path.stem != "__init__"),
+    }
     assert not found & {"asyncio", "socket", "ssl", "logging"}
 
 

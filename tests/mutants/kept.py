@@ -1881,7 +1881,7 @@ MUTANTS = [
     ),
     Mutant(
         "TLS that was asked for is passed over",
-        "dynamo_fast/config.py",
+        "dynamo_fast/config",
         "        return bool(self.cert_path)\n",
         "        return False\n",
         "tests/net/test_tls.py::test_the_environment_switches_it_on",
