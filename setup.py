@@ -37,6 +37,7 @@ TRANSLATED = [
     "dynamo_fast.net.frame_protocol",
     "dynamo_fast.observability.histogram",
     "dynamo_fast.observability.metrics",
+    "dynamo_fast.observability.worker_metrics",
     "dynamo_fast.runtime._arrived",
     "dynamo_fast.wire._plain",
     "dynamo_fast.wire._raw",
