@@ -32,6 +32,7 @@ TRANSLATED = [
     "dynamo_fast.ingress.push_handler",
     "dynamo_fast.ingress.request",
     "dynamo_fast.ingress.response_connection",
+    "dynamo_fast.ingress.tcp_server",
     "dynamo_fast.net._direct",
     "dynamo_fast.net.descriptors",
     "dynamo_fast.net.frame_protocol",
