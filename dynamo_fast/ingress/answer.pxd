@@ -10,9 +10,9 @@ cdef class Batch:
 
 @cython.final
 cdef class Answer:
-    cdef object _endpoint
-    cdef ResponseConnection _stream
-    cdef object _codec
+    cdef readonly object _endpoint
+    cdef readonly ResponseConnection _stream
+    cdef readonly object _codec
 
     cpdef object refuse_request(self, object error)
     cpdef object refuse_shutdown(self)

@@ -12,7 +12,7 @@ from dynamo_fast.observability.histogram cimport Histogram
 @cython.final
 cdef class Request:
     cdef object __weakref__
-    cdef Answer _answer
+    cdef readonly Answer _answer
     cdef readonly object _control
     cdef readonly object _info
     cdef readonly object _input

@@ -18,13 +18,13 @@ cdef class ResponseConnection:
     cdef readonly bint _peer_finished
     cdef readonly object _room
     cdef readonly object _transport
-    cdef bytes _head
-    cdef bytes _tail
+    cdef readonly bytes _head
+    cdef readonly bytes _tail
     cdef public bint abandoned
     cdef readonly Py_ssize_t bytes
     cdef readonly Cork corked
-    cdef str _end
-    cdef object _ended_in
+    cdef readonly str _end
+    cdef readonly object _ended_in
     cdef readonly Py_ssize_t items
     cdef public bint open
     cdef readonly bint orderly
@@ -59,8 +59,8 @@ cdef class ResponseConnection:
 @cython.final
 cdef class Uncorking:
     cdef object __weakref__
-    cdef ResponseConnection _stream
-    cdef object _coroutine
+    cdef readonly ResponseConnection _stream
+    cdef readonly object _coroutine
     cdef readonly object request
 
     cpdef object send(self, object value)

@@ -8,12 +8,12 @@ from dynamo_fast.wire.headers cimport decode_headers
 @cython.final
 cdef class _RequestConnection(FrameProtocol):
     cdef object __weakref__
-    cdef object _server
-    cdef list _acknowledgements
-    cdef bint _open
-    cdef bint _new
-    cdef Py_ssize_t _held
-    cdef Py_ssize_t _unread
+    cdef readonly object _server
+    cdef readonly list _acknowledgements
+    cdef readonly bint _open
+    cdef readonly bint _new
+    cdef readonly Py_ssize_t _held
+    cdef readonly Py_ssize_t _unread
 
     @cython.locals(written=list)
     cdef object _write_acknowledgements(self)
