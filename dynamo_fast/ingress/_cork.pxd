@@ -16,7 +16,8 @@ cdef class Cork:
     cdef readonly double _until
 
     cpdef object restart(self)
-    @cython.locals(data=bytes)
     cpdef object add(self, object value)
+    @cython.locals(data=bytes)
+    cpdef bint hold(self, object value) except -1
     @cython.locals(now=double)
     cpdef bint is_due(self, Py_ssize_t items) except -1

@@ -49,12 +49,21 @@ class Cork:
 
         Else returns whether what waits is due.
         """
+        if not self.hold(value):
+            return None
+        return self.is_due(len(self.data))
+
+    def hold(self, value: object) -> bool:
+        """Encode and hold `value`, one item of a batch that is written when it is complete.
+
+        Returns False, and holds nothing, if it is not plain.
+        """
         data = encode_plain(self._write, value)
         if data is None:
-            return None
+            return False
         self.data.append(data)
         self.bytes += len(data)
-        return self.is_due(len(self.data))
+        return True
 
     def is_due(self, items: int) -> bool:
         """Whether what waits must be written now, or cannot be written now; `items` wait."""

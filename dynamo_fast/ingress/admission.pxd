@@ -1,6 +1,9 @@
 # The types with which Cython translates `admission.py`.
 cimport cython
 
+from dynamo_fast.net.descriptors cimport Descriptors
+from dynamo_fast.observability.histogram cimport Histogram
+
 @cython.final
 cdef class Admission:
     cdef object __weakref__
@@ -15,7 +18,7 @@ cdef class Admission:
     cdef readonly Py_ssize_t promised
     cdef readonly Py_ssize_t queue_capacity
     cdef readonly Py_ssize_t rejected
-    cdef readonly object wait
+    cdef readonly Histogram wait
 
     @cython.locals(running=Py_ssize_t, queued=Py_ssize_t)
     cpdef object submit(self, object job)

@@ -1,6 +1,7 @@
 # The types with which Cython translates `answer.py`.
 cimport cython
 
+from dynamo_fast.ingress._cork cimport Cork
 from dynamo_fast.ingress.response_connection cimport ResponseConnection
 
 @cython.final
@@ -17,7 +18,7 @@ cdef class Answer:
     cpdef object refuse_shutdown(self)
     cpdef object start(self, object request, object context)
     cdef object _refuse(self, str text, object error)
-    @cython.locals(stream=ResponseConnection)
+    @cython.locals(stream=ResponseConnection, corked=Cork)
     cdef bint _send_batch(self, object items) except -1
     cdef object _unserialisable(self, object error)
     cdef object _failed(self, object error)

@@ -155,12 +155,12 @@ class Answer:
 
     def _send_batch(self, items: Iterable[Any]) -> bool:
         """All in one write. Returns whether `room()` must be awaited."""
-        stream, encode = self._stream, self._codec.encode_item
+        stream, corked = self._stream, self._stream.corked
         for item in items:
             if not stream.open:
                 break
-            if stream.corked.add(item) is None:
-                stream.cork(encode(item))
+            if not corked.hold(item):
+                stream.cork(self._codec.encode_item(item))
         return stream.uncork()
 
     def _unserialisable(self, error: SerializationError) -> None:

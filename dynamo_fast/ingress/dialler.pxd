@@ -1,14 +1,16 @@
 # The types with which Cython translates `dialler.py`.
 cimport cython
 
+from dynamo_fast.deadlines cimport Deadlines
+
 @cython.final
 cdef class Dialler:
     cdef object __weakref__
     cdef readonly object loop
     cdef readonly object clock
-    cdef readonly object closing
-    cdef readonly object stalled
-    cdef readonly object young
+    cdef readonly Deadlines closing
+    cdef readonly Deadlines stalled
+    cdef readonly Deadlines young
     cdef readonly set started
     cdef readonly object _connector
     cdef readonly object _all_closed

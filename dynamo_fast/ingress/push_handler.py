@@ -93,7 +93,8 @@ class PushHandler:
         except (ProtocolError, InvalidAddress) as error:
             self.metrics.error("deserialization")
             raise Unavailable(f"Server unavailable: unreadable request: {error}") from error
-        self.worker.admission.submit(request)
+        admission = self.worker.admission
+        admission.submit(request)
         self.metrics.requests += 1
         self.metrics.inflight += 1
         self.metrics.request_bytes += len(payload)

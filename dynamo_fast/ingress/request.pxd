@@ -1,9 +1,13 @@
 # The types with which Cython translates `request.py`.
 cimport cython
 
+from dynamo_fast.context cimport Context
+from dynamo_fast.ingress.admission cimport Admission
 from dynamo_fast.ingress.answer cimport Answer
 from dynamo_fast.ingress.cancellation cimport Cancellation
+from dynamo_fast.ingress.dialler cimport Dialler
 from dynamo_fast.ingress.response_connection cimport ResponseConnection, Uncorking
+from dynamo_fast.observability.histogram cimport Histogram
 
 @cython.final
 cdef class Request:
@@ -16,7 +20,7 @@ cdef class Request:
     cdef readonly object _message
     cdef readonly double accepted_at
     cdef readonly Cancellation cancellation
-    cdef readonly object context
+    cdef readonly Context context
     cdef public Py_ssize_t descriptors
     cdef readonly object endpoint
     cdef public Py_ssize_t size
@@ -24,7 +28,11 @@ cdef class Request:
 
     cpdef Uncorking run(self)
     cdef object _ended(self)
+    @cython.locals(admission=Admission, dialler=Dialler)
+    cdef object _dial_directly(self)
+    @cython.locals(first_response=Histogram)
     cdef object _start(self)
+    @cython.locals(admission=Admission)
     cdef object _decode(self)
     cdef object _checked_input(self, object message)
 

@@ -54,6 +54,7 @@ __all__ = ["AcceptingEndpoint", "Host", "Request", "endpoint_of"]
 _TWO_PART = TwoPartCodec()
 _HEADER_AND_DATA, _HEADER_ONLY = TwoPartMessageType.HEADER_AND_DATA, TwoPartMessageType.HEADER_ONLY
 _NO_MESSAGE = TwoPartMessage.from_parts(b"", b"")
+_now = time.monotonic
 
 
 class Host(Protocol):
@@ -130,7 +131,7 @@ class Request:
         self.stream = ResponseConnection(worker.dialler, self.context, codec, self.cancellation.cut_short)
         self._answer = Answer(endpoint, self.stream, codec)
         self._input: RequestStream | None = None
-        self.accepted_at = time.monotonic()
+        self.accepted_at = _now()
         """Seconds, for metrics and logs."""
 
     def run(self) -> Uncorking:
@@ -145,7 +146,13 @@ class Request:
         if endpoint.tracer is not None:
             cast(TracedContext, self.context).span.enter()
         try:
-            await self._dial()
+            if self._input_info is not None:
+                await self._dial_for_the_input()
+            transport = self._dial_directly()
+            if transport is not None and transport.connected:
+                stream.dialled(transport)
+            else:
+                stream.dialled(await self._connected(transport))
             iterator = self._start()
             if iterator is not None:
                 await self._answer.push(iterator)
@@ -166,25 +173,28 @@ class Request:
             span.event("request completed")
             span.end()
 
-    async def _dial(self) -> None:
-        """Dial for the input of a bidirectional request first, as Dynamo does; then for the answer."""
+    async def _dial_for_the_input(self) -> None:
+        """The input of a bidirectional request is dialled before the answer, as Dynamo does."""
+        assert self._input_info is not None
         worker = self.endpoint.worker
-        if self._input_info is not None:
-            codec, limit = self._control.payload_codec, worker.config.max_input_size
-            stream = RequestStream(self.context, codec, limit, worker.buffered)
-            worker.admission.dials(self)
-            await worker.dialler.dial(self._input_info, stream)
-            self._input = stream
+        codec, limit = self._control.payload_codec, worker.config.max_input_size
+        stream = RequestStream(self.context, codec, limit, worker.buffered)
         worker.admission.dials(self)
-        self.stream.dialled(await self._dial_for_the_answer())
+        await worker.dialler.dial(self._input_info, stream)
+        self._input = stream
 
-    async def _dial_for_the_answer(self) -> asyncio.Transport | DirectTransport:
+    def _dial_directly(self) -> DirectTransport | None:
+        """Dial for the answer, without a wait if that can be. See `_connected` if it is not connected."""
+        admission, dialler = self.endpoint.worker.admission, self.endpoint.worker.dialler
+        admission.dials(self)
+        return dialler.dial_directly(self._info, self.stream)
+
+    async def _connected(self, transport: DirectTransport | None) -> asyncio.Transport | DirectTransport:
+        """Wait until the answer is dialled: on `transport` if there is one."""
         dialler, info = self.endpoint.worker.dialler, self._info
-        transport = dialler.dial_directly(info, self.stream)
         if transport is None:
             return await dialler.dial(info, cast(asyncio.Protocol, self.stream))
-        if not transport.connected:
-            await dialler.connected(info, transport)
+        await dialler.connected(info, transport)
         return transport
 
     def _start(self) -> AsyncIterator[Any] | None:
@@ -202,13 +212,15 @@ class Request:
         self.cancellation.handler_called = True
         iterator = self._answer.start(request, self.context)
         if iterator is not None:
-            endpoint.worker.metrics.time_to_first_response.observe(time.monotonic() - self.accepted_at)
+            first_response = endpoint.worker.metrics.time_to_first_response
+            first_response.observe(_now() - self.accepted_at)
         return iterator
 
     def _decode(self) -> Any:
         """The argument for the handler. Releases the message. Raises ProtocolError."""
         message, self._message = self._message, _NO_MESSAGE
-        self.endpoint.worker.admission.decoded(self)
+        admission = self.endpoint.worker.admission
+        admission.decoded(self)
         if self._info.context != self._control.id:
             raise ControlError(
                 f"its id is {shown(self._control.id)}, but its response stream belongs to {shown(self._info.context)}"

@@ -1,17 +1,20 @@
 # The types with which Cython translates `response_connection.py`.
 cimport cython
 
+from dynamo_fast.context cimport Context
+from dynamo_fast.deadlines cimport Deadlines
 from dynamo_fast.ingress._cork cimport Cork
+from dynamo_fast.wire.stream cimport StreamMachine
 
 @cython.final
 cdef class ResponseConnection:
     cdef object __weakref__
-    cdef readonly object _context
+    cdef readonly Context _context
     cdef readonly object _cut_short
     cdef readonly object _decoder
     cdef readonly object _dialler
     cdef readonly list _frames
-    cdef readonly object _machine
+    cdef readonly StreamMachine _machine
     cdef readonly bint _peer_finished
     cdef readonly object _room
     cdef readonly object _transport
@@ -40,7 +43,12 @@ cdef class ResponseConnection:
     cpdef object stream_failed(self, object error)
     cpdef object eof_received(self)
     cpdef object connection_lost(self, object error)
+    @cython.locals(machine=StreamMachine)
     cpdef object _step(self, object event, str end, bytes frames=*)
+    @cython.locals(young=Deadlines)
+    cdef object _begins(self)
+    @cython.locals(closing=Deadlines)
+    cdef object _ends(self)
     @cython.locals(data=list, frames=bytes)
     cdef object _frame_plain(self)
     @cython.locals(frames=list)

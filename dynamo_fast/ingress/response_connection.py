@@ -317,9 +317,10 @@ class ResponseConnection:
 
         `end` says who ended the stream, in case it ends now; `frames` are what the event has to write.
         """
-        before = self._machine.state
-        action = self._machine.step(event)
-        if self.open and self._machine.state in _OVER:
+        machine = self._machine
+        before = machine.state
+        action = machine.step(event)
+        if self.open and machine.state in _OVER:
             self.open = False
             self._end, self._ended_in = end, before
             self.orderly = event in _ORDERLY_ENDS
@@ -334,19 +335,17 @@ class ResponseConnection:
 
     def _write(self, frames: bytes) -> None:
         self._frames.append(frames)
-        # Not when it is made: uvloop does not tell a connection of its loss if its dial is cancelled just then.
-        self._dialler.young.add(self)
-        self._dialler.started.add(self)
+        self._begins()
 
     def _write_end(self, frames: bytes) -> None:
         self.flush(frames)
-        self._dialler.closing.add(self)
+        self._ends()
         if self._peer_finished:
             self._finish()
 
     def _cut(self, _: bytes = b"") -> None:
         self.flush()
-        self._dialler.closing.add(self)
+        self._ends()
         self._wake()
         if self._transport is not None and self._transport.can_write_eof():  # TLS has no half-close
             self._transport.write_eof()
@@ -372,6 +371,16 @@ class ResponseConnection:
         self._abort()
         self._context.kill()
         self._cut_short()
+
+    def _begins(self) -> None:
+        # Not when it is made: uvloop does not tell a connection of its loss if its dial is cancelled just then.
+        young = self._dialler.young
+        young.add(self)
+        self._dialler.started.add(self)
+
+    def _ends(self) -> None:
+        closing = self._dialler.closing
+        closing.add(self)
 
     # Bytes
 

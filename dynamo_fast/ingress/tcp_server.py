@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`SharedTcpServer`: one port that takes the requests of many endpoints (transport.md 2 and 6.1).
 
 A router keeps a few connections to a worker and writes request frames one after the other. Each frame gets one
@@ -18,13 +19,15 @@ ever.
 
 A connection is *new* until one of its requests could be read. New connections have a limit and a deadline of their own, so
 that silent ones cannot keep routers out: when the limit is reached, the oldest new connection is closed.
+
+This runs for every request. Where there is a compiler, Cython translates this very file, with the types in
+`tcp_server.pxd` (see setup.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import cast
 
 from dynamo_fast.codec import TcpRequestDecoder, TcpRequestMessage, TcpResponseCodec, TcpResponseMessage
 from dynamo_fast.config import TcpServerConfig, TlsConfig
@@ -187,7 +190,7 @@ class _RequestConnection(FrameProtocol):
     Made by the listener. It ends with `connection_lost`; `close` and `abort` bring that about.
     """
 
-    _transport: asyncio.Transport
+    __slots__ = ("_acknowledgements", "_held", "_new", "_open", "_server", "_unread")
 
     def __init__(self, server: SharedTcpServer) -> None:
         super().__init__(TcpRequestDecoder(server.config.max_message_size))
@@ -199,7 +202,7 @@ class _RequestConnection(FrameProtocol):
         self._unread = 0  # bytes of acknowledgements, while the router does not read them
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = transport
         self._open = True
         self._server._opened(self)
 
@@ -222,8 +225,9 @@ class _RequestConnection(FrameProtocol):
             self._restart_deadlines(got_request)
 
     def _write_acknowledgements(self) -> None:
-        self._transport.write(b"".join(self._acknowledgements))
-        self._acknowledgements.clear()
+        written = self._acknowledgements
+        self._transport.write(written[0] if len(written) == 1 else b"".join(written))
+        written.clear()
 
     def pause_writing(self) -> None:
         # A router that does not read its acknowledgements gets no further request read.
@@ -303,9 +307,10 @@ class _RequestConnection(FrameProtocol):
         self.abort()
 
     def _answer(self, message: TcpRequestMessage) -> bytes:
-        accept = self._server._find(bytes(message.endpoint_path))
+        path = bytes(message.endpoint_path)
+        accept = self._server._find(path)
         if accept is None:
-            return self._refuse("unknown", _unknown(bytes(message.endpoint_path)))
+            return self._refuse("unknown", _unknown(path))
         try:
             accept(message.payload, decode_headers(message.headers))
         except ResourceExhausted as refusal:
@@ -326,7 +331,8 @@ class _RequestConnection(FrameProtocol):
         self._server._new.discard(self)
 
     def _restart_deadlines(self, got_request: bool) -> None:
-        idle, unfinished, pending = self._server._idle, self._server._unfinished, self._decoder.pending
+        idle, unfinished = self._server._idle, self._server._unfinished
+        pending: int = self._decoder.pending
         if got_request:
             idle.discard(self)
             idle.add(self)

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """The worker's metrics, under Dynamo's names, help texts, labels and buckets (runtime.md 5.1), so that its dashboards work.
 
 On the hot path a metric is a plain attribute that is incremented; prometheus-client reads the attributes at each scrape:

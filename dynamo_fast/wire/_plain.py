@@ -30,7 +30,10 @@ def is_plain(value: object, depth: int = _MAX_DEPTH) -> bool:
         for key, each in value.items():  # type: ignore[attr-defined]  # mypy does not follow `kind`
             if type(key) is not str:
                 return False
-            if type(each) not in _SCALARS and (depth == 0 or not is_plain(each, depth - 1)):
+            part = type(each)
+            if part is str or part is int:  # most are, and a look at the set costs more
+                continue
+            if part not in _SCALARS and (depth == 0 or not is_plain(each, depth - 1)):
                 return False
         return True
     if kind is list or kind is tuple:
