@@ -1,7 +1,7 @@
-"""Builds the compiled codec where that is possible; everything else is in pyproject.toml.
+"""Builds the extensions where that is possible; everything else is in pyproject.toml.
 
-`DYNAMO_FAST_BUILD=cython` makes a failure to compile an error, `=python` leaves the extension out.
-`DYNAMO_FAST_DEBUG=1` compiles it with bounds checks and assertions.
+`DYNAMO_FAST_BUILD=cython` makes a failure to compile an error, `=python` leaves the extensions out.
+`DYNAMO_FAST_DEBUG=1` compiles them with bounds checks and assertions.
 """
 
 import os
@@ -61,17 +61,17 @@ if MODE not in ("auto", "cython", "python"):
 def without_the_extension(reason: object) -> None:
     """Go on in pure Python, unless that was ruled out."""
     if MODE == "cython":
-        sys.exit(f"DYNAMO_FAST_BUILD=cython, but the codec cannot be compiled: {reason}")
+        sys.exit(f"DYNAMO_FAST_BUILD=cython, but the extensions cannot be compiled: {reason}")
     line = "*" * 78
     print(
-        f"{line}\ndynamo_fast: the codec was not compiled ({reason}).\nThe pure-Python codec is used: the same "
+        f"{line}\ndynamo_fast: the extensions were not compiled ({reason}).\nTheir Python sources run instead: the same "
         f"behaviour, and several times slower per frame.\nInstall a C compiler and build again to change that.\n{line}",
         file=sys.stderr,
     )
 
 
 def extensions():
-    """The extension, translated to C; none if that cannot be done or is not wanted."""
+    """The extensions, translated to C; none if that cannot be done or is not wanted."""
     if MODE == "python":
         return []
     try:
@@ -104,6 +104,8 @@ class OptionalBuild(build_ext):
             super().run()
         except Exception as error:  # each compiler has exceptions of its own
             without_the_extension(error)
+            for built in self.get_outputs():  # some extensions fit only each other: all, or none
+                Path(built).unlink(missing_ok=True)
             self.extensions = []
 
     def build_extension(self, extension):
