@@ -11,7 +11,7 @@ say     = @printf '\n==> %s\n' $(1)
 help:
 	@echo "make demo    build, then a router streams from a worker, in two processes"
 	@echo "make test    lint, types, and every test, real Dynamo workers included"
-	@echo "make test-frontend  models behind Dynamo's real frontend, and the examples (installs torch for the CPU)"
+	@echo "make test-frontend  models behind Dynamo's real frontend, and the examples (installs torch)"
 	@echo "make lint    ruff, mypy, and the stubs of the extension against the extension"
 	@echo "make bench   the benchmarks of the codec and of the router, and their figures into the documents"
 	@echo "make faults  every fault at every place of a conversation, on both backends and both event loops"
@@ -173,8 +173,9 @@ $(VENV)/.test: $(SOURCES) | $(BIN)/python
 	@DYNAMO_FAST_BUILD=cython $(PIP) install --quiet --editable ".[test]"
 	@touch $@
 
-# This version of torch is a build for the CPU; a plain `torch` is one for CUDA, of several GB. The requirements of the extra
-# are installed without the package, which is there: pip would build its extensions again.
+# A version of torch that a folder of wheels for the CPU has (PIP_FIND_LINKS); the package index has it for CUDA, with several
+# GB, which works as well. The requirements of the extra are installed without the package, which is there: pip would build
+# its extensions again.
 EXTRA := from importlib.metadata import requires; \
 	print(*(each.partition(";")[0] for each in requires("dynamo-fast") if "examples" in each), sep="\n")
 $(VENV)/.examples: $(VENV)/.test
