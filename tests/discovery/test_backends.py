@@ -83,7 +83,12 @@ async def test_a_watch_hears_of_what_is_there_and_of_every_change(make: Make) ->
     watch.close()
     await ours.unregister(instance(2))
     await ours.register(instance(3))
-    assert await theirs.list(ENDPOINT) == [instance(3)]
+
+    async def listed() -> None:  # Kubernetes lists what its watch has told so far
+        while await theirs.list(ENDPOINT) != [instance(3)]:
+            await asyncio.sleep(0)
+
+    await asyncio.wait_for(listed(), 5)
     assert events.empty()
     await ours.close()
     await theirs.close()
