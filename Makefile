@@ -53,7 +53,7 @@ lint: $(VENV)/.test
 	$(call say,"mypy")
 	@$(BIN)/mypy
 	$(call say,"stubtest: the extension is what its .pyi says")
-	@$(BIN)/python -m mypy.stubtest dynamo_fast._codec
+	@$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml dynamo_fast._codec
 
 ROUNDS ?= 3
 bench: $(VENV)/.bench runtimes
