@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,10 @@ def differences(name: str, wanted: dict[str, Any], ours: Any) -> Iterator[str]:
         if not hasattr(ours, member) and member not in getattr(ours, "__dataclass_fields__", {}):
             yield f"{short}.{member}: missing"
         elif isinstance(parameters, list):
-            known = found["members"].get(member) or signature(getattr(ours, member))
+            method = getattr(ours, member)
+            known = found["members"].get(member) or signature(method)
+            if known is None and member.startswith("__") and isinstance(method, types.MethodDescriptorType):
+                known = []  # a slot of a compiled class: it takes no names
             yield from missing(parameters, known, f"{short}.{member}")
 
 
