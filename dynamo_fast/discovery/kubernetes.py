@@ -59,7 +59,8 @@ RETRIES = (0.25, 1.0)
 """Seconds before an apply is tried again that the API refused for the moment."""
 FOR_THE_MOMENT = {409, 429, 500, 502, 503, 504}
 """Such statuses of HTTP."""
-IDLE = 3600.0
+IDLE, UNWATCHED = 3600.0, 10.0
+"""Seconds between looks whether anything is to be written, and while the own resource is not watched."""
 
 _T = TypeVar("_T")
 
@@ -101,6 +102,8 @@ class KubernetesStore(ThreadStore):
         """Of the resource, as this process wrote it last; -1: it has written none."""
         self._own: Reflector[WorkerMetadata] | None = None
         self._keeping: BackgroundLoop | None = None
+        self._has_written = False
+        """Whether the API may have records of this process."""
         self._unsaved = False
         self._overwritten = False
 
@@ -142,18 +145,25 @@ class KubernetesStore(ThreadStore):
         client = await self._started()
         async with self._saving:
             self._unsaved = False
-            await self._apply(client)
+            try:
+                await self._apply(client)
+            except BaseException:
+                self._unsaved = True
+                raise
         if self._own is None and not self.withdrawn:
             await self._keep(client)
 
     async def _apply(self, client: KubernetesClient) -> None:
         body = document(self.identity, self._data())
         for pause in (*RETRIES, None):
+            self.check_present()  # a process that leaves has written that it has nothing
+            had_written, self._has_written = self._has_written, True
             try:
                 written = await client.apply(METADATAS, self.identity.resource, body)
                 break
             except Rejected as rejection:
                 if pause is None or rejection.status not in FOR_THE_MOMENT:
+                    self._has_written = had_written
                     raise
                 await asyncio.sleep(pause)
         self._generation = written.metadata.generation
@@ -170,24 +180,27 @@ class KubernetesStore(ThreadStore):
         self._unsaved = True
         if self._keeping is not None:
             self._keeping.restart()
-        elif self._generation >= 0 and not self.withdrawn:
+        elif self._has_written and not self.withdrawn:
             self._keeping = self.thread.keep(f"the resource {self.identity.resource} in Kubernetes", self._catch_up)
 
     async def _catch_up(self) -> float:
-        if self._unsaved:
+        if self._unsaved or self._own is None:
             await self.save()
-        return IDLE
+        return IDLE if self._own is not None else UNWATCHED
 
     async def _keep(self, client: KubernetesClient) -> None:
         """Watch the own resource from now on: it may be deleted, or another process may write it."""
         mine = replace(METADATAS, field_selector=f"metadata.name={self.identity.resource}")
-        self._own = Reflector(client, mine, self.thread, self._own_changed)
+        own = Reflector(client, mine, self.thread, self._own_changed)
         try:
-            await self._own.start()
+            await own.start()
         except CannotConnect as error:
-            logger.warning("the resource %s is not watched: %s", self.identity.resource, error)
+            logger.warning("the resource %s is not watched for now: %s", self.identity.resource, error)
+            if self._keeping is None:
+                self._keeping = self.thread.keep(f"the resource {self.identity.resource} in Kubernetes", self._catch_up)
             return
-        if self.identity.resource not in self._own.objects:
+        self._own = own
+        if self.identity.resource not in own.objects:
             self._own_changed(self.identity.resource, None)
 
     def _own_changed(self, name: str, found: WorkerMetadata | None) -> None:
@@ -196,7 +209,11 @@ class KubernetesStore(ThreadStore):
         if found is None:
             logger.warning("the resource %s was deleted by another process: it is put back", name)
             self.save_later()
-        elif found.metadata.generation > self._generation and not self._saving.locked() and not self._overwritten:
+        elif found.metadata.generation <= self._generation or self._saving.locked():
+            return
+        elif _is_same(found.data, self._data()):  # the answer to our own write was lost
+            self._generation = found.metadata.generation
+        elif not self._overwritten:
             self._overwritten = True
             logger.error(
                 "another process writes the resource %s, and its records have replaced ours: give each process of a pod a "
@@ -213,16 +230,19 @@ class KubernetesStore(ThreadStore):
             self.thread.drop(self._keeping)
         if self._own is not None:
             self._own.close()
-        if self._generation < 0 or self._client is None:
+        if not self._has_written or self._client is None:
             return
-        self._generation = -1
+        self._has_written = False
         try:
-            async with self._saving:
-                await self._client.apply(
-                    METADATAS, self.identity.resource, document(self.identity, self._data()), WITHDRAW_TIMEOUT
-                )
-        except CannotConnect as error:
+            await asyncio.wait_for(self._clear(self._client), WITHDRAW_TIMEOUT)
+        except (CannotConnect, asyncio.TimeoutError) as error:
             logger.warning("%s: %s", self._left_behind(), error)
+
+    async def _clear(self, client: KubernetesClient) -> None:
+        async with self._saving:  # a write that is under way must not come after this one
+            await client.apply(
+                METADATAS, self.identity.resource, document(self.identity, self._data()), WITHDRAW_TIMEOUT
+            )
 
     # What all have
 
@@ -262,3 +282,14 @@ class KubernetesStore(ThreadStore):
     def _refresh(self, names: Iterable[str]) -> None:
         for bucket in self._reading:
             bucket.refresh(names)
+
+
+def _is_same(found: Data | None, ours: Data) -> bool:
+    """Whether the API has what this process wrote. It writes the keys of JSON in an order of its own."""
+    return found is not None and {name: _values(found.get(name, {})) for name in ours} == {
+        name: _values(records) for name, records in ours.items()
+    }
+
+
+def _values(records: dict[str, msgspec.Raw]) -> dict[str, Any]:
+    return {key: msgspec.json.decode(raw) for key, raw in records.items()}

@@ -8,17 +8,19 @@ offered: in a cluster there is the service account.
 from __future__ import annotations
 
 import base64
-import binascii
 import ssl
-import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dynamo_fast.config import KubernetesConfig
 from dynamo_fast.errors import CannotConnect, InvalidConfig
+from dynamo_fast.logs import get_logger
+from dynamo_fast.net.tls import load_identity
 
 __all__ = ["Access"]
+
+logger = get_logger(__name__)
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -33,7 +35,7 @@ class Access:
     """True: as the system trusts, and for servers without TLS."""
     tls_name: str | None = None
     """The name that the server's certificate must have, if it is not the one in the URL."""
-    token: str = ""
+    token: str = field(default="", repr=False)
     token_file: Path | None = None
 
     @classmethod
@@ -111,6 +113,8 @@ class _Kubeconfig:
         if not isinstance(server, str) or not server.startswith(("http://", "https://")):
             raise self._wrong(f"the cluster's server {server!r} is not a URL, http:// or https://")
         token_file = user.get("tokenFile")
+        if server.startswith("http://") and (token_file or user.get("token")):
+            logger.warning("Kubernetes: the token goes to %s in plain text (%s)", server, self._file)
         return Access(
             server.rstrip("/"),
             self._tls(cluster, user) if server.startswith("https://") else True,
@@ -132,12 +136,13 @@ class _Kubeconfig:
             context = ssl.create_default_context(cadata=None if ca is None else ca.decode())
             if cluster.get("insecure-skip-tls-verify"):
                 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+                logger.warning("Kubernetes: no certificate is verified (insecure-skip-tls-verify in %s)", self._file)
             certificate, key = self._bytes(user, "client-certificate"), self._bytes(user, "client-key")
             if (certificate is None) != (key is None):
                 raise self._wrong("the user has one of client-certificate and client-key: it needs both, or neither")
             if certificate is not None and key is not None:
-                _load_identity(context, certificate, key)
-        except (OSError, ssl.SSLError, UnicodeDecodeError, binascii.Error) as error:
+                load_identity(context, certificate, key)
+        except (OSError, ValueError) as error:  # SSLError, binascii.Error and UnicodeDecodeError, too
             raise self._wrong(f"a certificate or a key cannot be read: {error}") from None
         return context
 
@@ -152,11 +157,3 @@ class _Kubeconfig:
 
     def _wrong(self, what: str) -> InvalidConfig:
         return InvalidConfig(f"the kubeconfig {self._file}: {what}")
-
-
-def _load_identity(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:  # 0700: OpenSSL reads a key from a file only
-        files = Path(folder, "cert.pem"), Path(folder, "key.pem")
-        files[0].write_bytes(certificate)
-        files[1].write_bytes(key)
-        context.load_cert_chain(*files)

@@ -63,8 +63,11 @@ class Attempts(Protocol):
     def failed(self, error: DynamoError) -> bool:
         """The worker failed. Returns whether another one was picked."""
 
+    def completed(self) -> None:
+        """The answer has come to its end."""
+
     def release(self) -> None:
-        """The answer has ended."""
+        """The worker does not have the request any more."""
 
 
 class Delivery:
@@ -141,6 +144,8 @@ class Delivery:
         From another thread it takes effect in the next turn of the router's loop.
         """
         if asyncio._get_running_loop() is self._loop:
+            if self._call is not None:
+                self._call.release()  # before the end is seen: the answer was not completed
             self._stream.close()
             if self._again is not None:
                 self._again.cancel()
@@ -187,6 +192,8 @@ class Delivery:
             if not isinstance(error, (Exception, asyncio.CancelledError)):
                 raise error  # the program is to end
         elif isinstance(error, StopAsyncIteration):
+            if call is not None:
+                call.completed()
             self._finish(None)
         elif call is not None and call.failed(error):
             self._again = self._loop.create_task(self._send_again(call, stream))

@@ -98,6 +98,8 @@ class Listener:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        for each in list(self.handshakes):
+            each.abort()
         # A connection that was accepted in this turn gets its transport in the next, as long as its server is open.
         self._loop.call_soon(self._close_server)
         self._socket.close()

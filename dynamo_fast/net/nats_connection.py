@@ -355,6 +355,7 @@ def _check_credentials_file(path: str) -> None:
 def _tls_context(config: NatsConfig) -> ssl.SSLContext:
     context = ssl.create_default_context()
     if config.tls_insecure:
+        logger.warning("NATS: no certificate is verified (NATS_TLS_INSECURE)")
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     elif config.tls_ca_cert_path:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -20,20 +20,34 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from dynamo_fast.config import TlsConfig
 from dynamo_fast.errors import InvalidConfig, TlsError
 from dynamo_fast.logs import get_logger
 from dynamo_fast.wire.address import join_host_port
 
-__all__ = ["ClientTls", "ServerTls", "accepting", "client_tls", "is_alert", "is_hello", "lost", "reason", "server_tls"]
+__all__ = [
+    "ClientTls",
+    "ServerTls",
+    "accepting",
+    "client_tls",
+    "is_alert",
+    "is_hello",
+    "load_identity",
+    "lost",
+    "reason",
+    "server_tls",
+]
 
 logger = get_logger(__name__)
 
 _HELLO, _ALERT = b"\x16\x03", b"\x15\x03"
 RELOAD_SECONDS = 10.0
 """The files of an identity are compared at most this often, when a connection is made. (Dynamo: every 30 s.)"""
+SESSION_SECONDS = 3600.0
+"""How long after a whole handshake its session is resumed. Each resumption brings a new ticket: without a limit, a
+certificate that has expired would be accepted for ever."""
 _MOST_SESSIONS = 1024
 
 _Dialled = TypeVar("_Dialled", bound=asyncio.Protocol)
@@ -76,33 +90,40 @@ class _Identity:
         self._content = self._read()
         self._next_look = time.monotonic() + RELOAD_SECONDS
         try:
-            _load(self._context, *self._content)
+            load_identity(self._context, *self._content)
         except (ssl.SSLError, ValueError) as error:
             raise InvalidConfig(
-                f"{names[0]}={certificate!r} and {names[1]}={key!r} are no certificate and its key in PEM: {reason(error)}"
+                f"{names[0]}={certificate!r} and {names[1]}={key!r} are no certificate and its key in PEM: "
+                f"{reason(error)}"
+            ) from None
+        except OSError as error:
+            raise InvalidConfig(
+                f"{names[0]}={certificate!r} cannot be used: OpenSSL reads a key from a file only, and no temporary folder "
+                f"can be written ({error}): set TMPDIR"
             ) from None
 
-    def refresh(self) -> None:
-        """Take over what is in the files now, if it is another pair that fits together."""
+    def refresh(self) -> bool:
+        """Take over what is in the files now, if it is another pair that fits together. Returns whether it was."""
         now = time.monotonic()
         if now < self._next_look:
-            return
+            return False
         self._next_look = now + RELOAD_SECONDS
         try:
             content = self._read()
             if content == self._content:
-                return
-            _load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), *content)
-        except (InvalidConfig, ssl.SSLError, ValueError) as error:
+                return False
+            load_identity(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), *content)
+            load_identity(self._context, *content)
+        except (InvalidConfig, OSError, ValueError) as error:  # SSLError is an OSError
             logger.warning(
                 "TLS: the new certificate in %s is not used, and the last valid one stays: %s",
                 self._paths[0],
                 reason(error),
             )
-            return
+            return False
         self._content = content
-        _load(self._context, *content)
         logger.info("TLS: the certificate in %s was replaced, and is used from now on", self._paths[0])
+        return True
 
     def _read(self) -> tuple[bytes, bytes]:
         found = [_read(path, name) for path, name in zip(self._paths, self._names, strict=True)]
@@ -180,7 +201,7 @@ class ClientTls:
 
     def __init__(self, config: TlsConfig) -> None:
         """Raises InvalidConfig."""
-        self._last: OrderedDict[str, ssl.SSLObject] = OrderedDict()
+        self._last: OrderedDict[str, _Known] = OrderedDict()
         self.context = _ResumingContext(self._last)
         self.handshake_timeout = config.handshake_timeout
         self._server_name = config.server_name
@@ -199,8 +220,8 @@ class ClientTls:
         """As `create_connection` of the event loop. Raises TlsError, which says what is wrong, and OSError."""
         loop = asyncio.get_running_loop()
         address = join_host_port(host, port)
-        if self._identity is not None:
-            self._identity.refresh()
+        if self._identity is not None and self._identity.refresh():
+            self._last.clear()  # a session that is resumed shows no certificate
         _other_end.set(address)
         try:
             transport, made = await loop.create_connection(
@@ -217,10 +238,19 @@ class ClientTls:
         return transport, made
 
     def _remember(self, address: str, connection: ssl.SSLObject) -> None:
-        self._last[address] = connection
+        before = self._last.get(address)
+        resumed = before is not None and connection.session_reused
+        self._last[address] = _Known(connection, before.since if resumed and before else time.monotonic())
         self._last.move_to_end(address)
         if len(self._last) > _MOST_SESSIONS:
             self._last.popitem(last=False)
+
+
+class _Known(NamedTuple):
+    """The last connection with another end, and the time of the whole handshake that its session began with."""
+
+    connection: ssl.SSLObject
+    since: float
 
 
 class _ResumingContext(ssl.SSLContext):
@@ -229,7 +259,7 @@ class _ResumingContext(ssl.SSLContext):
     def __new__(cls, _: object) -> _ResumingContext:
         return super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
 
-    def __init__(self, last: Mapping[str, ssl.SSLObject]) -> None:
+    def __init__(self, last: Mapping[str, _Known]) -> None:
         self._last = last
         self.minimum_version = ssl.TLSVersion.TLSv1_2
 
@@ -243,8 +273,8 @@ class _ResumingContext(ssl.SSLContext):
     ) -> ssl.SSLObject:
         """See ssl.SSLContext. The event loops call it, and offer no way to name a session."""
         last = self._last.get(_other_end.get())
-        if last is not None:
-            session = last.session
+        if last is not None and time.monotonic() - last.since < SESSION_SECONDS:
+            session = last.connection.session
         return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
 
 
@@ -305,8 +335,11 @@ def _read(path: str, variable: str) -> bytes:
         raise InvalidConfig(f"{variable}={path!r} cannot be read: {error.strerror}") from None
 
 
-def _load(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
-    """OpenSSL reads them from files only. What was read is written to files of our own: the given ones may change now."""
+def load_identity(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+    """Let `context` show this certificate. Raises ssl.SSLError, ValueError for an encrypted key, and OSError.
+
+    OpenSSL reads files only. What was read is written to files of our own, because the given ones may change now.
+    """
     with tempfile.TemporaryDirectory() as folder:  # 0700
         files = Path(folder, "cert.pem"), Path(folder, "key.pem")
         files[0].write_bytes(certificate)
@@ -315,7 +348,7 @@ def _load(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
 
 
 def _no_password() -> str:
-    raise ValueError("the key is encrypted, and there is nobody to ask for its password")
+    raise ValueError("the key is encrypted: give it without a password")
 
 
 def reason(error: BaseException) -> str:

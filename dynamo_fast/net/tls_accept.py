@@ -1,6 +1,6 @@
 """`Handshake`: a connection that was accepted, until its TLS handshake is done.
 
-The event loops accept TLS themselves, but tell nobody of a handshake that failed. A router must know: the worker that it
+The event loops accept TLS themselves, but do not tell of a handshake that failed. A router must know: the worker that it
 waits for may be the one whose handshake failed.
 """
 
@@ -23,6 +23,9 @@ class HandshakeOwner(Protocol):
 
     handshakes: dict[Handshake, None]
     """Those under way, the oldest first."""
+
+    def is_closed(self) -> bool:
+        """Whether no connection is wanted any more."""
 
     def refused(self, host: str, why: str) -> None:
         """The handshake of a connection from `host` failed."""
@@ -47,8 +50,8 @@ class Handshake(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._owner.handshakes[self] = None
         self._tls.refresh()
+        self._owner.handshakes[self] = None
         loop = asyncio.get_running_loop()
         accepting.set(transport.get_extra_info("socket").fileno())
         shaking = loop.start_tls(
@@ -83,11 +86,19 @@ class Handshake(asyncio.Protocol):
             encrypted = await shaking
         except OSError as error:
             transport.abort()
-            owner.refused(host, _explain(error, self._tls.handshake_timeout))
+            if not owner.is_closed():
+                owner.refused(host, _explain(error, self._tls.handshake_timeout))
             return
+        except BaseException:
+            transport.abort()
+            raise
         finally:
             owner.handshakes.pop(self, None)
-        if encrypted is not None and not self._ended:
+        if encrypted is None or self._ended:
+            return
+        if owner.is_closed():
+            encrypted.abort()
+        else:
             self._hand_over(encrypted)
 
     def _hand_over(self, encrypted: asyncio.Transport) -> None:

@@ -274,9 +274,10 @@ class AsyncResponseStream(FutureItems):
         if isinstance(error, DynamoError):
             self._call.failed(error)
             return at_iterate(error)
-        self._call.release()
         if isinstance(error, StopAsyncIteration):
+            self._call.completed()
             return StopAsyncIteration("Stream exhausted")
+        self._call.release()
         if isinstance(error, (Exception, asyncio.CancelledError)):  # of the caller's own input
             return error
         raise error

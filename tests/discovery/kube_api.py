@@ -62,6 +62,8 @@ class KubeApi:
         """What to answer in place of the truth: `"LIST pods"` -> (status, message)."""
         self.times: dict[str, int] = {}
         """How often a fault happens; without a number, until it is removed."""
+        self.held: asyncio.Event | None = None
+        """Applies are carried out, and answered only once it is set."""
         self.page = 0
         """Objects of a page; 0: as many as the client asks for."""
         self.gone: str | None = None
@@ -244,7 +246,10 @@ class KubeApi:
             return _status(404, "the server could not find the requested resource")
         if verb == "WATCH":
             return await self._watch(request, call)
-        return {"LIST": self._list, "PATCH": self._apply, "DELETE": self._delete}[verb](call)
+        answer = {"LIST": self._list, "PATCH": self._apply, "DELETE": self._delete}[verb](call)
+        if verb == "PATCH" and self.held is not None:
+            await self.held.wait()
+        return answer
 
     def _fault(self, what: str) -> tuple[int, str] | None:
         if what in self.times:

@@ -301,6 +301,54 @@ async def test_a_resource_that_was_deleted_is_put_back(
     assert "pod-a was deleted by another process: it is put back" in caplog.text
 
 
+async def test_a_resource_is_put_back_though_the_api_fails_at_first(api: KubeApi, make: Make, clock: Clock) -> None:
+    await make().register(instance(1))
+    await api.watching("dynamoworkermetadatas")
+    api.faults["PATCH dynamoworkermetadatas"] = (403, "not now")
+    applies = len(await api.called("PATCH dynamoworkermetadatas"))
+    api.delete("dynamoworkermetadatas", "pod-a")
+    turning = asyncio.ensure_future(_turn(clock))
+    await api.called("PATCH dynamoworkermetadatas", applies + 2)
+    api.faults.clear()
+    await until(lambda: api.data("pod-a") is not None)
+    turning.cancel()
+    assert list(api.data("pod-a")["endpoints"]) == [f"{KEY}/1"]
+
+
+async def test_a_process_that_leaves_during_its_first_write_leaves_nothing(api: KubeApi, make: Make) -> None:
+    discovery = make()
+    api.held = asyncio.Event()
+    registering = asyncio.ensure_future(discovery.register(instance(1)))
+    await until(lambda: api.data("pod-a") is not None)
+    closing = asyncio.ensure_future(discovery.close())
+    await asyncio.sleep(0)
+    api.held.set()
+    await closing
+    await asyncio.wait([registering])
+    registering.exception()
+    assert api.data("pod-a")["endpoints"] == {}
+
+
+async def test_our_own_write_is_no_second_process(api: KubeApi, make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """Its answer was lost, so its generation is not known."""
+    store = make().store
+    assert isinstance(store, KubernetesStore)
+    await store.bucket(MODEL_CARDS).put("a/b/c/1", b'{"type":"Model","n":1}')
+    await api.watching("dynamoworkermetadatas")
+    store._generation -= 1
+    api.end_watches()
+    await api.called("WATCH dynamoworkermetadatas", 2)
+    api.metadata("pod-a", {**api.data("pod-a"), "further": {}})
+    await until(lambda: store._generation == api.meta("dynamoworkermetadatas", "pod-a")["generation"])
+    assert "another process" not in caplog.text
+
+
+def test_a_token_is_not_shown(tmp_path: Path) -> None:
+    file = tmp_path / "config"
+    file.write_text(json.dumps(kubeconfig({"server": "https://a"}, {"token": "secret"})))
+    assert "secret" not in repr(Access.find(KubernetesConfig(kubeconfig=str(file)), tmp_path))
+
+
 async def test_a_second_process_of_the_pod_is_named(api: KubeApi, make: Make, caplog: pytest.LogCaptureFixture) -> None:
     await make().register(instance(1))
     await api.watching("dynamoworkermetadatas")

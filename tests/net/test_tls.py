@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from dynamo_fast.net import tls as tls_module
 from dynamo_fast.runtime import DistributedRuntime
 from tests.namespaces import environment
 from tests.net.certificates import Authority, mutual, tls, variables
+from tests.waiting import until
 
 LIMIT = 20.0
 PLAIN = TlsConfig()
@@ -170,6 +172,75 @@ async def test_a_worker_resumes_its_session_with_a_router(authority: Authority) 
         for _ in range(4):
             assert len(await items(router, address, {"n": 3})) == 3
     assert reused == [False, True, True, True]
+
+
+async def test_a_session_is_not_resumed_for_ever(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new ticket comes with each resumption: the age counts from the last whole handshake."""
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    context = tls_module.ServerTls(tls(authority, authority.identity())).context
+    client = tls_module.ClientTls(tls(authority, authority.identity("client")))
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hi")
+        await reader.read()
+        writer.close()
+
+    listening = await asyncio.start_server(greet, "127.0.0.1", 0, ssl=context)
+    port = listening.sockets[0].getsockname()[1]
+    resumed = []
+    for _ in range(6):
+        reader = asyncio.StreamReader()
+        transport, _ = await client.connect(partial(asyncio.StreamReaderProtocol, reader), "127.0.0.1", port)
+        assert await asyncio.wait_for(reader.readexactly(2), LIMIT) == b"hi"
+        resumed.append(transport.get_extra_info("ssl_object").session_reused)
+        transport.close()
+        now[0] += 0.4 * tls_module.SESSION_SECONDS
+    listening.close()
+    assert resumed == [False, True, True, False, True, True]
+
+
+async def test_a_replaced_identity_is_shown_at_the_next_dial(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_module, "RELOAD_SECONDS", 0.0)
+    client = tls_module.ClientTls(mutual(authority, authority.identity()))
+    connection = client.context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="x")
+    client._last["somewhere"] = tls_module._Known(connection, 0.0)
+    authority.identity()
+    with contextlib.suppress(OSError):
+        await client.connect(asyncio.Protocol, "127.0.0.1", 1)
+    assert not client._last
+
+
+async def test_without_a_temporary_folder_the_error_says_so(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tls(authority, authority.identity())
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)
+    with pytest.raises(
+        InvalidConfig, match="DYN_TCP_TLS_CERT_PATH=.* no temporary folder can be written .*: set TMPDIR"
+    ):
+        tls_module.ServerTls(config)
+
+
+async def test_a_handshake_under_way_ends_with_its_listener(authority: Authority) -> None:
+    server = SharedTcpServer(LOOPBACK, tls=tls(authority, authority.identity()))
+    await server.start()
+    host, _, port = server.address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    listener = server._listener
+    assert listener is not None
+    await until(lambda: listener.handshakes)
+    await server.close()
+    with contextlib.suppress(ConnectionError):
+        assert await asyncio.wait_for(reader.read(), LIMIT) == b""
+    writer.close()
+    await until(lambda: not listener.handshakes)
 
 
 # Identities that are replaced

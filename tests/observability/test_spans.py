@@ -22,6 +22,7 @@ from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.observability import spans
 from dynamo_fast.observability.current import request_fields
 from dynamo_fast.observability.spans import TracedContext
+from dynamo_fast.runtime import DistributedRuntime
 from dynamo_fast.runtime.context import Context as DropInContext
 from tests.observability.otlp import Span, named
 from tests.observability.recorded import Recorded, recorded
@@ -339,3 +340,47 @@ async def test_without_a_provider_and_without_the_variables_nothing_is_made(worl
     assert type(world.contexts[0]) is Context
     assert world.contexts[0].trace_headers() is None
     assert world.fields == [{"request_id": world.contexts[0].id()}]
+
+
+class Forgetful:
+    """A sink that wants to be called only."""
+
+    def begin(self, delivery: Any) -> None: ...
+
+    def item(self, item: Any) -> None: ...
+
+    def end(self, error: BaseException | None) -> None: ...
+
+
+@pytest.mark.parametrize("form", ["stream", "sink", "drop-in", "drop-in, sink"])
+@pytest.mark.parametrize("ended", [True, False])
+async def test_each_form_of_a_call_tells_whether_its_answer_ended(
+    recorded: Recorded, traced: World, form: str, ended: bool
+) -> None:
+    request = "end" if ended else "waits"
+    runtime = DistributedRuntime(asyncio.get_running_loop(), "file", "tcp")
+    client = await runtime.endpoint(ENDPOINT).client()
+    await client.wait_for_instances()
+    if form == "stream":
+        stream = await traced.router.generate(request)
+        await anext(stream)
+        if ended:
+            assert [item async for item in stream] == []
+        stream.close()
+    elif form == "drop-in":
+        answer = await client.round_robin(request)
+        await anext(answer)
+        if ended:
+            assert [item async for item in answer] == []
+        del answer
+    else:
+        caller: Any = traced.router.generate if form == "sink" else client.round_robin
+        delivery = await caller(request, sink=Forgetful())
+        if not ended:
+            delivery.close()
+        await delivery.wait_ended()
+    await until(lambda: len(named(recorded.spans, "router.route_request")) == 1)
+    (call,) = named(recorded.spans, "router.route_request")
+    assert call.attributes["request.outcome"] == ("success" if ended else "cancelled")
+    runtime.shutdown()
+    await runtime.ended()
