@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
     if arguments[0] not in ("-h", "--help"):
         paths = [str(FOLDER), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        sys.stdout.flush()  # what this process has printed would be lost
+        sys.stderr.flush()
         os.execve(sys.executable, [sys.executable, *arguments], environment)  # noqa: S606  # no shell
     options.show_help()
     return 0

@@ -217,7 +217,8 @@ class NatsConnection:
 
     def _failed(self, error: Exception, *, refused: bool) -> None:
         """`refused`: the server has read who this process is, and closed the connection. Its reason can get lost then."""
-        if not isinstance(error, nats.errors.NoServersError):  # then `_on_error` got the reason
+        was_refused = "authorization violation" in self.failure.lower() and isinstance(error, ConnectionError)
+        if not was_refused and not isinstance(error, nats.errors.NoServersError):  # then `_on_error` got the reason
             self.failure = "authorization violation: it closed the connection" if refused else _why(error)
         logger.warning("no connection with the NATS server at %s: %s", self.config.address, self.failure)
         if isinstance(error, ssl.SSLCertVerificationError) or "authorization violation" in self.failure.lower():

@@ -15,8 +15,10 @@ from dynamo_fast.discovery.kubernetes import KubernetesStore
 from dynamo_fast.discovery.memory import MemoryDiscovery
 from dynamo_fast.errors import InvalidRequest
 from dynamo_fast.wire.address import EndpointId
+from dynamo_fast.wire.instance import Instance
 from tests.discovery.kube_api import NAMESPACE, KubeApi, uid
 from tests.discovery.records import ENDPOINT, OTHER, instance
+from tests.discovery.waiting import until
 
 Make = Callable[[], Discovery]
 
@@ -42,14 +44,24 @@ def _pod(api: KubeApi, folder: Path) -> KubernetesConfig:
     return KubernetesConfig(pod_name=name, pod_uid=uid(name), namespace=NAMESPACE, kubeconfig=str(file))
 
 
+async def listed(discovery: Discovery, expected: list[Instance]) -> None:
+    """Wait until it is so: Kubernetes tells of a change a moment after it was made."""
+
+    async def is_so() -> bool:
+        return await discovery.list() == expected
+
+    await until(is_so)
+
+
 async def test_a_record_that_was_registered_is_listed_until_it_is_unregistered(make: Make) -> None:
     ours, theirs = make(), make()
     await ours.register(instance(2))
     await ours.register(instance(1))
     await ours.register(instance(3, OTHER))
+    await listed(theirs, [instance(1), instance(2), instance(3, OTHER)])
     assert await theirs.list(ENDPOINT) == [instance(1), instance(2)]
-    assert await theirs.list() == [instance(1), instance(2), instance(3, OTHER)]
     await ours.unregister(instance(1))
+    await listed(theirs, [instance(2), instance(3, OTHER)])
     assert await theirs.list(ENDPOINT) == [instance(2)]
     await ours.close()
     await theirs.close()

@@ -367,8 +367,8 @@ async def test_direct_goes_to_the_worker_that_it_names(
 async def test_a_worker_that_is_reached_otherwise_is_named_in_the_error(
     discovery: MemoryDiscovery, routers: Routers
 ) -> None:
-    await discovery.register(Instance(ENDPOINT, 9, TransportType("nats_tcp", "a.subject"), None, None))
-    with pytest.raises(InvalidRequest, match="demo/backend/generate/9 is reached by nats_tcp"):
+    await discovery.register(Instance(ENDPOINT, 9, TransportType("pigeon", "a loft"), None, None))
+    with pytest.raises(InvalidRequest, match="demo/backend/generate/9 is reached by pigeon"):
         await (await routers()).generate(None)
 
 

@@ -288,7 +288,8 @@ async def test_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_a_server_that_refuses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with NatsServer(tmp_path, "authorization { token: secret }") as server:
         monkeypatch.setenv("NATS_SERVER", server.url)
-        with pytest.raises(CannotConnect, match="(?i)authorization violation"):
+        # The server closes the connection behind its reason, which can get lost then.
+        with pytest.raises(CannotConnect, match="(?i)authorization violation|reset by peer"):
             await asyncio.wait_for(Worker.start(MemoryDiscovery(), CONFIG, transport="nats"), PATIENCE)
 
 

@@ -868,7 +868,7 @@ MUTANTS = [
     Mutant(
         "a router that never closes is waited for",
         INGRESS,
-        "        self.flush(frames)\n        self._dialler.closing.add(self)\n",
+        "        self.flush(frames)\n        self._ends()\n",
         "        self.flush(frames)\n",
         "tests/ingress/test_push_handler.py::test_a_router_that_never_closes_is_closed",
         hangs=True,
@@ -999,7 +999,7 @@ MUTANTS = [
     Mutant(
         "the rest of a stopped answer is waited for",
         INGRESS,
-        "        self.flush()\n        self._dialler.closing.add(self)\n        self._wake()\n",
+        "        self.flush()\n        self._ends()\n        self._wake()\n",
         "        self.flush()\n        self._wake()\n",
         "tests/ingress/test_clocked.py::test_an_answer_that_its_handler_stopped_is_closed_though_its_router_never_does",
     ),
@@ -1055,7 +1055,7 @@ MUTANTS = [
     Mutant(
         "a connection that lasts and is not kept alive",
         INGRESS,
-        "        self._dialler.young.add(self)\n",
+        "        young.add(self)\n",
         "",
         "tests/ingress/test_time.py::test_a_connection_that_lasts_5_seconds_is_kept_alive",
     ),
