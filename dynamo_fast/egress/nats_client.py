@@ -197,7 +197,7 @@ class _Request:
     __slots__ = ("future", "headers", "payload", "published", "size", "subject", "token")
 
     def __init__(
-        self, token: str, subject: str, payload: bytes, headers: Mapping[str, str], future: asyncio.Future[Ack]
+        self, token: str, subject: str, payload: bytes, headers: dict[str, str], future: asyncio.Future[Ack]
     ) -> None:
         """Raises SerializationError for headers that cannot be written."""
         self.token = token

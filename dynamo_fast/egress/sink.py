@@ -148,7 +148,8 @@ class Delivery:
                 self._call.release()  # before the end is seen: the answer was not completed
             self._stream.close()
             if self._again is not None:
-                self._again.cancel()
+                self._again.cancel()  # it may not have begun: then it does not hear of this
+                self._finish(None)
             self._run()
         elif not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.close)
@@ -205,9 +206,16 @@ class Delivery:
             stream = await call.send()
         except DynamoError as error:
             self._finish(error)
-        except asyncio.CancelledError:  # by `close`
+        except asyncio.CancelledError:  # by `close`, or with the loop
             self._finish(None)
+        except BaseException as error:
+            self._finish(error)
+            if not isinstance(error, Exception):
+                raise  # the program is to end
         else:
+            if self._ended.done():
+                stream.close()
+                return
             stream._bare, stream._flowing = failed._bare, failed._flowing
             self._stream = stream
             self._again = None

@@ -9,6 +9,7 @@ as frontends of Dynamo 1.6 serve both.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import msgspec
 
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.discovery.buckets import MODEL_CARDS
-from dynamo_fast.errors import DynamoError, InvalidRequest, PayloadError
+from dynamo_fast.errors import Disconnected, DynamoError, InvalidRequest, PayloadError
 from dynamo_fast.logs import get_logger
 from dynamo_fast.observability.status_server import METADATA_PATH
 from dynamo_fast.observability.system_status import SystemStatus
@@ -58,7 +59,8 @@ class ModelCards:
     """What this worker has published in the bucket of model cards.
 
     Owned by a `Worker`; used on its event loop. A record ends with `remove`, or with the discovery, which removes the
-    cards of a process that leaves before its instances.
+    cards of a process that leaves before its instances. One change runs at a time: a card that is being removed must not
+    be put back.
     """
 
     def __init__(self, discovery: Discovery, status: SystemStatus) -> None:
@@ -66,10 +68,17 @@ class ModelCards:
         self._instance_id = discovery.connection_id
         self._status = status
         self._published: dict[str, _Published] = {}
+        self._left: set[EndpointId] = set()
+        """Endpoints that have no cards any more, until they are served again."""
+        self._changing = asyncio.Lock()
 
     def of(self, endpoint: EndpointId) -> list[ModelRecord]:
         """The records of an endpoint that are published."""
         return [each.record for each in self._published.values() if each.record.endpoint_id == endpoint]
+
+    def served(self, endpoint: EndpointId) -> None:
+        """The endpoint is being served, maybe again after it has left: `publish` takes its cards."""
+        self._left.discard(endpoint)
 
     async def check(self, endpoint: EndpointId, model: Model) -> None:
         """Raises InvalidRequest for a model that `publish` refuses; publishes nothing."""
@@ -80,9 +89,50 @@ class ModelCards:
         """Put the cards of the model under the endpoint. Cards that are there already stay as they are.
 
         All or nothing. Raises InvalidRequest for a card that a frontend refuses: a faulty field, or a card that differs
-        from the one that this worker, or another instance of the endpoint, has for the model. Raises what the store raises.
+        from the one that this worker, or another instance of the endpoint, has for the model. Raises Disconnected if the
+        endpoint has left, and what the store raises.
         """
-        prepared = self._prepare(endpoint, model)
+        async with self._changing:
+            if endpoint in self._left:
+                raise Disconnected(f"{endpoint} has left discovery: no model card is published")
+            await self._publish(self._prepare(endpoint, model))
+
+    async def remove(self, endpoint: EndpointId, suffix: str | None = None) -> bool:
+        """Remove the card of the model, or of the LoRA adapter with that suffix. Returns False if there is none."""
+        async with self._changing:
+            found = [each for each in self.of(endpoint) if (each.model_suffix or None) == suffix]
+            for record in found:
+                await self._remove(record.key)
+            return bool(found)
+
+    async def remove_all(self, endpoint: EndpointId) -> None:
+        """The endpoint leaves: remove every card of it, adapters first. `publish` refuses more, until `served`.
+
+        What cannot be removed expires; it is logged.
+        """
+        self._left.add(endpoint)
+        async with self._changing:
+            for record in sorted(self.of(endpoint), key=lambda each: not each.model_suffix):
+                try:
+                    await self._remove(record.key)
+                except (DynamoError, OSError) as error:
+                    logger.warning("the model card %s could not be removed: %s", printable(record.key), error)
+
+    async def update(self, endpoint: EndpointId, change: Callable[[Card], Card]) -> None:
+        """Replace the card of the endpoint's model by `change` of it. Frontends follow a change of the taints only.
+
+        Raises InvalidRequest if the endpoint has no card of a model.
+        """
+        async with self._changing:
+            records = [each for each in self.of(endpoint) if not each.model_suffix]
+            if not records:
+                raise InvalidRequest(f"{endpoint} has no card of a model: nothing to update")
+            for record in records:
+                changed = record.with_card(change(record.card))
+                await self._bucket.put(changed.key, changed.encode())
+                self._published[changed.key] = _Published(changed, self._published[changed.key].paths)
+
+    async def _publish(self, prepared: Sequence[tuple[ModelRecord, dict[str, Path]]]) -> None:
         for record, _ in prepared:
             await self._check_conflicts(record)
         put: list[str] = []
@@ -97,34 +147,6 @@ class ModelCards:
                     await self._bucket.remove(key)
                 self._forget(key)
             raise
-
-    async def remove(self, endpoint: EndpointId, suffix: str | None = None) -> bool:
-        """Remove the card of the model, or of the LoRA adapter with that suffix. Returns False if there is none."""
-        found = [each for each in self.of(endpoint) if (each.model_suffix or None) == suffix]
-        for record in found:
-            await self._remove(record.key)
-        return bool(found)
-
-    async def remove_all(self, endpoint: EndpointId) -> None:
-        """Remove every card of the endpoint: adapters first. What cannot be removed expires; it is logged."""
-        for record in sorted(self.of(endpoint), key=lambda each: not each.model_suffix):
-            try:
-                await self._remove(record.key)
-            except (DynamoError, OSError) as error:
-                logger.warning("the model card %s could not be removed: %s", printable(record.key), error)
-
-    async def update(self, endpoint: EndpointId, change: Callable[[Card], Card]) -> None:
-        """Replace the card of the endpoint's model by `change` of it. Frontends follow a change of the taints only.
-
-        Raises InvalidRequest if the endpoint has no card of a model.
-        """
-        records = [each for each in self.of(endpoint) if not each.model_suffix]
-        if not records:
-            raise InvalidRequest(f"{endpoint} has no card of a model: nothing to update")
-        for record in records:
-            changed = record.with_card(change(record.card))
-            await self._bucket.put(changed.key, changed.encode())
-            self._published[changed.key] = _Published(changed, self._published[changed.key].paths)
 
     def _prepare(self, endpoint: EndpointId, model: Model) -> list[tuple[ModelRecord, dict[str, Path]]]:
         prepared = []

@@ -190,6 +190,7 @@ class Worker:
 
     async def _begin(self, served: ServedEndpoint, model: Model | None, *, is_new: bool) -> None:
         """Register the endpoint, then publish its model: all of it, or nothing."""
+        self.models.served(served.endpoint)
         if model is not None:
             await self.models.check(served.endpoint, model)
         if is_new:
@@ -306,8 +307,10 @@ class ServedEndpoint:
     async def add_model(self, model: Model) -> None:
         """Publish the cards of a model, for one that is not known when the endpoint is served: a LoRA adapter, above all.
 
-        Raises what `ModelCards.publish` raises.
+        Raises Disconnected if the endpoint was closed or replaced, and what `ModelCards.publish` raises.
         """
+        if self._closing is not None:
+            raise Disconnected(f"{self.endpoint} is not served by this handler any more: no model card is published")
         await self.worker.models.publish(self.endpoint, model)
 
     async def remove_model(self, lora: str | None = None) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -44,6 +44,7 @@ _DRAIN_SECONDS = 5.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 4.0
 _NEVER = 10**9
 _MOST_WAITING = 16_384  # messages of one subscription
+_ONE_LINE = str.maketrans("\r\n", "  ")
 
 
 class NatsConnection:
@@ -130,14 +131,20 @@ class NatsConnection:
             task.add_done_callback(self._leaving.discard)
 
     async def publish(
-        self, subject: str, payload: bytes = b"", reply: str = "", headers: Mapping[str, str] | None = None
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
     ) -> None:
-        """Hand one message to nats-py; waits while too much is unwritten. Raises CannotConnect."""
+        """Hand one message to nats-py; waits while too much is unwritten. Raises CannotConnect.
+
+        A line break in the value of a header becomes spaces: older releases of nats-py write it as it is, and what follows
+        it would be a header of its own.
+        """
         client = self._client
+        if headers is not None:
+            headers = {name: value.translate(_ONE_LINE) for name, value in headers.items()}
         try:
             if client is None:
                 raise CannotConnect(f"no connection with the NATS server at {self.config.address}: {self.failure}")
-            await client.publish(subject, payload, reply, None if headers is None else dict(headers))
+            await client.publish(subject, payload, reply, headers)
         except (nats.errors.Error, OSError) as error:
             if isinstance(error, CannotConnect):
                 raise

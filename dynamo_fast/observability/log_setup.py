@@ -17,6 +17,7 @@ from typing import TextIO
 
 from dynamo_fast.config import EngineLogConfig
 from dynamo_fast.observability.current import request_fields
+from dynamo_fast.wire.text import printable, printable_lines
 
 __all__ = [
     "SHOWN_LEVELS",
@@ -63,8 +64,11 @@ def configure_logging(stream: TextIO | None = None) -> logging.Handler:
     """
     config = EngineLogConfig.from_env()
     handler = logging.StreamHandler(stream)
-    handler.addFilter(RequestFilter())
-    handler.setFormatter(JsonFormatter(local_time=config.local_time) if config.as_json else logging.Formatter(READABLE))
+    if config.as_json:
+        handler.setFormatter(JsonFormatter(local_time=config.local_time))
+    else:
+        handler.addFilter(RequestFilter())
+        handler.setFormatter(_ReadableFormatter(READABLE))
     for name, level in levels_of(config.targets).items():
         logging.getLogger(name).setLevel(level)
     logging.getLogger().addHandler(handler)
@@ -87,7 +91,8 @@ def levels_of(targets: str) -> dict[str, int]:
 class RequestFilter(logging.Filter):
     """Gives each record `request_id`, `trace_id` and `span_id`, of the request that is answered; empty outside of one.
 
-    Add it to a handler: a filter of a logger does not see the records of other loggers. It drops none.
+    Add it to a handler: a filter of a logger does not see the records of other loggers. It drops none. A caller chooses the
+    id of its request: control characters in it are escaped, and a long one is cut.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -95,8 +100,15 @@ class RequestFilter(logging.Filter):
         fields = request_fields()
         for name in _FIELDS:
             if not hasattr(record, name):
-                setattr(record, name, fields.get(name, ""))
+                setattr(record, name, printable(fields.get(name, "")))
         return True
+
+
+class _ReadableFormatter(logging.Formatter):
+    """Each line of a record with its control characters escaped; a message may have several lines, as in Dynamo."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
 
 
 class JsonFormatter(logging.Formatter):

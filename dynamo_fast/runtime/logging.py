@@ -22,7 +22,7 @@ from pathlib import Path
 from dynamo_fast.config import EngineLogConfig, set_for_subprocesses, text_of_variable
 from dynamo_fast.observability.current import request_fields
 from dynamo_fast.observability.log_setup import SHOWN_LEVELS, extra_fields, json_line, time_text
-from dynamo_fast.wire.text import printable
+from dynamo_fast.wire.text import printable_lines
 
 __all__ = [
     "LogHandler",
@@ -219,7 +219,7 @@ def _config() -> EngineLogConfig:
 
 def _readable(moment: datetime, level: str, colour: str, target: str, message: str, *, colours: bool) -> str:
     """`TIME LEVEL target: message`. Each line of the message has its control characters escaped."""
-    message = "\n".join(printable(each, _MAX_MESSAGE) for each in message.split("\n"))
+    message = printable_lines(message)
     if not colours:
         return f"{time_text(moment)} {level:>5} {target}: {message}"
     return (

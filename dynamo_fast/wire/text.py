@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MAX_SHOWN", "UNREADABLE", "printable", "printable_json", "reason", "shown"]
+__all__ = ["MAX_SHOWN", "UNREADABLE", "printable", "printable_json", "printable_lines", "reason", "shown"]
 
 MAX_SHOWN = 500
 """Characters of one text that a log line or an error shows by default; what is left is counted."""
@@ -44,6 +44,11 @@ def printable(text: str, limit: int = MAX_SHOWN) -> str:
     if left > 0:
         return f"{_escaped(text[:limit], _python_escape)}... ({left} more characters)"
     return _escaped(text, _python_escape)
+
+
+def printable_lines(text: str) -> str:
+    """Each line of `text` as `printable` shows it, whole: for texts of several lines, as tracebacks are."""
+    return "\n".join(printable(each, len(each)) for each in text.split("\n"))
 
 
 def printable_json(text: str) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from dynamo_fast.config import PushRouterConfig, TcpClientConfig
 from dynamo_fast.context import Context
 from dynamo_fast.discovery.memory import MemoryDiscovery
-from dynamo_fast.egress.call import RoutedStream
+from dynamo_fast.egress.call import Call, RoutedStream
 from dynamo_fast.egress.instance_table import Entry, LoadQueue
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.egress.router import AddressedPushRouter
@@ -813,6 +814,66 @@ async def test_the_same_for_a_sink(
         ends = {"goes on": ["answered", "more", type(None)], "closed": [type(None)], "no other": [Unavailable]}
         assert got[0] == "begin"
         assert got[1:] == ends[how] if act is not breaks_off else got[-1] is Disconnected
+        assert router.table.other.total == 0
+
+
+class Ending:
+    """A sink that keeps how it ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[BaseException | None] = []
+
+    def begin(self, delivery: Delivery) -> None:
+        self.delivery = delivery
+
+    def item(self, item: Any) -> None:
+        raise AssertionError(item)
+
+    def end(self, error: BaseException | None) -> None:
+        self.ends.append(error)
+
+
+@pytest.mark.parametrize("how", ["closed before it is sent again", "closed while it is", "cannot be sent again"])
+async def test_a_sink_hears_of_the_end_while_its_request_is_sent_again(
+    how: str, discovery: MemoryDiscovery, routers: Routers, worker: RawWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, broken, sending = Ending(), KeyError("on purpose"), asyncio.Event()
+    failed, send = Call.failed, Call.send
+
+    async def send_again(call: Call) -> Any:
+        if how == "cannot be sent again":
+            raise broken
+        sending.set()
+        with contextlib.suppress(asyncio.CancelledError):  # it has gone too far
+            await asyncio.Event().wait()
+        return await send(call)
+
+    def fail(call: Call, error: DynamoError) -> bool:
+        monkeypatch.setattr(Call, "send", send_again)
+        if how == "closed before it is sent again":
+            asyncio.get_running_loop().call_soon(sink.delivery.close)  # before the first step of the task
+        return failed(call, error)
+
+    async with RawWorker() as other:
+        await discovery.register(record(1, worker.address))
+        await discovery.register(record(2, other.address))
+        router = await routers(retries=1)
+        calling = asyncio.ensure_future(router.generate("again", sink=sink))
+        request = await worker.request()
+        request.acknowledge()
+        stream = await request.dial()
+        delivery = await asyncio.wait_for(calling, LIMIT)
+        monkeypatch.setattr(Call, "failed", fail)
+        stream.reset()
+        if how == "closed while it is":
+            await asyncio.wait_for(sending.wait(), LIMIT)
+            delivery.close()
+            assert sink.ends == [None]
+            second = await other.request()
+            second.acknowledge()
+            assert (await (await second.dial()).received())[0] == b'"kill"'
+        await asyncio.wait_for(delivery.wait_ended(), LIMIT)
+        assert sink.ends == [broken if how == "cannot be sent again" else None]
         assert router.table.other.total == 0
 
 

@@ -19,7 +19,7 @@ from dynamo_fast.discovery.etcd import EtcdDiscovery
 from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.discovery.memory import MemoryDiscovery
 from dynamo_fast.discovery.store import RecordEvent, RecordPut
-from dynamo_fast.errors import InvalidRequest
+from dynamo_fast.errors import Disconnected, InvalidRequest
 from dynamo_fast.ingress.worker import Worker, serve
 from dynamo_fast.llm import ModelCard, ModelRuntimeConfig
 from dynamo_fast.wire.address import EndpointId
@@ -418,6 +418,46 @@ async def test_the_taints_of_a_card_can_be_updated(model: ModelCard) -> None:
     await served.remove_model()
     with pytest.raises(InvalidRequest, match="a/b/c has no card of a model: nothing to update"):
         await worker.models.update(served.endpoint, taint)
+    await worker.close()
+
+
+@pytest.mark.parametrize("ends", ["the card is removed", "the endpoint leaves"])
+async def test_a_card_that_is_being_updated_is_not_put_back(
+    ends: str, model: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await start(MemoryDiscovery())
+    served = await worker.serve(echo, ENDPOINT, model=model)
+    bucket: Any = worker.discovery.store.bucket(MODEL_CARDS)
+    put, putting, go_on = bucket.put, asyncio.Event(), asyncio.Event()
+
+    async def slow(*arguments: Any) -> None:
+        putting.set()
+        await go_on.wait()
+        await put(*arguments)
+
+    monkeypatch.setattr(bucket, "put", slow)
+    updating = asyncio.ensure_future(worker.models.update(served.endpoint, lambda card: card))
+    await putting.wait()
+    ending = asyncio.ensure_future(served.remove_model() if ends == "the card is removed" else served.close())
+    for _ in range(10):  # turns in which the removal could overtake the update
+        await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(updating, ending)
+    assert await cards_in(worker.discovery) == {}
+    await worker.close()
+
+
+async def test_an_endpoint_that_has_left_takes_no_card(model: ModelCard) -> None:
+    worker = await start(MemoryDiscovery())
+    served = await worker.serve(echo, ENDPOINT, model=model)
+    await served.close()
+    with pytest.raises(Disconnected, match="a/b/c is not served by this handler any more: no model card is published"):
+        await served.add_model(model)
+    with pytest.raises(Disconnected, match="a/b/c has left discovery: no model card is published"):
+        await worker.models.publish(served.endpoint, model)
+    assert await cards_in(worker.discovery) == {}
+    await worker.serve(echo, ENDPOINT, model=model)
+    assert len(await cards_in(worker.discovery)) == 1
     await worker.close()
 
 

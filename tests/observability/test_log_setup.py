@@ -163,5 +163,30 @@ def test_a_line_cannot_be_forged_and_any_value_can_be_written() -> None:
     assert (read["message"], read["level"], read["odd"]) == ('two\nlines"}', "ERROR", "<class 'object'>")
 
 
+def test_the_id_of_a_request_forges_no_readable_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DYN_LOGGING_JSONL", raising=False)
+    monkeypatch.delenv("DYN_LOG", raising=False)
+    stream = io.StringIO()
+    configure_logging(stream)
+    token = current_request.set(Context("a\n2026-01-01 ERROR app []: forged" + "x" * 1_000))
+    logging.getLogger("app").warning("red \x1b[31m\nsecond")
+    current_request.reset(token)
+    first, second = stream.getvalue().splitlines()
+    assert "[a\\n2026-01-01 ERROR app []: forgedxxx" in first
+    assert first.endswith(" more characters)]: red \\x1b[31m")
+    assert second == "second"
+
+
+def test_json_has_the_id_of_a_request_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DYN_LOGGING_JSONL", "1")
+    stream = io.StringIO()
+    configure_logging(stream)
+    token = current_request.set(Context("a\nb"))
+    logging.getLogger("app").warning("m")
+    current_request.reset(token)
+    (line,) = lines_of(stream)
+    assert line["request_id"] == "a\nb"
+
+
 def test_an_extra_field_cannot_replace_a_field_of_the_record() -> None:
     assert json.loads(log_setup.json_line({"time": "t"}, {"time": "forged", "a": 1})) == {"time": "t", "a": 1}
