@@ -133,7 +133,7 @@ async def test_names_with_one_slug_are_kept_apart(router: AddressedPushRouter) -
     await worker.close()
 
 
-async def test_nothing_is_kept_of_an_endpoint_that_has_left() -> None:
+async def test_nothing_is_kept_of_an_endpoint_that_has_left(server: NatsServer) -> None:
     worker = await begin()
     kept = dict(worker.server._subjects)  # type: ignore[attr-defined]
     assert list(kept.values()) == ["a_b.c-ab"]
