@@ -69,7 +69,7 @@ class PendingRequest:
         self._client.settled(self)
         if not self.future.done():
             self._client.metrics.tcp_errors += 1
-            # The words of Dynamo. It says no more of TLS, either; but nobody finds such a fault without the reason.
+            # The words of Dynamo. For TLS the reason is added: without it such a fault cannot be found.
             kind, why = (TlsError, f": {cause}") if isinstance(cause, TlsError) else (CannotConnect, "")
             error = kind(f"TCP connection to {self._peer} failed{why}")
             error.__cause__ = cause

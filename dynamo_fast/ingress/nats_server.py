@@ -51,7 +51,7 @@ class NatsRequestServer(RequestServer):
         self._connection = NatsConnection(
             self.config, on_overflow=self._refuse_overflow, max_waiting_bytes=limits.buffered_bytes
         )
-        self._subjects: dict[str, str] = {}  # of each path
+        self._subjects: dict[str, str] = {}  # by path
         self._endpoints: dict[str, Accept] = {}  # by subject
 
     async def start(self) -> None:
@@ -79,9 +79,9 @@ class NatsRequestServer(RequestServer):
         await self._connection.subscribed(self.config.request_timeout)
 
     def unregister(self, path: str) -> None:
-        """Leave the subject: callers hear from the NATS server that nobody has it. What was accepted runs on."""
-        subject = self.transport(path).address
-        if self._endpoints.pop(subject, None) is not None:
+        """Leave the subject: the NATS server tells callers that it has no subscriber. What was accepted runs on."""
+        subject = self._subjects.pop(path, None)
+        if subject is not None and self._endpoints.pop(subject, None) is not None:
             self._connection.unsubscribe(subject)
 
     async def close(self) -> None:

@@ -169,7 +169,7 @@ class ResponseSender:
 class Pushed:
     """The iterator of a push handler, for `Answer`: it yields nothing, and ends with the handler.
 
-    What the handler raises after it has closed its sender goes to nobody but the log.
+    What the handler raises after it has closed its sender goes to the log only.
     """
 
     __slots__ = ("_iterator", "_sender")

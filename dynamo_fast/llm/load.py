@@ -29,7 +29,7 @@ class LoadSource(Source):
     """
 
     def __init__(self, endpoint: EndpointId, worker_id: int, *, plane: EventPlaneConfig | None = None) -> None:
-        """Bind the socket. Nobody knows of it until `announce`. `open` does both. Raises InvalidConfig, OSError."""
+        """Bind the socket. Frontends learn of it by `announce`. `open` does both. Raises InvalidConfig, OSError."""
         self._endpoint = endpoint
         self._worker_id = worker_id
         super().__init__(plane)

@@ -133,6 +133,16 @@ async def test_names_with_one_slug_are_kept_apart(router: AddressedPushRouter) -
     await worker.close()
 
 
+async def test_nothing_is_kept_of_an_endpoint_that_has_left(server: NatsServer) -> None:
+    worker = await begin()
+    kept = dict(worker.server._subjects)  # type: ignore[attr-defined]
+    assert list(kept.values()) == ["a_b.c-ab"]
+    for number in range(3):
+        await (await worker.serve(echo, f"a.b.n{number}")).close()
+    assert worker.server._subjects == kept  # type: ignore[attr-defined]
+    await worker.close()
+
+
 async def test_a_bidirectional_endpoint(router: AddressedPushRouter) -> None:
     async def add(numbers: Any) -> AsyncIterator[Any]:
         total = 0
