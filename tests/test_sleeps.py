@@ -31,7 +31,7 @@ ALLOWED: dict[str, tuple[int, str]] = {
     "interop/test_worker.py": (1, "a handler's pace, for real peers"),
     "compat/process.py": (3, PROCESS),
     "compat/push_handlers.py": (4, PROCESS),
-    "compat/scenarios.py": (6, "the same lines run on real Dynamo, which says nothing to wait for"),
+    "compat/scenarios.py": (7, "the same lines run on real Dynamo, which says nothing to wait for"),
     "conformance/broken.py": (1, PROCESS + ": an implementation that hangs"),
     "cli/test_serve.py": (2, PROCESS),
     "discovery/etcd_server.py": (1, "waits for a real etcd"),

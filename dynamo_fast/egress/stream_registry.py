@@ -183,13 +183,15 @@ class StreamRegistry:
         the time that a handshake may take, fail with TlsError. (Dynamo's wait for ever.)
         """
         if host not in self._refusals and not self._closed:
-            concerned = [each.subject for each in self._waiting.values() if each.worker_host == host]
-            self._refusals[host] = self.loop.call_later(_REFUSED_SECONDS, self._give_up, host, why, concerned)
+            # The worker may have dialled before its acknowledgement was read: who it is, is known later.
+            waiting = list(self._waiting)
+            self._refusals[host] = self.loop.call_later(_REFUSED_SECONDS, self._give_up, host, why, waiting)
 
     def _give_up(self, host: str, why: str, subjects: list[str]) -> None:
         del self._refusals[host]
         for subject in subjects:
-            if (receiver := self._waiting.get(subject)) is not None:
+            receiver = self._waiting.get(subject)
+            if receiver is not None and receiver.worker_host == host:
                 receiver.fail(TlsError(f"The worker at {host} cannot open its response stream: {why}"))
 
     # Instances and their tombstones (transport.md 5.5) --------------------------------------------------------------
