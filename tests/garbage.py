@@ -21,4 +21,4 @@ def no_garbage() -> Iterator[None]:
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
-    assert ours == []
+    assert ours == [], ours

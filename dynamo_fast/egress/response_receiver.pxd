@@ -20,10 +20,10 @@ cdef class ResponseReceiver:
     cdef readonly object _reader
     cdef readonly Context context
     cdef readonly bint ended
-    cdef readonly object error
+    cdef public object error
     cdef public object established
     cdef readonly object frames
-    cdef readonly object input_error
+    cdef public object input_error
     cdef public object instance
     cdef public object on_first_frame
     cdef public object sender

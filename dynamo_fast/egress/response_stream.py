@@ -71,34 +71,43 @@ class ResponseStream(Items, Generic[Data]):
             self._close()
             raise
         if self._final_seen:
-            self._fail(ProtocolError("Response received after generation ended - this should never happen"))
+            raise self._failed(ProtocolError("Response received after generation ended - this should never happen"))
         self._final_seen = wrapper.complete_final
         if self._final_seen and not self._receiver.ended:
             # The answer is complete, with or without the sentinel: wait for it a moment only.
             self._receiver.limit_inactivity(_SENTINEL_SECONDS)
         item = wrapper.data
         if item is not None:
-            error = item.error()
-            if error is not None:
-                self._fail(error)
+            if item.is_error():
+                raise self._failed(item.error())
             return item
         if not wrapper.complete_final:
-            self._fail(ProtocolError("Empty response received - this should never happen"))
+            raise self._failed(ProtocolError("Empty response received - this should never happen"))
         return None
 
     def _end(self) -> None:
         receiver = self._receiver
         self._close()
-        if receiver.input_error is not None:
-            raise receiver.input_error
-        if not self._final_seen and not receiver.context.is_stopped():
-            if isinstance(receiver.error, ResponseTimeout):
-                raise receiver.error
-            raise Disconnected("Stream ended before generation completed") from receiver.error
+        error = receiver.input_error
+        if error is None and not self._final_seen and not receiver.context.is_stopped():
+            error = receiver.error
+            if not isinstance(error, ResponseTimeout):
+                raise Disconnected("Stream ended before generation completed") from error
+        if error is not None:
+            receiver.input_error = receiver.error = None
+            try:
+                raise error
+            finally:
+                del error
 
-    def _fail(self, error: DynamoError) -> None:
+    # An error refers to the frames that it passes. If one of these, or what it owns, referred to the error, the caller's
+    # frame and all that it holds would live until the garbage collector came.
+
+    def _failed(self, error: DynamoError | None) -> DynamoError:
+        """End the answer; returns `error`, to be raised."""
         self._close()
-        raise error
+        assert error is not None
+        return error
 
     def close(self) -> None:
         """End the answer: if it has not ended yet, the worker is told to quit. Never blocks; may be called again.

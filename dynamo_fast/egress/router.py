@@ -306,7 +306,7 @@ class Exchange:
         return ResponseStream(receiver, self._reader, router.response_server.loop, router._leave)
 
     def give_up(self) -> None:
-        """Nobody waits for the answer: tell the worker to stop."""
+        """The answer is no longer waited for: tell the worker to stop."""
         if self.ack is not None:
             self.ack.cancel()  # no effect on one that has come
         self.receiver.drop()

@@ -16,6 +16,7 @@ from dynamo_fast.egress.response_stream import ResponseStream
 from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.errors import (
     Cancelled,
+    CannotConnect,
     CodecError,
     ControlError,
     Disconnected,
@@ -24,12 +25,15 @@ from dynamo_fast.errors import (
     PayloadError,
     ProtocolError,
     RemoteError,
+    ResourceExhausted,
 )
 from dynamo_fast.wire.payload import PayloadCodec
 from tests.egress.conftest import make_router
 from tests.egress.raw_worker import FINAL, LIMIT, SENTINEL, RawStream, RawWorker, item, two_part
 from tests.egress.test_generate import begin, data_of
 from tests.garbage import no_garbage
+
+ERROR_ITEM = {"event": "error", "error": {"error_type": {"Backend": "Unknown"}, "message": "RuntimeError: boom"}}
 
 
 async def establish(
@@ -63,6 +67,38 @@ async def test_an_answer_leaves_nothing_for_the_garbage_collector(
         stream.end()
         assert await data_of(answer) == [1]
         assert await stream.received() == [b""]
+        del answer, stream
+
+
+@pytest.mark.parametrize("how", ["error", "lost", "too late", "refused", "dead"])
+async def test_an_answer_that_fails_leaves_nothing_for_the_garbage_collector(
+    router: AddressedPushRouter, worker: RawWorker, how: str
+) -> None:
+    """Else the error would hold its caller's frame, and with it streams that the caller has dropped."""
+    with no_garbage():
+        if how == "refused":
+            call, request = await begin(router, worker)
+            request.acknowledge(b"Server overloaded: busy")
+            with pytest.raises(ResourceExhausted):
+                await call
+            del call, request
+            return
+        if how == "dead":
+            with pytest.raises(CannotConnect):
+                await router.generate(AddressedRequest(1, "127.0.0.1:1/x"))
+            return
+        answer, stream = await establish(router, worker)
+        if how == "error":
+            stream.send(data=json.dumps({"data": ERROR_ITEM, "complete_final": False}).encode())
+        elif how == "too late":
+            answer._receiver.limit_inactivity(0.01)
+        else:
+            stream.items(1)
+            assert (await anext(answer)).data() == 1
+            stream.reset()
+        with pytest.raises(DynamoError):
+            await anext(answer)  # without wait_for, which makes such a cycle itself
+        await stream.received()
         del answer, stream
 
 
@@ -185,8 +221,7 @@ async def test_bytes_after_an_item_in_messagepack_are_forgiven(router: Addressed
 async def test_an_error_of_the_handler(router: AddressedPushRouter, worker: RawWorker) -> None:
     answer, stream = await establish(router, worker)
     stream.items(1)
-    error_item = {"event": "error", "error": {"error_type": {"Backend": "Unknown"}, "message": "RuntimeError: boom"}}
-    stream.send(data=json.dumps({"data": error_item, "complete_final": False}).encode())
+    stream.send(data=json.dumps({"data": ERROR_ITEM, "complete_final": False}).encode())
     stream.end()
     error = await fails_after(answer, [1], RemoteError)
     assert (str(error), error.error_type, error.error_class) == ("RuntimeError: boom", "Backend.Unknown", "Internal")
