@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import json
 import logging
@@ -55,6 +56,7 @@ from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.observability.metrics import RequestPlaneMetrics
 from dynamo_fast.wire.payload import PayloadCodec
 from tests.faults.tables import open_sockets, other_tasks, tables
+from tests.waiting import until
 
 LIMITS = {"bytes": (8.0, 3 << 20), "blocks": (0.05, 500)}
 """Growth for each call, and what may come at once whatever the number of calls."""
@@ -233,6 +235,10 @@ class Calls:
             await task
         except asyncio.CancelledError:
             pass
+        finally:
+            del (
+                task
+            )  # it may hold the error, and the error this frame: an answer in it would live until it is collected
 
     async def closed_early(self) -> None:
         async with await self.open(count=100, pause=0.01) as stream:
@@ -391,21 +397,25 @@ class Soak:
     async def _settled(self, base: tuple[Sample, Sample] | None) -> tuple[Sample, Sample]:
         """Both processes once nothing is under way any more; what is left after SETTLE_SECONDS is wrong."""
         deadline = time.monotonic() + SETTLE_SECONDS
+        collect = False
         while True:
-            ours, theirs = await self._sample(collect=False)
+            ours, theirs = await self._sample(collect)
             left = _in_flight(ours, theirs)
             if base is not None:
                 left += ours.more_than(base[0]) + theirs.more_than(base[1])
-            if not left:
-                return await self._sample(collect=True)
-            if time.monotonic() > deadline:
+            if not left and collect:
+                return ours, theirs
+            if left and time.monotonic() > deadline:
                 self.wrong += [f"left after a round: {each}" for each in left]
                 return ours, theirs
+            collect = not left  # what the collector would remove must have gone before
             await asyncio.sleep(0.02)
 
     async def _sample(self, collect: bool) -> tuple[Sample, Sample]:
         request = AddressedRequest({"collect": collect}, self.addresses["measure"])
         (theirs,) = [item.data() async for item in await self.router.generate(request)]
+        with contextlib.suppress(asyncio.TimeoutError):  # this answer's own connection may close after its last item
+            await until(lambda: not self.router.response_server.connections)
         ours = Sample.take(
             collect, client=self.router.client, server=self.router.response_server, metrics=self.router.metrics
         )
@@ -445,7 +455,8 @@ def _memory(ours: Sample, theirs: Sample) -> dict[str, int]:
 
 def _in_flight(ours: Sample, theirs: Sample) -> list[str]:
     """What there is only while a call is under way. (One request is: the one that asks.)"""
-    left = [f"{path}: {size}" for path, size in ours.tables.items() if path in ("metrics.inflight", "server.pending")]
+    of_calls = ("metrics.inflight", "server.pending", "server.connections")
+    left = [f"{path}: {size}" for path, size in ours.tables.items() if path.endswith(of_calls)]
     running = theirs.tables.get("worker.admission.running", 0)
     return left + ([f"the worker runs {running} requests"] if running > 1 else [])
 

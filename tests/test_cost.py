@@ -52,7 +52,11 @@ def test_a_name_that_no_case_begins_with_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
 def test_a_count_is_the_difference_of_two_processes() -> None:
-    """An import costs something, and the same each time; the interpreter's own start is not in it."""
-    nothing, some, again = (cost.count(cost.imports(module)) for module in ("sys", "colorsys", "colorsys"))
-    assert nothing < 100_000 < some
-    assert abs(some - again) < some * 0.005
+    """An import costs something, and the same each time; the interpreter's own start is not in it.
+
+    The start of an interpreter varies by some 10,000 instructions. So the import is one of millions.
+    """
+    nothing, some, again = (cost.count(cost.imports(module)) for module in ("sys", "decimal, json", "decimal, json"))
+    assert nothing < 100_000
+    assert some > 5_000_000
+    assert abs(some - again) < some * 0.01

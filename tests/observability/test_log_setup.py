@@ -19,6 +19,7 @@ from dynamo_fast.observability.current import current_request, request_fields
 from dynamo_fast.observability.log_setup import JsonFormatter, RequestFilter, configure_logging, levels_of
 from dynamo_fast.runtime import logging as drop_in
 from tests.observability.test_spans import World, settings
+from tests.waiting import until
 
 __all__ = ["settings"]
 
@@ -128,6 +129,9 @@ async def test_each_record_has_the_ids_of_its_request(monkeypatch: pytest.Monkey
     try:
         async with World() as world:
             await world.served.close()
+            await until(
+                lambda: not world.router.instances()
+            )  # else the end of the old one fails the call to the new one
             await world.worker.serve(handle, "demo.backend.generate")
             await world.router.wait_for_instances()
             await world.call("x", Context("a"))
