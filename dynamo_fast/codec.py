@@ -12,11 +12,10 @@ says which it is.
 
 from __future__ import annotations
 
-import logging
-import platform
+import sys
 from typing import TYPE_CHECKING, Any, Literal
 
-from dynamo_fast.config import CodecConfig
+from dynamo_fast.config.backend import backend
 
 if TYPE_CHECKING:
     from dynamo_fast._codec_py import (
@@ -53,7 +52,7 @@ __all__ = [
 
 def _load() -> tuple[Literal["cython", "python"], Any]:
     """The backend that is configured, or the compiled one if it can be imported. Raises InvalidConfig, ImportError."""
-    wanted = CodecConfig.from_env().backend
+    wanted = backend()
     if wanted == "python":
         return "python", _python()
     try:
@@ -63,7 +62,9 @@ def _load() -> tuple[Literal["cython", "python"], Any]:
             raise ImportError(
                 f"DYNAMO_FAST_BACKEND=cython, but the compiled codec cannot be imported: {error}"
             ) from error
-        if platform.python_implementation() == "CPython":
+        if sys.implementation.name == "cpython":
+            import logging
+
             logging.getLogger("dynamo_fast").warning(
                 "using the Python codec, which is slower: the compiled codec cannot be imported (%s). "
                 "Set DYNAMO_FAST_BACKEND=python to choose it without this warning.",

@@ -35,7 +35,7 @@ FLOORS = [
     ["sources"],
     ["config"],
     ["errors"],
-    ["reasons", "_native"],
+    ["reasons", "_native", "_lazy"],
 ]
 #: Modules that stand in the room of another.
 BACKENDS = {"_codec": "codec", "_codec_py": "codec", "__main__": "cli"}
