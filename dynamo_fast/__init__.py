@@ -39,6 +39,33 @@ if TYPE_CHECKING:
     from dynamo_fast.wire.address import EndpointId, EndpointInstanceId
     from dynamo_fast.wire.instance import Instance
     from dynamo_fast.wire.payload import Annotated, PayloadCodec
+else:
+    # An import of the codec alone loads none of the others. Type checkers must not see this: any name would do for them.
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "dynamo_fast": "codec errors",
+            "dynamo_fast.codec": (
+                "TcpRequestCodec TcpRequestDecoder TcpRequestMessage TcpResponseCodec TcpResponseDecoder "
+                "TcpResponseMessage TwoPartCodec TwoPartDecoder TwoPartMessage TwoPartMessageType"
+            ),
+            "dynamo_fast.context": "Context",
+            "dynamo_fast.discovery.file": "FileDiscovery",
+            "dynamo_fast.egress.push_router": "PushRouter RouterMode",
+            "dynamo_fast.egress.request_sender": "ManyIn",
+            "dynamo_fast.egress.response_server": "TcpStreamServer",
+            "dynamo_fast.egress.response_stream": "ResponseStream",
+            "dynamo_fast.egress.router": "AddressedPushRouter AddressedRequest",
+            "dynamo_fast.egress.sink": "Delivery Sink",
+            "dynamo_fast.egress.tcp_client": "TcpRequestClient",
+            "dynamo_fast.errors": "DynamoError",
+            "dynamo_fast.ingress.answer": "Batch",
+            "dynamo_fast.ingress.worker": "Worker serve",
+            "dynamo_fast.wire.address": "EndpointId EndpointInstanceId",
+            "dynamo_fast.wire.instance": "Instance",
+            "dynamo_fast.wire.payload": "Annotated PayloadCodec",
+        },
+    )
 
 __all__ = [
     "AddressedPushRouter",
@@ -75,33 +102,6 @@ __all__ = [
     "errors",
     "serve",
 ]
-
-# `import dynamo_fast` loads none of them: who wants the codec alone does not pay for the rest.
-__getattr__, __dir__ = lazy(
-    __name__,
-    {
-        "dynamo_fast": "codec errors",
-        "dynamo_fast.codec": (
-            "TcpRequestCodec TcpRequestDecoder TcpRequestMessage TcpResponseCodec TcpResponseDecoder "
-            "TcpResponseMessage TwoPartCodec TwoPartDecoder TwoPartMessage TwoPartMessageType"
-        ),
-        "dynamo_fast.context": "Context",
-        "dynamo_fast.discovery.file": "FileDiscovery",
-        "dynamo_fast.egress.push_router": "PushRouter RouterMode",
-        "dynamo_fast.egress.request_sender": "ManyIn",
-        "dynamo_fast.egress.response_server": "TcpStreamServer",
-        "dynamo_fast.egress.response_stream": "ResponseStream",
-        "dynamo_fast.egress.router": "AddressedPushRouter AddressedRequest",
-        "dynamo_fast.egress.sink": "Delivery Sink",
-        "dynamo_fast.egress.tcp_client": "TcpRequestClient",
-        "dynamo_fast.errors": "DynamoError",
-        "dynamo_fast.ingress.answer": "Batch",
-        "dynamo_fast.ingress.worker": "Worker serve",
-        "dynamo_fast.wire.address": "EndpointId EndpointInstanceId",
-        "dynamo_fast.wire.instance": "Instance",
-        "dynamo_fast.wire.payload": "Annotated PayloadCodec",
-    },
-)
 
 del TYPE_CHECKING, lazy, sources
 

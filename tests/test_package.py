@@ -43,6 +43,7 @@ def imported_for_type_checkers(package: Any) -> set[tuple[str, str]]:
     """Each module and name that the package imports under `if TYPE_CHECKING`."""
     tree = ast.parse(Path(package.__file__).read_text(encoding="utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
+    assert "lazy(" in ast.unparse(block.orelse[0])  # else they take any name for one that is there
     return {
         (str(node.module), each.name) for node in block.body if isinstance(node, ast.ImportFrom) for each in node.names
     }

@@ -64,6 +64,23 @@ if TYPE_CHECKING:
         setting,
         text_of_variable,
     )
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "dynamo_fast.config._discovery": "EtcdConfig FileConfig KubernetesConfig",
+            "dynamo_fast.config._models": "EventPlaneConfig KvEventConfig",
+            "dynamo_fast.config._observability": (
+                "EngineLogConfig LogConfig MultiprocessConfig NvtxConfig OtelConfig StatusConfig TracingConfig"
+            ),
+            "dynamo_fast.config._planes": (
+                "CodecConfig HealthCheckConfig InstanceConfig NatsConfig PushRouterConfig ResponseServerConfig "
+                "TcpClientConfig TcpServerConfig TlsConfig WorkerConfig"
+            ),
+            "dynamo_fast.config._programs": "BackendConfig CommandConfig RuntimeConfig ServeConfig",
+            "dynamo_fast.config._settings": "IpNetwork integer seconds set_for_subprocesses setting text_of_variable",
+        },
+    )
 
 __all__ = [
     "BackendConfig",
@@ -99,22 +116,5 @@ __all__ = [
     "setting",
     "text_of_variable",
 ]
-
-__getattr__, __dir__ = lazy(
-    __name__,
-    {
-        "dynamo_fast.config._discovery": "EtcdConfig FileConfig KubernetesConfig",
-        "dynamo_fast.config._models": "EventPlaneConfig KvEventConfig",
-        "dynamo_fast.config._observability": (
-            "EngineLogConfig LogConfig MultiprocessConfig NvtxConfig OtelConfig StatusConfig TracingConfig"
-        ),
-        "dynamo_fast.config._planes": (
-            "CodecConfig HealthCheckConfig InstanceConfig NatsConfig PushRouterConfig ResponseServerConfig "
-            "TcpClientConfig TcpServerConfig TlsConfig WorkerConfig"
-        ),
-        "dynamo_fast.config._programs": "BackendConfig CommandConfig RuntimeConfig ServeConfig",
-        "dynamo_fast.config._settings": "IpNetwork integer seconds set_for_subprocesses setting text_of_variable",
-    },
-)
 
 del TYPE_CHECKING, lazy
