@@ -1,9 +1,12 @@
 """The frames of Dynamo's TCP planes: two-part messages, TCP request frames and their acknowledgements. Bytes only, no I/O.
 
-    frame = encode_two_part(header, data)                  # bytes
-    message = TwoPartCodec().decode_message(frame)         # exactly one message
+    frame = encode(header, data)                           # bytes
+    header, data = decode(frame)                           # exactly one message
     decoder = TwoPartDecoder(max_message_size=1 << 20)     # a stream
-    for message in decoder.feed(chunk): ...
+    for header, data in decoder.feed(chunk): ...
+
+`TwoPartCodec` does the same with a limit, checksums or views. `dynamo_fast.streams` reads and writes messages on
+asyncio's streams.
 
 Two backends with one behaviour: `_codec` (compiled) and `_codec_py` (Python, and the description of the format). The
 compiled one is used if it can be imported; the environment variable DYNAMO_FAST_BACKEND=cython|python forces one. `BACKEND`
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
         TwoPartDecoder,
         TwoPartMessage,
         TwoPartMessageType,
+        decode_two_part,
         encode_data_frames,
         encode_two_part,
     )
@@ -45,6 +49,9 @@ __all__ = [
     "TwoPartDecoder",
     "TwoPartMessage",
     "TwoPartMessageType",
+    "decode",
+    "decode_two_part",
+    "encode",
     "encode_data_frames",
     "encode_two_part",
 ]
@@ -101,5 +108,10 @@ if not TYPE_CHECKING:
     TwoPartDecoder = _backend.TwoPartDecoder
     TwoPartMessage = _backend.TwoPartMessage
     TwoPartMessageType = _backend.TwoPartMessageType
+    decode_two_part = _backend.decode_two_part
     encode_data_frames = _backend.encode_data_frames
     encode_two_part = _backend.encode_two_part
+
+# Shorter names for `codec.encode(...)` and `codec.decode(...)`.
+encode = encode_two_part
+decode = decode_two_part
