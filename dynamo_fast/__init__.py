@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dynamo_fast.errors import DynamoError
     from dynamo_fast.ingress.answer import Batch
     from dynamo_fast.ingress.worker import Worker, serve
+    from dynamo_fast.streams import read_message, write_message
     from dynamo_fast.wire.address import EndpointId, EndpointInstanceId
     from dynamo_fast.wire.instance import Instance
     from dynamo_fast.wire.payload import Annotated, PayloadCodec
@@ -61,6 +62,7 @@ else:
             "dynamo_fast.errors": "DynamoError",
             "dynamo_fast.ingress.answer": "Batch",
             "dynamo_fast.ingress.worker": "Worker serve",
+            "dynamo_fast.streams": "read_message write_message",
             "dynamo_fast.wire.address": "EndpointId EndpointInstanceId",
             "dynamo_fast.wire.instance": "Instance",
             "dynamo_fast.wire.payload": "Annotated PayloadCodec",
@@ -100,7 +102,9 @@ __all__ = [
     "Worker",
     "codec",
     "errors",
+    "read_message",
     "serve",
+    "write_message",
 ]
 
 del TYPE_CHECKING, lazy, sources

@@ -30,7 +30,7 @@ FLOORS = [
     ["discovery", "observability", "inspect", "conformance"],
     ["context", "net"],
     ["logs"],
-    ["wire"],
+    ["wire", "streams"],
     ["codec", "deadlines"],
     ["sources"],
     ["config"],
