@@ -22,6 +22,7 @@ from dynamo_fast._codec_py import (
     TwoPartMessageType,
     borrowed,
     checksum_mismatch,
+    copied,
     elided,
     expect,
     incomplete,
@@ -33,6 +34,8 @@ from dynamo_fast._codec_py import (
     response_too_large,
     trailing,
     two_part_too_large,
+    unchangeable,
+    view_threshold,
     xxh3_64,
 )
 from dynamo_fast.errors import CodecError
@@ -57,12 +60,12 @@ __all__ = [
     "TwoPartDecoder",
     "TwoPartMessage",
     "TwoPartMessageType",
+    "decode_two_part",
     "encode_data_frames",
     "encode_two_part",
 ]
 
 VIEW_THRESHOLD = _VIEW_THRESHOLD
-cdef Py_ssize_t view_threshold = _VIEW_THRESHOLD
 
 cdef enum:
     TWO_PART_PREFIX = 24
@@ -77,31 +80,33 @@ cdef object DATA_ONLY = TwoPartMessageType.DATA_ONLY, EMPTY_MESSAGE = TwoPartMes
 
 
 # -- messages -------------------------------------------------------------------------------------------------------
-# They hold bytes and views of bytes only, hence no cycles, hence no_gc: nothing to track, nothing to traverse.
+# They hold bytes and views of bytes only, hence no cycles, hence no_gc: nothing to track, nothing to traverse. The first line
+# of a class's docstring is what `inspect.signature` reads, which Python takes off the text.
 
 
 @cython.no_gc
 @cython.freelist(1024)
 cdef class TwoPartMessage:
-    """A header and data, either of which may be empty. Immutable, hashable, picklable.
+    """TwoPartMessage(header=b'', data=b'')\n--\n\nA header and data, either of which may be empty. Immutable, hashable, picklable: `header, data = message`.
 
-    `header` and `data` are bytes; a large part that came from a decoder may be a read-only memoryview of the received
-    memory instead. Both compare equal to the same bytes.
+    `header` and `data` are bytes; anything else that is bytes-like is copied. Raises TypeError for the rest. Only a decoder
+    that was made with `views=True` puts memoryviews into its messages. They compare equal to the same bytes; the types say
+    bytes, so that those who do not ask for views need no casts.
     """
 
     cdef readonly object header
     cdef readonly object data
 
-    def __init__(self, *args, **kwargs):
-        raise no_constructor(self)
+    def __init__(self, header=EMPTY, data=EMPTY):
+        if self.header is not None:
+            raise unchangeable(self)
+        self.header = header if type(header) is bytes else copied("header", header)
+        self.data = data if type(data) is bytes else copied("data", data)
 
     @classmethod
     def from_parts(cls, header, data):
-        """A message of both parts; anything but bytes is copied. Raises TypeError if a part is not bytes-like."""
-        cdef TwoPartMessage message = cls.__new__(cls)
-        message.header = header if type(header) is bytes else owned("header", header)
-        message.data = data if type(data) is bytes else owned("data", data)
-        return message
+        """The same as the constructor: Dynamo's name for it."""
+        return cls(header, data)
 
     @classmethod
     def from_header(cls, header):
@@ -132,7 +137,10 @@ cdef class TwoPartMessage:
         return hash((bytes(self.header), bytes(self.data)))
 
     def __reduce__(self):
-        return type(self).from_parts, (bytes(self.header), bytes(self.data))
+        return type(self), (bytes(self.header), bytes(self.data))
+
+    def __iter__(self):
+        return iter((self.header, self.data))
 
     def __repr__(self):
         return f"{type(self).__name__}(header={elided(self.header)}, data={elided(self.data)})"
@@ -140,23 +148,26 @@ cdef class TwoPartMessage:
 
 @cython.no_gc
 cdef class TcpRequestMessage:
-    """A request on its way to a worker: the endpoint's path, the headers (JSON text, raw) and the payload (raw)."""
+    """TcpRequestMessage(endpoint_path, headers, payload)\n--\n\nA request on its way to a worker: the endpoint's path, the headers (JSON text, raw) and the payload (raw).
+
+    Its parts are as those of a TwoPartMessage: `path, headers, payload = message`.
+    """
 
     cdef readonly object endpoint_path
     cdef readonly object headers
     cdef readonly object payload
 
-    def __init__(self, *args, **kwargs):
-        raise no_constructor(self)
+    def __init__(self, endpoint_path, headers, payload):
+        if self.endpoint_path is not None:
+            raise unchangeable(self)
+        self.endpoint_path = endpoint_path if type(endpoint_path) is bytes else copied("endpoint_path", endpoint_path)
+        self.headers = headers if type(headers) is bytes else copied("headers", headers)
+        self.payload = payload if type(payload) is bytes else copied("payload", payload)
 
     @classmethod
     def from_parts(cls, endpoint_path, headers, payload):
-        """A request of these three parts; anything but bytes is copied. Raises TypeError if a part is not bytes-like."""
-        cdef TcpRequestMessage message = cls.__new__(cls)
-        message.endpoint_path = endpoint_path if type(endpoint_path) is bytes else owned("endpoint_path", endpoint_path)
-        message.headers = headers if type(headers) is bytes else owned("headers", headers)
-        message.payload = payload if type(payload) is bytes else owned("payload", payload)
-        return message
+        """The same as the constructor."""
+        return cls(endpoint_path, headers, payload)
 
     def __eq__(self, other):
         if type(other) is not type(self):
@@ -170,7 +181,10 @@ cdef class TcpRequestMessage:
         return hash((bytes(self.endpoint_path), bytes(self.headers), bytes(self.payload)))
 
     def __reduce__(self):
-        return type(self).from_parts, (bytes(self.endpoint_path), bytes(self.headers), bytes(self.payload))
+        return type(self), (bytes(self.endpoint_path), bytes(self.headers), bytes(self.payload))
+
+    def __iter__(self):
+        return iter((self.endpoint_path, self.headers, self.payload))
 
     def __repr__(self):
         return (
@@ -181,19 +195,19 @@ cdef class TcpRequestMessage:
 
 @cython.no_gc
 cdef class TcpResponseMessage:
-    """The acknowledgement of a request: empty data means "accepted", anything else is the text of a refusal."""
+    """TcpResponseMessage(data=b'')\n--\n\nThe acknowledgement of a request: empty data means "accepted", anything else is the text of a refusal."""
 
     cdef readonly object data
 
-    def __init__(self, *args, **kwargs):
-        raise no_constructor(self)
+    def __init__(self, data=EMPTY):
+        if self.data is not None:
+            raise unchangeable(self)
+        self.data = data if type(data) is bytes else copied("data", data)
 
     @classmethod
     def from_parts(cls, data):
-        """An acknowledgement with this text; anything but bytes is copied. Raises TypeError if it is not bytes-like."""
-        cdef TcpResponseMessage message = cls.__new__(cls)
-        message.data = data if type(data) is bytes else owned("data", data)
-        return message
+        """The same as the constructor."""
+        return cls(data)
 
     def __eq__(self, other):
         if type(other) is not type(self):
@@ -204,15 +218,10 @@ cdef class TcpResponseMessage:
         return hash((bytes(self.data),))
 
     def __reduce__(self):
-        return type(self).from_parts, (bytes(self.data),)
+        return type(self), (bytes(self.data),)
 
     def __repr__(self):
         return f"{type(self).__name__}(data={elided(self.data)})"
-
-
-cdef object no_constructor(object message):
-    name = type(message).__name__
-    return TypeError(f"{name} has no constructor: use {name}.from_parts()")
 
 
 # -- memory ---------------------------------------------------------------------------------------------------------
@@ -251,11 +260,11 @@ cdef inline bytes base_of(str name, object value, Py_ssize_t *at, Py_ssize_t *st
     return base
 
 
-cdef inline object cut(bytes base, Py_ssize_t start, Py_ssize_t stop):
+cdef inline object cut(bytes base, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t threshold):
     """The part from `start` to `stop`: a copy if it is small, or much smaller than the memory that a view would pin."""
     cdef Py_ssize_t size = stop - start
     assert 0 <= start <= stop <= PyBytes_GET_SIZE(base)
-    if size < view_threshold or size < PyBytes_GET_SIZE(base) - size:
+    if size < threshold or size < PyBytes_GET_SIZE(base) - size:
         return PyBytes_FromStringAndSize(PyBytes_AS_STRING(base) + start, size) if size else EMPTY
     return memoryview(base)[start:stop]
 
@@ -296,6 +305,7 @@ cdef class _Codec:
     """One frame at a time. A codec whose __init__ was not called has limit 0 and refuses everything."""
 
     cdef Py_ssize_t limit
+    cdef Py_ssize_t threshold  # bytes of a part from which on it is a view
     cdef object digest
     cdef str name
 
@@ -328,15 +338,19 @@ cdef class _Codec:
 
 
 cdef class TwoPartCodec(_Codec):
-    """Two-part messages of at most `max_message_size` bytes, prefix included (None: no limit of its own).
+    """TwoPartCodec(max_message_size=None, *, checksum=False, views=False)\n--\n\nTwo-part messages of at most `max_message_size` bytes, prefix included (None: no limit of its own).
 
     With `checksum` it writes the xxh3-64 of header and data, and verifies one that is not 0; else it writes 0 and does
     not look, as released Dynamos do. Raises InvalidConfig for a bad limit, or if xxhash is missing.
+
+    With `views`, a large part of a message is a read-only memoryview of the received memory (see VIEW_THRESHOLD): it costs
+    no copy, and keeps that memory as long as it lives. Without, every part is bytes.
     """
 
-    def __init__(self, max_message_size=None, *, bint checksum=False):
+    def __init__(self, max_message_size=None, *, bint checksum=False, bint views=False):
         self.name = "two-part message"
         self.limit = message_limit(max_message_size)
+        self.threshold = view_threshold(views)
         self.digest = xxh3_64() if checksum else None
 
     def encode_message(self, message):
@@ -364,7 +378,7 @@ cdef class TwoPartCodec(_Codec):
         cdef Py_ssize_t stop = at + size
         if self.digest is not None:
             self.verify(base, start, stop, load_u64(prefix + 16), offset)
-        return two_part_of(base, start, middle, stop)
+        return two_part_of(base, start, middle, stop, self.threshold)
 
     cdef int verify(self, bytes base, Py_ssize_t start, Py_ssize_t stop, uint64_t expected, uint64_t offset) except -1:
         cdef uint64_t actual
@@ -375,19 +389,25 @@ cdef class TwoPartCodec(_Codec):
         return 0
 
 
-cdef inline TwoPartMessage two_part_of(bytes base, Py_ssize_t start, Py_ssize_t middle, Py_ssize_t stop):
+cdef inline TwoPartMessage two_part_of(
+    bytes base, Py_ssize_t start, Py_ssize_t middle, Py_ssize_t stop, Py_ssize_t threshold
+):
     cdef TwoPartMessage message = TwoPartMessage.__new__(TwoPartMessage)
-    message.header = cut(base, start, middle)
-    message.data = cut(base, middle, stop)
+    message.header = cut(base, start, middle, threshold)
+    message.data = cut(base, middle, stop, threshold)
     return message
 
 
 cdef class TcpRequestCodec(_Codec):
-    """TCP request frames of at most `max_message_size` bytes; the whole frame counts (None: no limit of its own)."""
+    """TcpRequestCodec(max_message_size=None, *, views=False)\n--\n\nTCP request frames of at most `max_message_size` bytes; the whole frame counts (None: no limit of its own).
 
-    def __init__(self, max_message_size=None):
+    `views` is that of TwoPartCodec.
+    """
+
+    def __init__(self, max_message_size=None, *, bint views=False):
         self.name = "TCP request frame"
         self.limit = message_limit(max_message_size)
+        self.threshold = view_threshold(views)
 
     def encode_message(self, message):
         """The frame of `message`. Raises MessageTooLarge, also for a part that does not fit its length field."""
@@ -440,18 +460,22 @@ cdef class TcpRequestCodec(_Codec):
         cdef Py_ssize_t path_end = at + 2 + load_u16(start + at)
         cdef Py_ssize_t headers_end = path_end + 2 + load_u16(start + path_end)
         cdef TcpRequestMessage message = TcpRequestMessage.__new__(TcpRequestMessage)
-        message.endpoint_path = cut(base, at + 2, path_end)
-        message.headers = cut(base, path_end + 2, headers_end)
-        message.payload = cut(base, headers_end + 4, at + size)
+        message.endpoint_path = cut(base, at + 2, path_end, self.threshold)
+        message.headers = cut(base, path_end + 2, headers_end, self.threshold)
+        message.payload = cut(base, headers_end + 4, at + size, self.threshold)
         return message
 
 
 cdef class TcpResponseCodec(_Codec):
-    """TCP response frames of at most `max_message_size` bytes; the whole frame counts (None: no limit of its own)."""
+    """TcpResponseCodec(max_message_size=None, *, views=False)\n--\n\nTCP response frames of at most `max_message_size` bytes; the whole frame counts (None: no limit of its own).
 
-    def __init__(self, max_message_size=None):
+    `views` is that of TwoPartCodec.
+    """
+
+    def __init__(self, max_message_size=None, *, bint views=False):
         self.name = "TCP response frame"
         self.limit = message_limit(max_message_size)
+        self.threshold = view_threshold(views)
 
     def encode_message(self, message):
         """The frame of `message`. Raises MessageTooLarge, also for data that does not fit its length field."""
@@ -480,7 +504,7 @@ cdef class TcpResponseCodec(_Codec):
 
     cdef object parse(self, bytes base, Py_ssize_t at, Py_ssize_t size, uint64_t offset):
         cdef TcpResponseMessage message = TcpResponseMessage.__new__(TcpResponseMessage)
-        message.data = cut(base, at + 4, at + size)
+        message.data = cut(base, at + 4, at + size, self.threshold)
         return message
 
 
@@ -491,6 +515,14 @@ def encode_two_part(header, data):
     if type(data) is not bytes:
         data = borrowed("data", data)
     return encode_parts(header, data, PY_SSIZE_T_MAX, None)
+
+
+cdef TwoPartCodec COPYING = TwoPartCodec(), VIEWING = TwoPartCodec(views=True)
+
+
+def decode_two_part(frame, *, bint views=False):
+    """The message of a frame: what `TwoPartCodec(views=views).decode_message` returns and raises."""
+    return (VIEWING if views else COPYING).decode_message(frame)
 
 
 def encode_data_frames(bodies, head=b"", tail=b""):
@@ -699,10 +731,10 @@ cdef int move_data(list messages, list data) except -1:
 
 
 cdef class TwoPartDecoder(_Decoder):
-    """A stream of two-part messages; the arguments are those of TwoPartCodec."""
+    """TwoPartDecoder(max_message_size=None, *, checksum=False, views=False)\n--\n\nA stream of two-part messages; the arguments are those of TwoPartCodec."""
 
-    def __init__(self, max_message_size=None, *, bint checksum=False):
-        self.codec = TwoPartCodec(max_message_size, checksum=checksum)
+    def __init__(self, max_message_size=None, *, bint checksum=False, bint views=False):
+        self.codec = TwoPartCodec(max_message_size, checksum=checksum, views=views)
 
     @cython.critical_section
     def feed_data(self, chunk):
@@ -749,7 +781,7 @@ cdef class TwoPartDecoder(_Decoder):
             if load_u64(prefix) or not data_len or data_len > <uint64_t>(largest - TWO_PART_PREFIX):
                 return at
             end = at + TWO_PART_PREFIX + <Py_ssize_t>data_len
-            data.append(cut(base, at + TWO_PART_PREFIX, end))
+            data.append(cut(base, at + TWO_PART_PREFIX, end, self.codec.threshold))
             self.offset += <uint64_t>(end - at)
             at = end
 
@@ -771,21 +803,21 @@ cdef class TwoPartDecoder(_Decoder):
                     break
                 middle = at + TWO_PART_PREFIX + <Py_ssize_t>header_len
                 end = middle + <Py_ssize_t>data_len
-                messages.append(two_part_of(base, at + TWO_PART_PREFIX, middle, end))
+                messages.append(two_part_of(base, at + TWO_PART_PREFIX, middle, end, self.codec.threshold))
                 self.offset += <uint64_t>(end - at)
                 at = end
         return _Decoder.run(self, base, at, stop, messages)
 
 
 cdef class TcpRequestDecoder(_Decoder):
-    """A stream of TCP request frames; the argument is that of TcpRequestCodec."""
+    """TcpRequestDecoder(max_message_size=None, *, views=False)\n--\n\nA stream of TCP request frames; the arguments are those of TcpRequestCodec."""
 
-    def __init__(self, max_message_size=None):
-        self.codec = TcpRequestCodec(max_message_size)
+    def __init__(self, max_message_size=None, *, bint views=False):
+        self.codec = TcpRequestCodec(max_message_size, views=views)
 
 
 cdef class TcpResponseDecoder(_Decoder):
-    """A stream of acknowledgements; the argument is that of TcpResponseCodec."""
+    """TcpResponseDecoder(max_message_size=None, *, views=False)\n--\n\nA stream of acknowledgements; the arguments are those of TcpResponseCodec."""
 
-    def __init__(self, max_message_size=None):
-        self.codec = TcpResponseCodec(max_message_size)
+    def __init__(self, max_message_size=None, *, bint views=False):
+        self.codec = TcpResponseCodec(max_message_size, views=views)

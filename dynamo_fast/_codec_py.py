@@ -16,11 +16,11 @@ goes by the bytes that came, never by the bytes that were announced.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from io import BytesIO
 from struct import Struct
-from typing import Generic, NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar, cast
 
 from dynamo_fast.errors import (
     ChecksumMismatch,
@@ -43,6 +43,7 @@ __all__ = [
     "TwoPartDecoder",
     "TwoPartMessage",
     "TwoPartMessageType",
+    "decode_two_part",
     "encode_data_frames",
     "encode_two_part",
 ]
@@ -50,8 +51,10 @@ __all__ = [
 BytesLike = bytes | bytearray | memoryview
 Body = bytes | memoryview
 
-# A view costs what a copy of 8 KiB does, and pins memory: from twice that on it is worth it (docs/performance.md).
 VIEW_THRESHOLD = 16 * 1024
+"""Bytes of a part from which on `views=True` makes it a view. A view costs what a copy of 8 KiB does, and pins memory: from
+twice that on it is worth it (docs/performance.md).
+"""
 
 _TWO_PART_PREFIX = Struct(">QQQ")
 _TWO_PART_LENGTHS = Struct(">QQ")
@@ -77,14 +80,11 @@ class TwoPartMessageType(Enum):
 
 
 class _Message:
-    """What the messages share: they are values, made by `from_parts` and equal when their parts are."""
+    """What the messages share: they are values, equal when their parts are."""
 
     __slots__ = ()
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        raise TypeError(f"{type(self).__name__} has no constructor: use {type(self).__name__}.from_parts()")
-
-    def _parts(self) -> tuple[Body, ...]:
+    def _parts(self) -> tuple[bytes, ...]:
         raise NotImplementedError
 
     def __eq__(self, other: object) -> bool:
@@ -97,27 +97,31 @@ class _Message:
         return hash(tuple(bytes(part) for part in self._parts()))
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self).from_parts, tuple(bytes(part) for part in self._parts())  # type: ignore[attr-defined]
+        return type(self), tuple(bytes(part) for part in self._parts())
 
 
 class TwoPartMessage(_Message):
-    """A header and data, either of which may be empty. Immutable, hashable, picklable.
+    """A header and data, either of which may be empty. Immutable, hashable, picklable: `header, data = message`.
 
-    `header` and `data` are bytes; a large part that came from a decoder may be a read-only memoryview of the received
-    memory instead. Both compare equal to the same bytes.
+    `header` and `data` are bytes; anything else that is bytes-like is copied. Raises TypeError for the rest. Only a decoder
+    that was made with `views=True` puts memoryviews into its messages. They compare equal to the same bytes; the types say
+    bytes, so that those who do not ask for views need no casts.
     """
 
     __slots__ = ("_data", "_header")
-    _header: Body
-    _data: Body
+    _header: bytes
+    _data: bytes
+
+    def __init__(self, header: BytesLike = b"", data: BytesLike = b"") -> None:
+        if hasattr(self, "_header"):
+            raise unchangeable(self)
+        self._header = copied("header", header)
+        self._data = copied("data", data)
 
     @classmethod
     def from_parts(cls, header: BytesLike, data: BytesLike) -> TwoPartMessage:
-        """A message of both parts; anything but bytes is copied. Raises TypeError if a part is not bytes-like."""
-        message = cls.__new__(cls)
-        message._header = owned("header", header)
-        message._data = owned("data", data)
-        return message
+        """The same as the constructor: Dynamo's name for it."""
+        return cls(header, data)
 
     @classmethod
     def from_header(cls, header: BytesLike) -> TwoPartMessage:
@@ -130,11 +134,11 @@ class TwoPartMessage(_Message):
         return cls.from_parts(b"", data)
 
     @property
-    def header(self) -> Body:
+    def header(self) -> bytes:
         return self._header
 
     @property
-    def data(self) -> Body:
+    def data(self) -> bytes:
         return self._data
 
     @property
@@ -143,47 +147,59 @@ class TwoPartMessage(_Message):
             return TwoPartMessageType.HEADER_AND_DATA if self._data else TwoPartMessageType.HEADER_ONLY
         return TwoPartMessageType.DATA_ONLY if self._data else TwoPartMessageType.EMPTY
 
-    def parts(self) -> tuple[Body, Body]:
+    def parts(self) -> tuple[bytes, bytes]:
         """`(header, data)`"""
         return self._header, self._data
 
     _parts = parts
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter((self._header, self._data))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(header={elided(self._header)}, data={elided(self._data)})"
 
 
 class TcpRequestMessage(_Message):
-    """A request on its way to a worker: the endpoint's path, the headers (JSON text, raw) and the payload (raw)."""
+    """A request on its way to a worker: the endpoint's path, the headers (JSON text, raw) and the payload (raw).
+
+    Its parts are as those of a TwoPartMessage: `path, headers, payload = message`.
+    """
 
     __slots__ = ("_endpoint_path", "_headers", "_payload")
-    _endpoint_path: Body
-    _headers: Body
-    _payload: Body
+    _endpoint_path: bytes
+    _headers: bytes
+    _payload: bytes
+
+    def __init__(self, endpoint_path: BytesLike, headers: BytesLike, payload: BytesLike) -> None:
+        if hasattr(self, "_endpoint_path"):
+            raise unchangeable(self)
+        self._endpoint_path = copied("endpoint_path", endpoint_path)
+        self._headers = copied("headers", headers)
+        self._payload = copied("payload", payload)
 
     @classmethod
     def from_parts(cls, endpoint_path: BytesLike, headers: BytesLike, payload: BytesLike) -> TcpRequestMessage:
-        """A request of these three parts; anything but bytes is copied. Raises TypeError if a part is not bytes-like."""
-        message = cls.__new__(cls)
-        message._endpoint_path = owned("endpoint_path", endpoint_path)
-        message._headers = owned("headers", headers)
-        message._payload = owned("payload", payload)
-        return message
+        """The same as the constructor."""
+        return cls(endpoint_path, headers, payload)
 
     @property
-    def endpoint_path(self) -> Body:
+    def endpoint_path(self) -> bytes:
         return self._endpoint_path
 
     @property
-    def headers(self) -> Body:
+    def headers(self) -> bytes:
         return self._headers
 
     @property
-    def payload(self) -> Body:
+    def payload(self) -> bytes:
         return self._payload
 
-    def _parts(self) -> tuple[Body, ...]:
+    def _parts(self) -> tuple[bytes, ...]:
         return self._endpoint_path, self._headers, self._payload
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._parts())
 
     def __repr__(self) -> str:
         return (
@@ -196,20 +212,23 @@ class TcpResponseMessage(_Message):
     """The acknowledgement of a request: empty data means "accepted", anything else is the text of a refusal."""
 
     __slots__ = ("_data",)
-    _data: Body
+    _data: bytes
+
+    def __init__(self, data: BytesLike = b"") -> None:
+        if hasattr(self, "_data"):
+            raise unchangeable(self)
+        self._data = copied("data", data)
 
     @classmethod
     def from_parts(cls, data: BytesLike) -> TcpResponseMessage:
-        """An acknowledgement with this text; anything but bytes is copied. Raises TypeError if it is not bytes-like."""
-        message = cls.__new__(cls)
-        message._data = owned("data", data)
-        return message
+        """The same as the constructor."""
+        return cls(data)
 
     @property
-    def data(self) -> Body:
+    def data(self) -> bytes:
         return self._data
 
-    def _parts(self) -> tuple[Body, ...]:
+    def _parts(self) -> tuple[bytes, ...]:
         return (self._data,)
 
     def __repr__(self) -> str:
@@ -230,6 +249,11 @@ def message_limit(max_message_size: int | None) -> int:
     return min(max_message_size, sys.maxsize)
 
 
+def view_threshold(views: bool) -> int:
+    """From how many bytes on a part is a view."""
+    return VIEW_THRESHOLD if views else sys.maxsize
+
+
 def xxh3_64() -> Callable[[BytesLike], int]:
     """The checksum function. xxhash is imported only when somebody asks for checksums."""
     try:
@@ -239,8 +263,18 @@ def xxh3_64() -> Callable[[BytesLike], int]:
     return xxh3_64_intdigest
 
 
+def unchangeable(message: object) -> TypeError:
+    """What a second call of `__init__` raises: a message is a value."""
+    return TypeError(f"a {type(message).__name__} cannot be changed")
+
+
+def copied(name: str, value: BytesLike) -> bytes:
+    """A part of a message: bytes. Raises TypeError."""
+    return value if type(value) is bytes else _view_of(name, value).tobytes()
+
+
 def owned(name: str, value: BytesLike) -> Body:
-    """Memory that nobody can change: bytes, or (large only) a flat view of bytes. Raises TypeError."""
+    """Memory to decode that does not change: bytes, or (large only) a flat view of bytes. Raises TypeError."""
     if type(value) is bytes:
         return value
     view = _view_of(name, value)
@@ -334,9 +368,10 @@ class _Codec(Generic[M]):
 
     _name: str
 
-    def __init__(self, max_message_size: int | None = None) -> None:
+    def __init__(self, max_message_size: int | None = None, *, views: bool = False) -> None:
         self._limit = message_limit(max_message_size)
-        self._small = min(self._limit, VIEW_THRESHOLD)  # bytes of a frame up to which no part is a view, or too large
+        self._threshold = view_threshold(views)
+        self._small = min(self._limit, self._threshold)  # bytes of a frame up to which no part is a view, or too large
 
     def decode_message(self, frame: BytesLike) -> M:
         """The one message that `frame` holds.
@@ -370,12 +405,15 @@ class TwoPartCodec(_Codec["TwoPartMessage"]):
 
     With `checksum` it writes the xxh3-64 of header and data, and verifies one that is not 0; else it writes 0 and does
     not look, as released Dynamos do. Raises InvalidConfig for a bad limit, or if xxhash is missing.
+
+    With `views`, a large part of a message is a read-only memoryview of the received memory (see VIEW_THRESHOLD): it costs
+    no copy, and keeps that memory as long as it lives. Without, every part is bytes.
     """
 
     _name = "two-part message"
 
-    def __init__(self, max_message_size: int | None = None, *, checksum: bool = False) -> None:
-        super().__init__(max_message_size)
+    def __init__(self, max_message_size: int | None = None, *, checksum: bool = False, views: bool = False) -> None:
+        super().__init__(max_message_size, views=views)
         self._digest = xxh3_64() if checksum else None
 
     def encode_message(self, message: TwoPartMessage) -> bytes:
@@ -417,13 +455,16 @@ class TwoPartCodec(_Codec["TwoPartMessage"]):
             if actual != checksum:
                 raise checksum_mismatch(offset, checksum, actual)
         message = _new_two_part(TwoPartMessage)
-        message._header = _cut(source, start, start + header_len)
-        message._data = _cut(source, start + header_len, stop)
+        message._header = _cut(source, start, start + header_len, self._threshold)
+        message._data = _cut(source, start + header_len, stop, self._threshold)
         return message
 
 
 class TcpRequestCodec(_Codec["TcpRequestMessage"]):
-    """TCP request frames of at most `max_message_size` bytes; the whole frame counts (None: no limit of its own)."""
+    """TCP request frames of at most `max_message_size` bytes; the whole frame counts (None: no limit of its own).
+
+    `views` is that of TwoPartCodec.
+    """
 
     _name = "TCP request frame"
 
@@ -461,14 +502,17 @@ class TcpRequestCodec(_Codec["TcpRequestMessage"]):
         path_end = at + 2 + _U16.unpack_from(source, at)[0]
         headers_end = path_end + 2 + _U16.unpack_from(source, path_end)[0]
         message = _new_request(TcpRequestMessage)
-        message._endpoint_path = _cut(source, at + 2, path_end)
-        message._headers = _cut(source, path_end + 2, headers_end)
-        message._payload = _cut(source, headers_end + 4, at + size)
+        message._endpoint_path = _cut(source, at + 2, path_end, self._threshold)
+        message._headers = _cut(source, path_end + 2, headers_end, self._threshold)
+        message._payload = _cut(source, headers_end + 4, at + size, self._threshold)
         return message
 
 
 class TcpResponseCodec(_Codec["TcpResponseMessage"]):
-    """TCP response frames of at most `max_message_size` bytes; the whole frame counts (None: no limit of its own)."""
+    """TCP response frames of at most `max_message_size` bytes; the whole frame counts (None: no limit of its own).
+
+    `views` is that of TwoPartCodec.
+    """
 
     _name = "TCP response frame"
 
@@ -491,7 +535,7 @@ class TcpResponseCodec(_Codec["TcpResponseMessage"]):
 
     def _parse(self, source: Body, at: int, size: int, offset: int) -> TcpResponseMessage:
         message = _new_response(TcpResponseMessage)
-        message._data = _cut(source, at + 4, at + size)
+        message._data = _cut(source, at + 4, at + size, self._threshold)
         return message
 
 
@@ -502,6 +546,11 @@ def encode_two_part(header: BytesLike, data: BytesLike) -> bytes:
     header = borrowed("header", header)
     data = borrowed("data", data)
     return b"".join((_TWO_PART_PREFIX.pack(len(header), len(data), 0), header, data))
+
+
+def decode_two_part(frame: BytesLike, *, views: bool = False) -> TwoPartMessage:
+    """The message of a frame: what `TwoPartCodec(views=views).decode_message` returns and raises."""
+    return (_VIEWING if views else _COPYING).decode_message(frame)
 
 
 def encode_data_frames(bodies: Iterable[BytesLike], head: BytesLike = b"", tail: BytesLike = b"") -> bytes:
@@ -520,14 +569,17 @@ def encode_data_frames(bodies: Iterable[BytesLike], head: BytesLike = b"", tail:
     return b"".join(pieces)
 
 
-def _cut(source: Body, start: int, stop: int) -> Body:
+def _cut(source: Body, start: int, stop: int, threshold: int) -> bytes:
     """The part from `start` to `stop`: a copy if it is small, or much smaller than the memory that a view would pin."""
     size = stop - start
-    if size < VIEW_THRESHOLD:
+    if size < threshold:
         part = source[start:stop]
         return part if type(part) is bytes else bytes(part)
     view = memoryview(source)[start:stop]
-    return view if 2 * size >= len(view.obj) else view.tobytes()  # type: ignore[arg-type]
+    return cast(bytes, view) if 2 * size >= len(view.obj) else view.tobytes()  # type: ignore[arg-type]
+
+
+_COPYING, _VIEWING = TwoPartCodec(), TwoPartCodec(views=True)
 
 
 _new_two_part = TwoPartMessage.__new__
@@ -646,8 +698,8 @@ class _Decoder(Generic[M]):
 class TwoPartDecoder(_Decoder["TwoPartMessage"]):
     """A stream of two-part messages; the arguments are those of TwoPartCodec."""
 
-    def __init__(self, max_message_size: int | None = None, *, checksum: bool = False) -> None:
-        self._two_part = TwoPartCodec(max_message_size, checksum=checksum)
+    def __init__(self, max_message_size: int | None = None, *, checksum: bool = False, views: bool = False) -> None:
+        self._two_part = TwoPartCodec(max_message_size, checksum=checksum, views=views)
         super().__init__(self._two_part)
 
     def feed_data(self, chunk: BytesLike) -> tuple[list[Body], list[TwoPartMessage]]:
@@ -696,10 +748,10 @@ class TwoPartDecoder(_Decoder["TwoPartMessage"]):
 
 
 class TcpRequestDecoder(_Decoder["TcpRequestMessage"]):
-    """A stream of TCP request frames; the argument is that of TcpRequestCodec."""
+    """A stream of TCP request frames; the arguments are those of TcpRequestCodec."""
 
-    def __init__(self, max_message_size: int | None = None) -> None:
-        super().__init__(TcpRequestCodec(max_message_size))
+    def __init__(self, max_message_size: int | None = None, *, views: bool = False) -> None:
+        super().__init__(TcpRequestCodec(max_message_size, views=views))
 
     def _run(self, source: Body, at: int, messages: list[TcpRequestMessage]) -> int:
         # As in TwoPartDecoder: small frames here and now, the rest as it is for all formats.
@@ -730,7 +782,7 @@ class TcpRequestDecoder(_Decoder["TcpRequestMessage"]):
 
 
 class TcpResponseDecoder(_Decoder["TcpResponseMessage"]):
-    """A stream of acknowledgements; the argument is that of TcpResponseCodec."""
+    """A stream of acknowledgements; the arguments are those of TcpResponseCodec."""
 
-    def __init__(self, max_message_size: int | None = None) -> None:
-        super().__init__(TcpResponseCodec(max_message_size))
+    def __init__(self, max_message_size: int | None = None, *, views: bool = False) -> None:
+        super().__init__(TcpResponseCodec(max_message_size, views=views))

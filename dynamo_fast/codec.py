@@ -1,9 +1,12 @@
 """The frames of Dynamo's TCP planes: two-part messages, TCP request frames and their acknowledgements. Bytes only, no I/O.
 
-    frame = encode_two_part(header, data)                  # bytes
-    message = TwoPartCodec().decode_message(frame)         # exactly one message
+    frame = encode(header, data)                           # bytes
+    header, data = decode(frame)                           # exactly one message
     decoder = TwoPartDecoder(max_message_size=1 << 20)     # a stream
-    for message in decoder.feed(chunk): ...
+    for header, data in decoder.feed(chunk): ...
+
+`TwoPartCodec` does the same with a limit, checksums or views. `dynamo_fast.streams` reads and writes messages on
+asyncio's streams.
 
 Two backends with one behaviour: `_codec` (compiled) and `_codec_py` (Python, and the description of the format). The
 compiled one is used if it can be imported; the environment variable DYNAMO_FAST_BACKEND=cython|python forces one. `BACKEND`
@@ -12,11 +15,10 @@ says which it is.
 
 from __future__ import annotations
 
-import logging
-import platform
+import sys
 from typing import TYPE_CHECKING, Any, Literal
 
-from dynamo_fast.config import CodecConfig
+from dynamo_fast.config.backend import backend
 
 if TYPE_CHECKING:
     from dynamo_fast._codec_py import (
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
         TwoPartDecoder,
         TwoPartMessage,
         TwoPartMessageType,
+        decode_two_part,
         encode_data_frames,
         encode_two_part,
     )
@@ -46,6 +49,9 @@ __all__ = [
     "TwoPartDecoder",
     "TwoPartMessage",
     "TwoPartMessageType",
+    "decode",
+    "decode_two_part",
+    "encode",
     "encode_data_frames",
     "encode_two_part",
 ]
@@ -53,7 +59,7 @@ __all__ = [
 
 def _load() -> tuple[Literal["cython", "python"], Any]:
     """The backend that is configured, or the compiled one if it can be imported. Raises InvalidConfig, ImportError."""
-    wanted = CodecConfig.from_env().backend
+    wanted = backend()
     if wanted == "python":
         return "python", _python()
     try:
@@ -63,7 +69,9 @@ def _load() -> tuple[Literal["cython", "python"], Any]:
             raise ImportError(
                 f"DYNAMO_FAST_BACKEND=cython, but the compiled codec cannot be imported: {error}"
             ) from error
-        if platform.python_implementation() == "CPython":
+        if sys.implementation.name == "cpython":
+            import logging
+
             logging.getLogger("dynamo_fast").warning(
                 "using the Python codec, which is slower: the compiled codec cannot be imported (%s). "
                 "Set DYNAMO_FAST_BACKEND=python to choose it without this warning.",
@@ -100,5 +108,10 @@ if not TYPE_CHECKING:
     TwoPartDecoder = _backend.TwoPartDecoder
     TwoPartMessage = _backend.TwoPartMessage
     TwoPartMessageType = _backend.TwoPartMessageType
+    decode_two_part = _backend.decode_two_part
     encode_data_frames = _backend.encode_data_frames
     encode_two_part = _backend.encode_two_part
+
+# Shorter names for `codec.encode(...)` and `codec.decode(...)`.
+encode = encode_two_part
+decode = decode_two_part

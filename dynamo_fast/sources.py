@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceFileLoader
 from types import ModuleType
 
-from dynamo_fast.config import CodecConfig
+from dynamo_fast.config.backend import backend
 
 __all__ = ["PreferSources"]
 
 
-class PreferSources(MetaPathFinder):
-    """Finds the modules of this package by their Python files. Where there is none, the finders after it are asked."""
+class PreferSources:
+    """A finder for `sys.meta_path`: finds the modules of this package by their Python files; other finders follow it."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """See MetaPathFinder."""
+        """See importlib.abc.MetaPathFinder."""
         if not fullname.startswith("dynamo_fast."):
             return None
         for folder in path or ():
@@ -32,5 +31,5 @@ class PreferSources(MetaPathFinder):
         return None
 
 
-if CodecConfig.from_env().backend == "python":
+if backend() == "python":
     sys.meta_path.insert(0, PreferSources())

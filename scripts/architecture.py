@@ -30,12 +30,12 @@ FLOORS = [
     ["discovery", "observability", "inspect", "conformance"],
     ["context", "net"],
     ["logs"],
-    ["wire"],
+    ["wire", "streams"],
     ["codec", "deadlines"],
     ["sources"],
     ["config"],
     ["errors"],
-    ["reasons", "_native"],
+    ["reasons", "_native", "_lazy"],
 ]
 #: Modules that stand in the room of another.
 BACKENDS = {"_codec": "codec", "_codec_py": "codec", "__main__": "cli"}

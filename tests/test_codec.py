@@ -32,6 +32,7 @@ from tests.captured import Vector, captured, name_of
 
 BACKENDS = {"cython": compiled, "python": python}
 VECTORS = [vector for vector in captured() if vector.kind != "nats_hpub"]
+PARTS = ("header", "data", "endpoint_path", "headers", "payload")
 TAIL = b"\x00\x00\x00"
 """Too short to be a prefix of any frame."""
 
@@ -281,12 +282,76 @@ def test_messages_are_values(backend: Any) -> None:
     assert hash(one) == hash(same)
     assert one != backend.TwoPartMessage.from_header(b"h")
     assert one != (b"h", b"d")
-    assert copy.copy(one) == pickle.loads(pickle.dumps(one)) == one
+    assert copy.copy(one) == pickle.loads(pickle.dumps(one)) == backend.TwoPartMessage(b"h", b"d") == one
     assert repr(one) == "TwoPartMessage(header=b'h', data=b'd')"
     with pytest.raises(AttributeError):
         one.header = b"x"
-    with pytest.raises(TypeError, match=r"use TwoPartMessage\.from_parts"):
-        backend.TwoPartMessage()
+
+
+def test_a_message_is_made_of_its_parts_and_unpacks_into_them(backend: Any) -> None:
+    header, data = backend.TwoPartMessage(b"h", data=b"d")
+    assert (header, data) == (b"h", b"d")
+    assert backend.TwoPartMessage().parts() == (b"", b"")
+    path, headers, payload = backend.TcpRequestMessage(b"p", b"{}", payload=b"x")
+    assert (path, headers, payload) == (b"p", b"{}", b"x")
+    assert backend.TcpResponseMessage().data == b""
+    with pytest.raises(TypeError):
+        backend.TcpRequestMessage(b"p")
+
+
+def test_a_message_is_not_changed_by_a_second_call_of_its_constructor(backend: Any) -> None:
+    for message, parts in (
+        (backend.TwoPartMessage(b"h", b"d"), (b"x", b"y")),
+        (backend.TcpRequestMessage(b"p", b"{}", b"x"), (b"x", b"y", b"z")),
+        (backend.TcpResponseMessage(b"d"), (b"x",)),
+    ):
+        before = repr(message)
+        with pytest.raises(TypeError, match=f"a {type(message).__name__} cannot be changed"):
+            message.__init__(*parts)
+        assert repr(message) == before
+
+
+@pytest.mark.parametrize("size", [0, 96, 100_000])
+def test_one_frame_without_a_codec_object(backend: Any, size: int) -> None:
+    body = b"x" * size
+    frame = backend.encode_two_part(b"h", body)
+    header, data = backend.decode_two_part(frame)
+    assert (header, data) == (b"h", body)
+    assert type(data) is bytes
+    assert backend.decode_two_part(frame, views=True) == backend.TwoPartMessage(b"h", body)
+    with pytest.raises(TrailingBytes):
+        backend.decode_two_part(frame + b"x")
+
+
+def test_the_short_names_are_those_of_the_backend() -> None:
+    assert codec.encode is codec.encode_two_part
+    assert codec.decode is codec.decode_two_part
+
+
+@pytest.mark.parametrize("size", [10, 16 * 1024, 1_000_000])
+def test_every_part_is_bytes_unless_views_are_asked_for(backend: Any, size: int) -> None:
+    """What was tried with small messages must not break with large ones."""
+    body = b"x" * size
+    frames = {
+        "TwoPart": backend.encode_two_part(body, body),
+        "TcpRequest": backend.TcpRequestCodec().encode_message(backend.TcpRequestMessage(b"p", b"{}", body)),
+        "TcpResponse": backend.TcpResponseCodec().encode_message(backend.TcpResponseMessage(body)),
+    }
+    for kind, frame in frames.items():
+        decoder = getattr(backend, f"{kind}Decoder")
+        pieces = decoder()
+        pieces.feed(frame[:-1])
+        for message in (
+            getattr(backend, f"{kind}Codec")().decode_message(frame),
+            *decoder().feed(memoryview(frame)),
+            *pieces.feed(frame[-1:]),
+        ):
+            names = [name for name in PARTS if hasattr(message, name)]
+            assert {type(getattr(message, name)) for name in names} == {bytes}
+    data, _ = backend.TwoPartDecoder().feed_data(backend.encode_two_part(b"", body))
+    assert data == [body]
+    assert type(data[0]) is bytes
+    assert {type(part) for part in backend.TwoPartMessage(body, memoryview(body))} == {bytes}
 
 
 @pytest.mark.parametrize("bad", [None, "text", 5, [1]])
@@ -318,7 +383,7 @@ def test_what_is_fed_may_be_changed_afterwards(backend: Any) -> None:
 def test_large_parts_are_views_of_what_was_fed_and_small_ones_are_not(backend: Any) -> None:
     small, large = b"s" * 100, b"l" * 1_000_000
     frame = backend.encode_two_part(small, large)
-    (message,) = backend.TwoPartDecoder().feed(frame)
+    (message,) = backend.TwoPartDecoder(views=True).feed(frame)
     assert type(message.header) is bytes
     assert type(message.data) is memoryview
     assert message.data.readonly
@@ -328,7 +393,7 @@ def test_large_parts_are_views_of_what_was_fed_and_small_ones_are_not(backend: A
 
 def test_nothing_pins_more_than_twice_its_size(backend: Any) -> None:
     frame = backend.encode_two_part(b"", b"x" * 50_000)
-    messages = backend.TwoPartDecoder().feed(frame * 20)
+    messages = backend.TwoPartDecoder(views=True).feed(frame * 20)
     for message in messages:
         pinned = message.data if type(message.data) is bytes else message.data.obj
         assert len(pinned) <= 2 * 50_000
@@ -442,4 +507,4 @@ def test_both_backends_offer_the_same_names() -> None:
     def names(module: ModuleType) -> set[str]:
         return {name for name in codec.__all__ if hasattr(module, name)}
 
-    assert names(compiled) == names(python) == set(codec.__all__) - {"BACKEND"}
+    assert names(compiled) == names(python) == set(codec.__all__) - {"BACKEND", "decode", "encode"}

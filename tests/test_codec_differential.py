@@ -111,7 +111,7 @@ def conversations(draw: st.DrawFn) -> tuple[str, dict[str, Any], list[bytes]]:
         data += announced(kind, edge + draw(st.integers(-1, 1)), draw(st.integers(0, 60))) + draw(SMALL)
     cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=8)))
     chunks = [data[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(data)], strict=True)]
-    options: dict[str, Any] = {"max_message_size": limit}
+    options: dict[str, Any] = {"max_message_size": limit, "views": draw(st.booleans())}
     if kind == "TwoPart":
         options["checksum"] = draw(st.booleans())
     return kind, options, chunks

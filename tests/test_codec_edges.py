@@ -15,7 +15,7 @@ import traceback
 import tracemalloc
 from collections.abc import Iterator
 from functools import partial
-from inspect import cleandoc
+from inspect import cleandoc, signature
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -47,11 +47,11 @@ class Format(NamedTuple):
     parts: tuple[str, ...]
     example: tuple[bytes, ...]
 
-    def codec(self, backend: ModuleType, limit: int | None = None) -> Any:
-        return getattr(backend, f"{self.kind}Codec")(limit)
+    def codec(self, backend: ModuleType, limit: int | None = None, *, views: bool = False) -> Any:
+        return getattr(backend, f"{self.kind}Codec")(limit, views=views)
 
-    def decoder(self, backend: ModuleType, limit: int | None = None) -> Any:
-        return getattr(backend, f"{self.kind}Decoder")(limit)
+    def decoder(self, backend: ModuleType, limit: int | None = None, *, views: bool = False) -> Any:
+        return getattr(backend, f"{self.kind}Decoder")(limit, views=views)
 
     def message(self, backend: ModuleType, parts: tuple[Any, ...]) -> Any:
         return getattr(backend, f"{self.kind}Message").from_parts(*parts)
@@ -359,6 +359,33 @@ def test_both_backends_say_the_same_of_themselves() -> None:
         assert public == {attribute for attribute in dir(ours) if not attribute.startswith("_")}
 
 
+def callables(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    """The functions and classes of a backend, and the methods of the classes."""
+    for name in sorted(set(module.__all__) - {"VIEW_THRESHOLD", "TwoPartMessageType"}):
+        found = getattr(module, name)
+        yield name, found
+        for attribute in dir(found) if isinstance(found, type) else ():
+            if not attribute.startswith("_") and callable(getattr(found, attribute)):
+                yield f"{name}.{attribute}", getattr(found, attribute)
+
+
+def test_both_backends_have_the_same_signatures() -> None:
+    """As `help`, editors and `inspect.signature` show them."""
+
+    def shown(module: ModuleType) -> dict[str, list[tuple[str, object, object]]]:
+        return {
+            name: [
+                (each.name, each.default, each.kind)
+                for each in signature(found).parameters.values()
+                if each.name != "self"
+            ]
+            for name, found in callables(module)
+        }
+
+    assert shown(_codec) == shown(_codec_py)
+    assert str(signature(_codec.TwoPartCodec)) == "(max_message_size=None, *, checksum=False, views=False)"
+
+
 @each_format
 def test_a_part_that_is_not_bytes_is_refused_by_name(backend: ModuleType, form: Format) -> None:
     for number, name in enumerate(form.parts):
@@ -387,8 +414,9 @@ def test_any_buffer_will_do(backend: ModuleType, form: Format, size: int) -> Non
     parts = form.with_last((bytes(range(256)) * size)[:size])
     frame = form.frame(parts)
     for chunk in shapes(frame):
-        assert list(map(form.parts_of, form.decoder(backend).feed(chunk))) == [parts]
-        assert form.parts_of(form.codec(backend).decode_message(chunk)) == parts
+        for views in (False, True):
+            assert list(map(form.parts_of, form.decoder(backend, views=views).feed(chunk))) == [parts]
+            assert form.parts_of(form.codec(backend, views=views).decode_message(chunk)) == parts
     for last in shapes(parts[-1]):
         assert form.codec(backend).encode_message(form.message(backend, (*parts[:-1], last))) == frame
         if form is TWO_PART:
@@ -405,7 +433,10 @@ def test_a_message_does_not_change_with_the_memory_that_it_came_in(
     frame = form.frame(parts)
     for wrap in (bytearray, lambda data: memoryview(bytearray(data))):
         chunk: Any = wrap(frame)
-        messages = [form.codec(backend).decode_message(chunk), *form.decoder(backend).feed(chunk)]
+        messages = [
+            form.codec(backend, views=True).decode_message(chunk),
+            *form.decoder(backend, views=True).feed(chunk),
+        ]
         last = wrap(parts[-1])
         messages.append(form.message(backend, (*parts[:-1], last)))
         chunk[:], last[:] = b"\xff" * len(chunk), b"\xff" * len(last)
@@ -416,7 +447,7 @@ def test_a_message_does_not_change_with_the_memory_that_it_came_in(
 def test_a_part_is_a_view_from_the_threshold_on(backend: ModuleType, form: Format) -> None:
     for size, expected in ((VIEW - 1, bytes), (VIEW, memoryview)):
         chunk = form.frame(form.with_last(b"x" * size))
-        (message,) = form.decoder(backend).feed(chunk)
+        (message,) = form.decoder(backend, views=True).feed(chunk)
         *small, large = form.parts_of(message)
         assert type(large) is expected
         assert all(type(part) is bytes for part in small)
@@ -426,7 +457,7 @@ def test_a_part_is_a_view_from_the_threshold_on(backend: ModuleType, form: Forma
 
 @each_format
 def test_a_view_that_was_released_is_not_read(backend: ModuleType, form: Format) -> None:
-    (message,) = form.decoder(backend).feed(form.frame(form.with_last(b"x" * (1 << 20))))
+    (message,) = form.decoder(backend, views=True).feed(form.frame(form.with_last(b"x" * (1 << 20))))
     form.parts_of(message)[-1].release()
     with pytest.raises(ValueError, match="operation forbidden on released memoryview object"):
         form.codec(backend).encode_message(message)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 
-import orjson
-
 from dynamo_fast.cli.arguments import count, seconds
 from dynamo_fast.cli.call import add_target, metadata_of, sender, showing
 from dynamo_fast.cli.load import Load
 from dynamo_fast.cli.loop import run as run_loop
+from dynamo_fast.wire.json_text import dumps
 
 __all__ = ["add_parser", "run"]
 
@@ -48,7 +47,7 @@ async def _bench(options: argparse.Namespace) -> int:
         async with showing(load, options.count):
             await load.run(options.count, options.concurrency, seconds=duration, rate=options.rate)
     if options.json:
-        print(orjson.dumps(load.figures()).decode())
+        print(dumps(load.figures()).decode())
     else:
         for line in (*load.summary(), *load.histogram()):
             print(line)

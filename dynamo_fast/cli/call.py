@@ -13,8 +13,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-import orjson
-
 from dynamo_fast.cli.arguments import count, seconds
 from dynamo_fast.cli.discovery import add_discovery, open_discovery
 from dynamo_fast.cli.load import Load, Send
@@ -26,8 +24,9 @@ from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.errors import InvalidRequest, Unavailable
 from dynamo_fast.inspect import jsonable
 from dynamo_fast.wire.address import EndpointId
+from dynamo_fast.wire.json_text import dumps, dumps_any, loads
 from dynamo_fast.wire.payload import Annotated, PayloadCodec
-from dynamo_fast.wire.text import printable_json
+from dynamo_fast.wire.text import UNREADABLE, printable_json, reason
 
 __all__ = ["add_parser", "add_target", "metadata_of", "run", "sender", "showing"]
 
@@ -161,9 +160,9 @@ async def _show_progress(load: Load, repeat: int | None) -> None:
 
 def _request(text: str) -> Any:
     try:
-        return orjson.loads(sys.stdin.buffer.read() if text == "-" else text)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the request is no JSON: {error}") from None
+        return loads(sys.stdin.buffer.read() if text == "-" else text)
+    except UNREADABLE as error:
+        raise InvalidRequest(f"the request is no JSON: {reason(error)}") from None
 
 
 def metadata_of(options: argparse.Namespace) -> dict[str, str]:
@@ -185,8 +184,8 @@ def _print(item: Annotated, raw: bool) -> None:
     else:
         value = item.data()
     try:
-        line = orjson.dumps(value, default=list, option=orjson.OPT_NON_STR_KEYS)
-    except TypeError:  # deeper than orjson writes, or a number of more than 64 bits
-        line = orjson.dumps(jsonable(value))
+        line = dumps_any(value)
+    except TypeError:  # deeper than it writes, or a number of more than 64 bits
+        line = dumps(jsonable(value))
     sys.stdout.buffer.write(printable_json(line.decode()).encode() + b"\n")
     sys.stdout.buffer.flush()

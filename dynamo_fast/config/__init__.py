@@ -15,50 +15,72 @@ are the same, unless a setting says otherwise. Sizes are in bytes, times in seco
     the commands     ServeConfig, CommandConfig
 """
 
-from dynamo_fast.config._discovery import (
-    EtcdConfig,
-    FileConfig,
-    KubernetesConfig,
-)
-from dynamo_fast.config._models import (
-    EventPlaneConfig,
-    KvEventConfig,
-)
-from dynamo_fast.config._observability import (
-    EngineLogConfig,
-    LogConfig,
-    MultiprocessConfig,
-    NvtxConfig,
-    OtelConfig,
-    StatusConfig,
-    TracingConfig,
-)
-from dynamo_fast.config._planes import (
-    CodecConfig,
-    HealthCheckConfig,
-    InstanceConfig,
-    NatsConfig,
-    PushRouterConfig,
-    ResponseServerConfig,
-    TcpClientConfig,
-    TcpServerConfig,
-    TlsConfig,
-    WorkerConfig,
-)
-from dynamo_fast.config._programs import (
-    BackendConfig,
-    CommandConfig,
-    RuntimeConfig,
-    ServeConfig,
-)
-from dynamo_fast.config._settings import (
-    IpNetwork,
-    integer,
-    seconds,
-    set_for_subprocesses,
-    setting,
-    text_of_variable,
-)
+from typing import TYPE_CHECKING
+
+from dynamo_fast._lazy import lazy
+
+if TYPE_CHECKING:
+    from dynamo_fast.config._discovery import (
+        EtcdConfig,
+        FileConfig,
+        KubernetesConfig,
+    )
+    from dynamo_fast.config._models import (
+        EventPlaneConfig,
+        KvEventConfig,
+    )
+    from dynamo_fast.config._observability import (
+        EngineLogConfig,
+        LogConfig,
+        MultiprocessConfig,
+        NvtxConfig,
+        OtelConfig,
+        StatusConfig,
+        TracingConfig,
+    )
+    from dynamo_fast.config._planes import (
+        CodecConfig,
+        HealthCheckConfig,
+        InstanceConfig,
+        NatsConfig,
+        PushRouterConfig,
+        ResponseServerConfig,
+        TcpClientConfig,
+        TcpServerConfig,
+        TlsConfig,
+        WorkerConfig,
+    )
+    from dynamo_fast.config._programs import (
+        BackendConfig,
+        CommandConfig,
+        RuntimeConfig,
+        ServeConfig,
+    )
+    from dynamo_fast.config._settings import (
+        IpNetwork,
+        integer,
+        seconds,
+        set_for_subprocesses,
+        setting,
+        text_of_variable,
+    )
+else:
+    __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "dynamo_fast.config._discovery": "EtcdConfig FileConfig KubernetesConfig",
+            "dynamo_fast.config._models": "EventPlaneConfig KvEventConfig",
+            "dynamo_fast.config._observability": (
+                "EngineLogConfig LogConfig MultiprocessConfig NvtxConfig OtelConfig StatusConfig TracingConfig"
+            ),
+            "dynamo_fast.config._planes": (
+                "CodecConfig HealthCheckConfig InstanceConfig NatsConfig PushRouterConfig ResponseServerConfig "
+                "TcpClientConfig TcpServerConfig TlsConfig WorkerConfig"
+            ),
+            "dynamo_fast.config._programs": "BackendConfig CommandConfig RuntimeConfig ServeConfig",
+            "dynamo_fast.config._settings": "IpNetwork integer seconds set_for_subprocesses setting text_of_variable",
+        },
+    )
 
 __all__ = [
     "BackendConfig",
@@ -94,3 +116,5 @@ __all__ = [
     "setting",
     "text_of_variable",
 ]
+
+del TYPE_CHECKING, lazy

@@ -21,6 +21,7 @@ from dynamo_fast.config._settings import (
     setting,
     truth,
 )
+from dynamo_fast.config.backend import BACKENDS, VARIABLE
 from dynamo_fast.errors import InvalidConfig
 
 # The codec ------------------------------------------------------------------------------------------------------------
@@ -30,7 +31,7 @@ from dynamo_fast.errors import InvalidConfig
 class CodecConfig(FromEnvironment):
     """Which implementation of the codec is used. It is read once, when `dynamo_fast.codec` is imported."""
 
-    backend: str = setting("DYNAMO_FAST_BACKEND", "", choice("cython", "python"))
+    backend: str = setting(VARIABLE, "", choice(*BACKENDS))
     """Empty: the compiled one if it can be imported, else the one in Python. `python` holds for all that is compiled."""
 
 

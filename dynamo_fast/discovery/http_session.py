@@ -9,10 +9,9 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-import orjson
-
 from dynamo_fast.errors import InvalidConfig
 from dynamo_fast.net.sockets import keep_alive
+from dynamo_fast.wire.json_text import dumps
 
 try:
     import aiohttp
@@ -32,7 +31,7 @@ def session(tls: ssl.SSLContext | bool, limit: int) -> aiohttp.ClientSession:
     """A session that opens at most `limit` connections; 0 for no limit."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=tls, limit=limit, resolver=_Resolver()),
-        json_serialize=lambda value: orjson.dumps(value).decode(),
+        json_serialize=lambda value: dumps(value).decode(),
         trust_env=False,
     )
 

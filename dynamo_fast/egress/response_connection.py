@@ -95,7 +95,8 @@ class ResponseConnection(DataFrameProtocol):
     __slots__ = ("_machine", "_paused", "_receiver", "_server")
 
     def __init__(self, server: ConnectionOwner) -> None:
-        self._decoder = TwoPartDecoder(server.config.max_message_size)  # no call of the bases, one for each request
+        # No call of the bases: this is made for each request.
+        self._decoder = TwoPartDecoder(server.config.max_message_size, views=True)
         self._transport = None
         self._sink = None
         self._server = server

@@ -51,7 +51,7 @@ from dynamo_fast.wire.text import shown
 
 __all__ = ["AcceptingEndpoint", "Host", "Request", "endpoint_of"]
 
-_TWO_PART = TwoPartCodec()
+_TWO_PART = TwoPartCodec(views=True)
 _HEADER_AND_DATA, _HEADER_ONLY = TwoPartMessageType.HEADER_AND_DATA, TwoPartMessageType.HEADER_ONLY
 _NO_MESSAGE = TwoPartMessage.from_parts(b"", b"")
 _now = time.monotonic

@@ -45,7 +45,7 @@ class RequestStream(FrameProtocol):
     """
 
     def __init__(self, context: Context, codec: PayloadCodec, max_message_size: int, buffered: BufferedBytes) -> None:
-        super().__init__(TwoPartDecoder(max_message_size))
+        super().__init__(TwoPartDecoder(max_message_size, views=True))
         self._context = context
         self._codec = codec
         self._items: deque[Any] = deque()

@@ -193,7 +193,7 @@ class _RequestConnection(FrameProtocol):
     __slots__ = ("_acknowledgements", "_held", "_new", "_open", "_server", "_unread")
 
     def __init__(self, server: SharedTcpServer) -> None:
-        super().__init__(TcpRequestDecoder(server.config.max_message_size))
+        super().__init__(TcpRequestDecoder(server.config.max_message_size, views=True))
         self._server = server
         self._acknowledgements: list[bytes] = []  # of the read that is being handled
         self._open = False

@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-import orjson
-
+from dynamo_fast.wire.json_text import Fragment, dumps
 from dynamo_fast.wire.text import printable, printable_json
 
 __all__ = ["abbreviated", "json_line", "jsonable"]
@@ -73,11 +72,11 @@ def _bytes(data: bytes, full: bool) -> str:
 
 def json_line(value: Any) -> str:
     """`value`, of what JSON has, as one line of JSON of printable characters."""
-    return printable_json(orjson.dumps(value).decode())
+    return printable_json(dumps(value).decode())
 
 
 def jsonable(value: Any, depth: int = 0) -> Any:
-    """`value` with what JSON lacks in forms that orjson writes: bytes become {"hex": "..."}, keys become texts.
+    """`value` with what JSON lacks in forms that JSON has: bytes become {"hex": "..."}, keys become texts.
 
     A number that does not fit in 64 bits is written in full. What is nested more than 200 levels deep is abbreviated.
     """
@@ -90,7 +89,7 @@ def jsonable(value: Any, depth: int = 0) -> Any:
     if isinstance(value, (list, tuple)):
         return [jsonable(each, depth + 1) for each in value]
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-        return orjson.Fragment(str(value))
+        return Fragment(str(value))
     return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
 
 

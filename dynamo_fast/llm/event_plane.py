@@ -19,12 +19,12 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import orjson
 
 from dynamo_fast.config import EventPlaneConfig
 from dynamo_fast.errors import InvalidConfig
 from dynamo_fast.net.addresses import resolve
 from dynamo_fast.wire.address import EndpointId, join_host_port
+from dynamo_fast.wire.json_text import dumps
 
 if TYPE_CHECKING:
     import zmq
@@ -158,7 +158,7 @@ class EventChannel:
 
     def record(self, scope: ChannelScope, endpoint: EndpointId) -> bytes:
         """The record of the channel for discovery."""
-        return orjson.dumps(
+        return dumps(
             {
                 "type": "EventChannel",
                 **scope.fields(endpoint),

@@ -17,8 +17,6 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import orjson
-
 from dynamo_fast.config import EventPlaneConfig, KvEventConfig
 from dynamo_fast.discovery.buckets import EVENT_CHANNELS, EVENT_SOURCES
 from dynamo_fast.errors import InvalidRequest
@@ -29,6 +27,7 @@ from dynamo_fast.llm.kv_state import DEVICE, KvChange, KvDialect, KvState, block
 from dynamo_fast.llm.source import Source
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.instance import Instance
+from dynamo_fast.wire.json_text import dumps, loads
 from dynamo_fast.wire.payload import Bare
 
 __all__ = ["KvEventSource", "blocks_of"]
@@ -174,9 +173,9 @@ class KvEventSource(Source):
         await asyncio.gather(*(served.close() for served in self._recovery))
 
     def _source_record(self, recovery: Instance) -> bytes:
-        target = orjson.loads(recovery.encode())
+        target = loads(recovery.encode())
         del target["type"]
-        return orjson.dumps(
+        return dumps(
             {
                 "type": "EventSource",
                 **ChannelScope.ENDPOINT.fields(self._state_endpoint),

@@ -1,5 +1,6 @@
 # cython: freethreading_compatible=True, annotation_typing=False
-"""`is_plain`: whether a value may go straight to the fast writers; `encode_plain` sends it there.
+"""`is_plain`: whether a value may go straight to the fast writers; `encode_plain` sends it there. `is_plain_json`: whether
+both writers of JSON write it alike.
 
 This runs for every item, and for every part of it. Where there is a compiler, Cython translates this very file, with the
 types in `_plain.pxd` (see setup.py): the check then costs a tenth.
@@ -17,6 +18,7 @@ JSON) bytes."""
 
 _SCALARS = frozenset({str, int, float, bool, type(None), bytes})
 _MAX_DEPTH = 100
+_MIN_INT, _MAX_INT = -(1 << 63), (1 << 64) - 1
 
 
 def is_plain(value: object, depth: int = _MAX_DEPTH) -> bool:
@@ -52,3 +54,24 @@ def encode_plain(write: Callable[[object], bytes], value: object) -> bytes | Non
         return write(value)
     except UNWRITABLE:
         return None
+
+
+def is_plain_json(value: object, depth: int = _MAX_DEPTH) -> bool:
+    """Whether `value` is made of None, bool, int of 64 bits, float below 1e16, str, lists, tuples and dicts with str keys.
+
+    Subclasses do not count, and neither does what is nested deeper than `depth` (or contains itself).
+    """
+    kind = type(value)
+    if kind is dict and depth > 0:
+        for key, each in value.items():  # type: ignore[attr-defined]  # mypy does not follow `kind`  # noqa: SIM110
+            if type(key) is not str or not is_plain_json(each, depth - 1):
+                return False
+        return True
+    if (kind is list or kind is tuple) and depth > 0:
+        for each in value:  # type: ignore[attr-defined]  # the same  # noqa: SIM110
+            if not is_plain_json(each, depth - 1):
+                return False
+        return True
+    if kind is int:
+        return _MIN_INT <= value <= _MAX_INT  # type: ignore[operator]  # the same
+    return kind is str or value is None or kind is bool or (kind is float and -1e16 < value < 1e16)  # type: ignore[operator]

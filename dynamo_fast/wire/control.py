@@ -16,11 +16,11 @@ from enum import Enum
 from typing import Any, Literal, TypeVar
 
 import msgspec
-import orjson
 
 from dynamo_fast.errors import ControlError, InvalidAddress, RemoteError, SerializationError
 from dynamo_fast.wire.address import split_host_port
 from dynamo_fast.wire.error import decode_error, encodable, encode_error
+from dynamo_fast.wire.json_text import dumps
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.text import UNREADABLE, reason, shown
 
@@ -180,7 +180,7 @@ class CallHomeHandshake(msgspec.Struct, frozen=True, gc=False):
         subject = self.subject
         if self.stream_type is _RESPONSE and _needs_no_escape(subject):
             return f'{{"subject":"{subject}","stream_type":"response"}}'.encode()
-        return orjson.dumps({"subject": subject, "stream_type": self.stream_type})
+        return dumps({"subject": subject, "stream_type": self.stream_type})
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> CallHomeHandshake:
@@ -202,7 +202,7 @@ class ResponseStreamPrologue(msgspec.Struct, frozen=True):
         prologue: dict[str, object] = {"error": None if self.error is None else encodable(self.error)}
         if self.error is not None and self.typed_error is not None:
             prologue["typed_error"] = encode_error(self.typed_error)
-        return orjson.dumps(prologue)
+        return dumps(prologue)
 
     @classmethod
     def decode(cls, data: bytes | memoryview) -> ResponseStreamPrologue:
@@ -233,7 +233,7 @@ class ControlMessage(Enum):
 
 
 # What nearly every stream has is known by its usual text, and needs no parser.
-_CONTROL_TEXTS = {message: orjson.dumps(message.value) for message in ControlMessage}
+_CONTROL_TEXTS = {message: dumps(message.value) for message in ControlMessage}
 _CONTROL_MESSAGES: dict[bytes | memoryview, ControlMessage] = {text: each for each, text in _CONTROL_TEXTS.items()}
 _STARTED = ResponseStreamPrologue()
 _STARTED_TEXT = _STARTED.encode()

@@ -12,12 +12,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from dynamo_fast import reasons
 from dynamo_fast.errors import DynamoError, RemoteError
 from dynamo_fast.reasons import Words
 from dynamo_fast.wire._plain import UNWRITABLE, is_plain
+from dynamo_fast.wire.json_text import dumps
 from dynamo_fast.wire.text import shown
 
 __all__ = ["MAX_CAUSES", "decode_error", "display", "encodable", "encode_error", "from_exception", "text_of"]
@@ -216,7 +215,7 @@ def _wire_type(error_type: str) -> str | dict[str, str]:
 
 def _is_writable(public: object) -> bool:
     try:
-        orjson.dumps(public)
+        dumps(public)
     except UNWRITABLE:
         return False
     return is_plain(public, _MAX_PUBLIC_DEPTH)

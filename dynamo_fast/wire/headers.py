@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import msgspec
-import orjson
 
 from dynamo_fast.errors import SerializationError
 from dynamo_fast.wire._plain import UNWRITABLE
+from dynamo_fast.wire.json_text import dumps
 from dynamo_fast.wire.text import UNREADABLE
 
 __all__ = [
@@ -36,7 +36,7 @@ _decoder = msgspec.json.Decoder(dict[str, str])
 def encode_headers(headers: Mapping[str, str]) -> bytes:
     """The JSON text of `headers`. Raises SerializationError for a text that is not Unicode."""
     try:
-        return orjson.dumps(headers)
+        return dumps(headers)
     except UNWRITABLE as error:
         raise SerializationError(f"the headers of the request cannot be written: {error}") from None
 

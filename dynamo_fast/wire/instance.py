@@ -7,10 +7,10 @@ from functools import cached_property
 from typing import Literal
 
 import msgspec
-import orjson
 
 from dynamo_fast.errors import InvalidAddress, PayloadError
 from dynamo_fast.wire.address import EndpointId, EndpointInstanceId
+from dynamo_fast.wire.json_text import dumps
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.text import UNREADABLE, reason
 
@@ -73,7 +73,7 @@ class Instance:
         }
         if self.request_plane_codec is not None:
             record["request_plane_codec"] = self.request_plane_codec.value
-        return orjson.dumps(record)
+        return dumps(record)
 
     @classmethod
     def decode(cls, data: bytes) -> Instance:

@@ -5,7 +5,7 @@ An item travels in two envelopes, the outer one the transport's and the inner on
     NetworkStreamWrapper   {"data": <Annotated>, "complete_final": false}
     Annotated              {"data": <what the handler yielded>, "id", "event", "comment", "error"}
 
-orjson writes JSON: its floats are Dynamo's to the letter. msgspec reads both formats straight into the two envelopes,
+`json_text` writes JSON. msgspec reads both formats straight into the two envelopes,
 and writes MessagePack.
 """
 
@@ -20,11 +20,11 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
-import orjson
 
 from dynamo_fast.errors import DynamoError, PayloadError, RemoteError, SerializationError
 from dynamo_fast.wire._plain import ENVELOPE_MARK, UNWRITABLE, encode_plain, is_plain
 from dynamo_fast.wire.error import decode_error, encode_error
+from dynamo_fast.wire.json_text import Fragment, dumps
 from dynamo_fast.wire.text import UNREADABLE, printable, reason, shown
 
 __all__ = ["UNREADABLE", "Annotated", "Bare", "Data", "ItemReader", "NetworkStreamWrapper", "PayloadCodec"]
@@ -155,7 +155,7 @@ class _Format(NamedTuple):
 
 _FORMATS = {
     "json": _Format(
-        write=orjson.dumps,
+        write=dumps,
         read=msgspec.json.Decoder().decode,
         decoder=msgspec.json.Decoder,
         null=b"null",
@@ -413,7 +413,7 @@ class _Plain:
         if -(1 << 63) <= value < 1 << 64:
             return value
         if self._big_ints and self._json:
-            return orjson.Fragment(_digits(value, path))
+            return Fragment(_digits(value, path))
         if self._big_ints and -(1 << 127) <= value < 1 << 128:
             return value.to_bytes(16, "big", signed=value < 0)
         kind = "i128" if value < 0 else "u128"
@@ -436,7 +436,7 @@ class _Plain:
         if isinstance(key, int):
             return _digits(int(key), path)
         if isinstance(key, float) and math.isfinite(key):
-            return orjson.dumps(float(key)).decode()
+            return dumps(float(key)).decode()
         raise SerializationError(f"key must be a string, not {type(key).__name__}", path=path)
 
 

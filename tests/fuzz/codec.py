@@ -54,7 +54,10 @@ class Input(NamedTuple):
     def read(cls, data: bytes) -> Input:
         choices, stream = data[:CHOICES].ljust(CHOICES, b"\0"), data[CHOICES:]
         kind = FORMATS[choices[0] % len(FORMATS)]
-        options: dict[str, Any] = {"max_message_size": LIMITS[choices[1] % len(LIMITS)]}
+        options: dict[str, Any] = {
+            "max_message_size": LIMITS[choices[1] % len(LIMITS)],
+            "views": bool(choices[2] & 2),
+        }
         if kind == "TwoPart":
             options["checksum"] = bool(choices[2] & 1)
         return cls(kind, options, 1 + choices[3], stream)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import orjson
 import pytest
 
 from dynamo_fast.ingress import _cork
+from dynamo_fast.wire.json_text import dumps
 from tests.interpreted import interpreted
 
 BOTH = pytest.mark.parametrize("module", [_cork, interpreted(_cork)], ids=["imported", "interpreted"])
@@ -30,7 +30,7 @@ class Clock:
 
 def corks(module: Any, clock: Callable[[], float] = Clock()) -> Any:  # noqa: B008  # it is never turned
     """A cork of 3 items, 10 bytes, or 0.5 s."""
-    cork = module.Cork(orjson.dumps, clock, 3, 10, 0.5)
+    cork = module.Cork(dumps, clock, 3, 10, 0.5)
     cork.restart()
     return cork
 
@@ -42,7 +42,7 @@ def test_what_is_compiled_has_the_types_that_stand_beside_it() -> None:
 
 @BOTH
 def test_plain_items_are_held_and_others_are_not(module: Any) -> None:
-    cork = module.Cork(orjson.dumps, Clock(), 100, 100, 0.5)
+    cork = module.Cork(dumps, Clock(), 100, 100, 0.5)
     cork.restart()
     for value in ({"a": 1}, None, [1.5]):
         assert cork.add(value) is False
@@ -75,7 +75,7 @@ def test_items_are_due_when_they_are_old(module: Any) -> None:
 
 @BOTH
 def test_a_cork_that_was_never_started_holds_nothing_back(module: Any) -> None:
-    assert module.Cork(orjson.dumps, Clock(), 3, 10, 0.5).add(1) is True
+    assert module.Cork(dumps, Clock(), 3, 10, 0.5).add(1) is True
 
 
 @BOTH
@@ -92,7 +92,7 @@ def test_an_error_of_the_clock_is_not_lost(module: Any) -> None:
     def broken() -> float:
         raise RuntimeError("no clock")
 
-    cork = module.Cork(orjson.dumps, broken, 3, 10, 0.5)
+    cork = module.Cork(dumps, broken, 3, 10, 0.5)
     with pytest.raises(RuntimeError, match="no clock"):
         cork.restart()
     with pytest.raises(RuntimeError, match="no clock"):
