@@ -172,7 +172,7 @@ $(BIN)/python:
 
 $(VENV)/.demo: $(SOURCES) | $(BIN)/python
 	$(call say,"building and installing dynamo_fast")
-	@$(PIP) install --quiet --editable ".[cli]"
+	@$(PIP) install --quiet --editable ".[cli,gateway]"
 	@touch $@
 
 $(VENV)/.test: $(SOURCES) | $(BIN)/python
