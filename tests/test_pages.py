@@ -12,10 +12,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import prometheus_client
 import pytest
 
 from dynamo_fast import FileDiscovery, Worker
 from dynamo_fast.cli.main import main
+from dynamo_fast.observability.metrics import REQUEST_PLANE
 from tests.console import Terminals, assert_shown, commands, files
 from tests.discovery.etcd_server import Etcd
 from tests.namespaces import environment
@@ -248,6 +250,23 @@ async def test_the_handler_of_an_engine() -> None:
     items = [item async for item in handler.generate(request, Running())]
     assert items == [{"token_ids": [1]}, {"token_ids": [2]}, {"token_ids": [], "finish_reason": "stop"}]
     assert engine.closed
+
+
+async def test_the_metrics_of_a_program(here: Path) -> None:
+    async def handler(request: Any) -> AsyncIterator[Any]:
+        yield request
+
+    worker = await Worker.start(FileDiscovery())
+    await worker.serve(handler, "demo.backend.generate")
+    try:
+        await run(example("metrics.md", "register()"), worker=worker)
+        text = prometheus_client.generate_latest().decode()
+        assert "dynamo_request_plane_queue_seconds" in text
+        assert "dynamo_component_requests_total" in text
+    finally:
+        for collector in (worker.metrics, REQUEST_PLANE):
+            prometheus_client.REGISTRY.unregister(collector)
+        await worker.close()
 
 
 # What the pages name --------------------------------------------------------------------------------------------------
