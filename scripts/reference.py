@@ -136,7 +136,7 @@ def failures() -> str:
         f"```text\n{inspect.cleandoc(tree)}\n```\n",
         f"{told}\n",
         "## Each error\n",
-        "| error | meaning | `error_type` | `error_class` | `reason` | `migratable` |\n|---|---|---|---|---|---|",
+        "| error | `migratable` | `error_type`, `error_class`, `reason` | meaning |\n|---|---|---|---|",
     ]
     page += map(failure, errors_of_the_tree())
     return "\n".join([*page, "", *wire_words()])
@@ -147,9 +147,9 @@ def failure(name: str) -> str:
     cls: type[errors.DynamoError] = getattr(errors, name)
     meaning = one_line((inspect.getdoc(cls) or "").replace("\n\n", " "))
     if cls is errors.RemoteError:
-        return f"| `{name}` | {meaning} |" + " of the worker |" * 4
-    words = f"`{cls.error_type}` | `{cls.error_class}` | `{cls.reason}`"
-    return f"| `{name}` | {meaning} | {words} | {yes(cls.reason in reasons.MIGRATABLE)} |"
+        return f"| `{name}` | as its reason says | the worker's | {meaning} |"
+    words = f"`{cls.error_type}`<br>`{cls.error_class}`<br>`{cls.reason}`"
+    return f"| `{name}` | {yes(cls.reason in reasons.MIGRATABLE)} | {words} | {meaning} |"
 
 
 def errors_of_the_tree() -> list[str]:
