@@ -193,7 +193,7 @@ $(VENV)/.examples: $(VENV)/.test
 
 $(VENV)/.docs: pyproject.toml | $(BIN)/python
 	$(call say,"installing dynamo_fast with what its documentation needs")
-	@$(PIP) install --quiet --editable ".[docs]"
+	@DYNAMO_FAST_BUILD=python $(PIP) install --quiet --editable ".[docs]"
 	@touch $@
 
 $(VENV)/.bench: $(SOURCES) | $(BIN)/python
