@@ -131,7 +131,7 @@ architecture: $(VENV)/.test
 
 # Nothing is fetched when the site is read. A warning fails it: a link that leads nowhere, a page without a place.
 docs: $(VENV)/.docs
-	@$(BIN)/python -m scripts.reference
+	@DYNAMO_FAST_BACKEND=python $(BIN)/python -m scripts.reference
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "built build/site: to read it, $(BIN)/python -m http.server --directory build/site --bind 127.0.0.1 8000"
 

@@ -71,6 +71,30 @@ def test_the_files_that_pages_link_to_are_downloads(site: Path) -> None:
     assert 'href="files/deploy/systemd/my-engine.service"' in (site / "deploy.html").read_text(encoding="utf-8")
 
 
+def tree(folder: Path, home: str) -> Path:
+    """A small repository with two pages, and the hooks and the settings of the real one; returns its settings."""
+    (folder / "docs" / "figures").mkdir(parents=True)
+    for name in ("CHANGELOG.md", "SECURITY.md"):
+        (folder / name).write_text("# A page\n", encoding="utf-8")
+    (folder / "docs" / "install.md").write_text("# Install\n", encoding="utf-8")
+    (folder / "docs" / "README.md").write_text(f"# Home\n\n{home}\n", encoding="utf-8")
+    (folder / "scripts").symlink_to(ROOT / "scripts")
+    (folder / "dynamo_fast").symlink_to(ROOT / "dynamo_fast")
+    settings = folder / "mkdocs.yml"
+    settings.write_text((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), encoding="utf-8")
+    return settings
+
+
+@needs_mkdocs
+@pytest.mark.timeout(120)
+def test_a_page_without_a_place_fails_the_build(tmp_path: Path) -> None:
+    settings = tree(tmp_path, "")
+    (tmp_path / "docs" / "orphan.md").write_text("# A page\n", encoding="utf-8")
+    done = build(tmp_path / "site", "--config-file", str(settings))
+    assert done.returncode != 0
+    assert "orphan.md" in done.stderr
+
+
 @needs_mkdocs
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
@@ -84,17 +108,7 @@ def test_the_files_that_pages_link_to_are_downloads(site: Path) -> None:
     ],
 )
 def test_a_fault_of_a_page_fails_the_build(fault: str, told: str, tmp_path: Path) -> None:
-    """A small tree with the hooks and the settings of the real one."""
-    (tmp_path / "docs" / "figures").mkdir(parents=True)
-    for name in ("CHANGELOG.md", "SECURITY.md"):
-        (tmp_path / name).write_text("# A page\n", encoding="utf-8")
-    (tmp_path / "docs" / "install.md").write_text("# Install\n", encoding="utf-8")
-    (tmp_path / "docs" / "README.md").write_text(f"# Home\n\n{fault}\n", encoding="utf-8")
-    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
-    (tmp_path / "dynamo_fast").symlink_to(ROOT / "dynamo_fast")
-    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    (tmp_path / "mkdocs.yml").write_text(settings, encoding="utf-8")
-    done = build(tmp_path / "site", "--config-file", str(tmp_path / "mkdocs.yml"))
+    done = build(tmp_path / "site", "--config-file", str(tree(tmp_path, fault)))
     assert (done.returncode != 0) == bool(fault), done.stderr
     assert told in done.stderr
 
