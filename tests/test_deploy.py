@@ -136,6 +136,7 @@ def test_the_image_follows_the_rules_of_hadolint() -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a container's signals")
 def test_what_the_image_runs(tmp_path: Path) -> None:
     """Its command, its settings, its health check and its signal, without the image: the same processes on this machine."""
     text = IMAGE.read_text(encoding="utf-8").replace("\\\n", "")
