@@ -15,7 +15,7 @@ from typing import Any
 import prometheus_client
 import pytest
 
-from dynamo_fast import FileDiscovery, Worker
+from dynamo_fast import Context, FileDiscovery, Worker
 from dynamo_fast.cli.main import main
 from dynamo_fast.observability.metrics import REQUEST_PLANE
 from tests.console import Terminals, assert_shown, commands, files
@@ -198,9 +198,12 @@ async def test_the_program_of_etcd(here: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_the_calls(here: Path) -> None:
-    async def words(request: Any) -> AsyncIterator[Any]:
+    async def words(request: Any, context: Context) -> AsyncIterator[Any]:
         if request["prompt"] == "fail":
             raise ValueError("no")
+        if request["prompt"] == "who":
+            yield [context.id(), dict(context.metadata)]
+            return
         for word in request["prompt"].split():
             yield {"text": word}
 
@@ -212,6 +215,7 @@ async def test_the_calls(here: Path) -> None:
     async with names["connected"]("demo.backend.generate") as router:
         assert await names["ask"](router) == [{"text": "hello"}, {"text": "there"}]
         assert await names["first_two"](router) == ["a", "b"]
+        assert await names["named"](router) == [["request-7", {"tenant": "blue"}]]
 
         class Failing:
             async def generate(self, request: Any) -> Any:
