@@ -6,7 +6,7 @@ BIN    := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 say     = @printf '\n==> %s\n' $(1)
 
-.PHONY: record-compat help demo test test-frontend runtimes frontends lint bench fleet cost faults soak fuzz sanitize wheels peers architecture mutants clean
+.PHONY: docs record-compat help demo test test-frontend runtimes frontends lint bench fleet cost faults soak fuzz sanitize wheels peers architecture mutants clean
 
 help:
 	@echo "make demo    build, then a router streams from a worker, in two processes"
@@ -22,6 +22,7 @@ help:
 	@echo "make sanitize  the tests of the codec with every check: Python's, and ASan, UBSan and assertions in C (Linux)"
 	@echo "make wheels  dist/: the sdist and its wheels, each tested on its own, for each Python found here"
 	@echo "make peers   .peers/: real Dynamo 1.3.1 and 1.6.1, each in an environment of its own, and their frontends"
+	@echo "make docs    build/site: the documentation as a site; settings and errors are written from the code"
 	@echo "make architecture  docs/figures/architecture.svg: the packages and who imports whom, from the code"
 	@echo "make mutants  put each kept fault into the code: its test must fail (WORD=text: only those whose name, place or test has it)"
 	@echo "make record-compat   tests/compat/expected: ask real Dynamo again"
@@ -128,6 +129,12 @@ mutants: $(VENV)/.test
 architecture: $(VENV)/.test
 	@$(BIN)/python -m scripts.architecture
 
+# Nothing is fetched when the site is read. A warning fails it: a link that leads nowhere, a page without a place.
+docs: $(VENV)/.docs
+	@DYNAMO_FAST_BACKEND=python $(BIN)/python -m scripts.reference
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "built build/site: to read it, $(BIN)/python -m http.server --directory build/site --bind 127.0.0.1 8000"
+
 record-compat: runtimes $(VENV)/.test
 	@$(BIN)/python -m tests.compat.record
 
@@ -165,7 +172,7 @@ $(BIN)/python:
 
 $(VENV)/.demo: $(SOURCES) | $(BIN)/python
 	$(call say,"building and installing dynamo_fast")
-	@$(PIP) install --quiet --editable ".[cli]"
+	@$(PIP) install --quiet --editable ".[cli,gateway]"
 	@touch $@
 
 $(VENV)/.test: $(SOURCES) | $(BIN)/python
@@ -182,6 +189,11 @@ $(VENV)/.examples: $(VENV)/.test
 	$(call say,"installing what the examples need")
 	@$(BIN)/python -c '$(EXTRA)' >$(VENV)/examples.txt
 	@$(PIP) install --quiet "torch==2.13.0" -r $(VENV)/examples.txt
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(call say,"installing dynamo_fast with what its documentation needs")
+	@DYNAMO_FAST_BUILD=python $(PIP) install --quiet --editable ".[docs]"
 	@touch $@
 
 $(VENV)/.bench: $(SOURCES) | $(BIN)/python

@@ -291,3 +291,16 @@ def test_alerts_fire_when_they_should_and_only_then(promtool: str, tmp_path: Pat
     file.write_text(yaml.safe_dump({"rule_files": [str(ALERTS_FILE)], "evaluation_interval": "1m", "tests": tests}))
     done = subprocess.run([promtool, "test", "rules", str(file)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_guide_names_panels_and_files_that_exist() -> None:
+    text = (DEPLOY.parent / "docs" / "metrics.md").read_text(encoding="utf-8").partition("## Dashboard and alerts")[2]
+    named = [
+        panel
+        for row in re.findall(r"^\| .*\? \| (.*?) \|", text, re.MULTILINE)
+        for panel in re.findall(r"\*(.+?)\*", row)
+    ]
+    assert len(named) > 8
+    assert not set(named) - {panel["title"] for panel in PANELS}
+    (scraping,) = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
+    assert scraping["rule_files"] == [ALERTS_FILE.name]

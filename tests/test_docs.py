@@ -44,6 +44,14 @@ def test_the_commands_of_the_wire_protocol(capsys: pytest.CaptureFixture[str]) -
         assert capsys.readouterr().out == output
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parts[0] == "docs"], ids=str)
+def test_the_programs_of_a_page_are_run_by_a_test(page: Path) -> None:
+    """At least, some test names the page; the tests run each block that they find there."""
+    if re.search(r"^```py(?:thon|con)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE):
+        tests = (path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+        assert any(page.name in text for text in tests), "no test runs the examples of this page"
+
+
 def headings(text: str) -> set[str]:
     """The anchors of a page, as GitHub makes them."""
     return {

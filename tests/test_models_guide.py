@@ -1,18 +1,15 @@
-"""docs/models.md and examples/README.md: their commands run behind Dynamo's own frontend.
+"""docs/models.md and docs/huggingface.md: their commands run behind Dynamo's own frontend.
 
-The Python of the first runs as it stands there.
+The Python of both runs as it stands there.
 """
 
 from __future__ import annotations
 
-import doctest
 import re
-import shlex
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from benchmarks import model_folder
 from dynamo_fast import FileDiscovery, Worker
 from dynamo_fast.llm import ModelCard
 from dynamo_fast.wire.address import EndpointId
+from tests.console import Command, assert_shown, commands, files
 from tests.interop.frontends import Frontend, environment, frontend
 from tests.interop.peers import ROOT, VERSIONS
 from tests.programs import started
@@ -30,30 +28,8 @@ from tests.test_guides import example, run
 
 PAGE = "models.md"
 TEXT = (ROOT / "docs" / PAGE).read_text(encoding="utf-8")
-EXAMPLES = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
-ENGINE = "## A real engine"
+ENGINE = (ROOT / "docs" / "huggingface.md").read_text(encoding="utf-8")
 LIMIT = 60.0
-
-
-@dataclass
-class Command:
-    """A line after a `$`, and what the page shows below it."""
-
-    words: list[str]
-    shown: str
-
-
-def consoles(text: str) -> Iterator[list[Command]]:
-    """The terminals of the page, in order."""
-    for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
-        found = re.findall(r"^\$ (.*)\n((?:[^$].*\n)*)", block, re.MULTILINE)
-        yield [Command(shlex.split(line), shown) for line, shown in found]
-
-
-def assert_shown(command: Command, output: str) -> None:
-    """What the page shows is what came; `...` stands for anything."""
-    matches = doctest.OutputChecker().check_output(command.shown, output, doctest.ELLIPSIS)
-    assert matches, f"{shlex.join(command.words)}\n{output}"
 
 
 class Reader:
@@ -64,15 +40,15 @@ class Reader:
         self._folder = folder
         self._servers = servers
         self._frontend: Frontend | None = None
-        for name, source in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", TEXT, re.DOTALL):
+        for name, source in files(TEXT).items():
             (folder / name).write_text(source, encoding="utf-8")
 
     def follow(self, text: str) -> int:
-        """Carry out all commands of a text; returns how many."""
-        commands = [command for console in consoles(text) for command in console]
-        for command in commands:
+        """Carry out all commands of a text but those that install; returns how many."""
+        found = [command for command in commands(text) if command.words[0] != "pip"]
+        for command in found:
             self._do(command)
-        return len(commands)
+        return len(found)
 
     def _do(self, command: Command) -> None:
         words = command.words
@@ -119,7 +95,7 @@ class Reader:
 def test_from_a_file_to_a_curl(version: str, tmp_path: Path) -> None:
     model_folder.write(tmp_path / "tiny-model")
     with ExitStack() as servers:
-        assert Reader(version, tmp_path, servers).follow(TEXT.partition(ENGINE)[0]) == 9
+        assert Reader(version, tmp_path, servers).follow(TEXT) == 9
 
 
 @pytest.mark.frontend
@@ -127,9 +103,7 @@ def test_from_a_file_to_a_curl(version: str, tmp_path: Path) -> None:
 def test_the_real_engine(version: str, tmp_path: Path) -> None:
     need_torch()
     with ExitStack() as servers:
-        reader = Reader(version, tmp_path, servers)
-        assert reader.follow(EXAMPLES) == 5
-        assert reader.follow(TEXT.partition(ENGINE)[2]) == 3
+        assert Reader(version, tmp_path, servers).follow(ENGINE) == 5
 
 
 async def handler(request: Any) -> AsyncIterator[Any]:

@@ -87,12 +87,9 @@ def test_the_frames_print_what_the_comments_say(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[1:] == ["(b'header', b'data')", "10"]
 
 
-def test_the_rest_runs(tmp_path: Path) -> None:
-    served = ("router.generate", "round_robin", "serve(", "TwoPart")
-    rest = [each for each in examples() if not any(word in each for word in served)]
-    assert rest
-    for example in rest:
-        subprocess.run([sys.executable, "-c", example], env=settings(tmp_path), timeout=LIMIT, check=True)
+def test_there_is_no_other_example() -> None:
+    tested = ("router.generate", "round_robin", "serve(", "TwoPart")
+    assert not [each for each in examples() if not any(word in each for word in tested)]
 
 
 def test_each_page_is_in_the_index() -> None:

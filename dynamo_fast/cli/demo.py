@@ -1,13 +1,17 @@
 """`dynamo-fast demo`: a worker and a router, two processes, and a few requests at once.
 
-One is cancelled half-way, and one fails on purpose. The exit status is 0 only if each ends as expected.
+One is cancelled half-way, and one fails on purpose. The exit status is 0 only if each ends as expected. Last it
+says what to try next. `dynamo-fast demo --stay` is the same worker behind the gateway, until Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import importlib.util
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -18,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamo_fast import codec
+from dynamo_fast.cli.loop import Termination
 from dynamo_fast.cli.loop import run as run_loop
 from dynamo_fast.config import ResponseServerConfig
 from dynamo_fast.context import Context
@@ -25,7 +30,7 @@ from dynamo_fast.discovery.base import DiscoveryEvent
 from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
-from dynamo_fast.errors import DynamoError, InvalidRequest, RemoteError, ResponseTimeout
+from dynamo_fast.errors import DynamoError, InvalidConfig, InvalidRequest, RemoteError, ResponseTimeout
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.instance import Instance
 from dynamo_fast.wire.text import printable
@@ -48,11 +53,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="a worker and a router, two processes, and a few requests at once",
         description="A worker and a router on this machine, with discovery in a temporary folder.",
     )
+    parser.add_argument(
+        "--stay", action="store_true", help="a worker behind the gateway instead, for your own requests, until Ctrl-C"
+    )
     parser.set_defaults(run=run)
 
 
-def run(_: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Show it."""
+    if options.stay:
+        return run_loop(_stay())
     try:
         import rich  # noqa: F401  # before anything is started
     except ImportError:
@@ -86,12 +96,22 @@ async def handler(request: dict[str, Any], context: Context) -> AsyncIterator[di
 async def _worker_process(folder: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """Another process that serves the handler above. It is terminated at the end, and waited for."""
     with _log(folder).open("w") as log:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "dynamo_fast", "serve", f"{__name__}:handler", "--endpoint", ENDPOINT),
-            env={**os.environ, "DYN_FILE_KV": folder, "DYN_TCP_RPC_HOST": "127.0.0.1"},
-            stdout=log,
-            stderr=log,
-        )
+        async with _process(
+            folder, "serve", f"{__name__}:handler", "--endpoint", ENDPOINT, stdout=log, stderr=log
+        ) as it:
+            yield it
+
+
+@asynccontextmanager
+async def _process(folder: str, *command: str, stdout: Any, stderr: Any) -> AsyncIterator[asyncio.subprocess.Process]:
+    """One command of this program on loopback, with discovery in the folder; terminated at the end, and waited for."""
+    local = {"DYN_FILE_KV": folder, "DYN_TCP_RPC_HOST": "127.0.0.1", "DYN_TCP_RESPONSE_STREAM_HOST": "127.0.0.1"}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "dynamo_fast", *command),
+        env={**os.environ, **local},
+        stdout=stdout,
+        stderr=stderr,
+    )
     try:
         yield process
     finally:
@@ -180,7 +200,63 @@ async def _demo() -> int:
     wrong = [call for call in calls if call.outcome != call.expected]
     for call in wrong:
         console.print(f"[red]{call.name}[/]: expected {call.expected!r}, got {_shown(call.outcome)}")
+    console.print(f"\n{_next_steps()}", highlight=False, soft_wrap=True)
     return 1 if wrong else 0
+
+
+# What to do next ------------------------------------------------------------------------------------------------------
+
+
+def _next_steps() -> str:
+    return f"""[bold]Try it yourself.[/] In one terminal, the same worker behind the gateway:
+    {_this_command()} demo --stay
+In another one, and in a browser:
+    {_curl("http://127.0.0.1:8080")}
+    http://127.0.0.1:8080
+[bold]Then write a handler of your own:[/] docs/quickstart.md"""
+
+
+def _curl(url: str) -> str:
+    request = '{"tokens": 8, "pause": 0.2}'
+    return f"curl -N {url}/{ENDPOINT.replace('.', '/')} -d '{request}'"
+
+
+def _this_command() -> str:
+    """How to call this program here: by its name, if the shell finds it; else by its path."""
+    beside = Path(sys.executable).with_name("dynamo-fast")
+    found = shutil.which("dynamo-fast")
+    if found is not None and Path(found) == beside:
+        return "dynamo-fast"
+    with contextlib.suppress(ValueError):
+        return str(beside.relative_to(Path.cwd()))
+    return str(beside)
+
+
+async def _stay() -> int:
+    """The worker and the gateway, until a signal comes or one of the two ends. Raises InvalidRequest if one ends."""
+    if importlib.util.find_spec("aiohttp") is None:
+        raise InvalidConfig("the gateway needs aiohttp: pip install 'dynamo-fast[gateway]'")
+    termination = Termination()
+    with tempfile.TemporaryDirectory() as folder:
+        async with (
+            _worker_process(folder) as worker,
+            _process(folder, "gateway", stdout=asyncio.subprocess.PIPE, stderr=None) as gateway,
+        ):
+            await _discover(worker, folder)
+            assert gateway.stdout is not None
+            if said := (await gateway.stdout.readline()).decode().split():
+                url = said[-1]
+                told = f"{ENDPOINT} is behind {url}: open it in a browser, or\n\n    {_curl(url)}\n\nCtrl-C ends it."
+                print(told, flush=True)
+            ends = [asyncio.ensure_future(wait) for wait in (termination.asked.wait(), worker.wait(), gateway.wait())]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in ends:
+                end.cancel()
+            if termination.asked.is_set():  # Ctrl-C reaches the two as well: they may have ended already
+                return 0
+            if worker.returncode is not None:
+                raise InvalidRequest(f"the worker ended with status {worker.returncode}: {_last_line(_log(folder))}")
+            raise InvalidRequest(f"the gateway ended with status {gateway.returncode}; it says why above")
 
 
 async def _discover(worker: asyncio.subprocess.Process, folder: str) -> Instance:

@@ -31,14 +31,19 @@ class EtcdConfig(FromEnvironment):
     endpoints: str = setting("ETCD_ENDPOINTS", "http://localhost:2379")
     """URLs, separated by commas; the next one is tried when one fails."""
     lease_ttl: int = setting("ETCD_LEASE_TTL", 30, POSITIVE)
+    """How long etcd keeps the records of a process that is silent."""
     startup_timeout: float = setting("ETCD_STARTUP_CONNECT_TIMEOUT_SECONDS", 120.0, seconds())
     """How long to try for the first lease."""
     username: str = setting("ETCD_AUTH_USERNAME", "")
+    """The name of the user; empty: etcd asks for none."""
     password: str = setting("ETCD_AUTH_PASSWORD", "", secret=True)
+    """The password of the user."""
     ca: str = setting("ETCD_AUTH_CA", "")
     """PEM text, as are the two below: not paths."""
     client_cert: str = setting("ETCD_AUTH_CLIENT_CERT", "")
+    """The certificate to show to etcd, as PEM text."""
     client_key: str = setting("ETCD_AUTH_CLIENT_KEY", "", secret=True)
+    """The key of that certificate, as PEM text."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,9 @@ class KubernetesConfig(FromEnvironment):
     pod_name: str = setting("POD_NAME", "")
     """The downward-API file `pod_name`, where there is one, comes before it; so it is for the uid."""
     pod_uid: str = setting("POD_UID", "")
+    """The file `pod_uid` comes before it."""
     namespace: str = setting("POD_NAMESPACE", "default")
+    """Where the records of this pod are, and those that it looks for."""
     mode: str = setting("DYN_KUBE_DISCOVERY_MODE", "pod", choice("pod", "container"))
     """`pod`: one worker process in a pod. `container`: one in each container."""
     container_name: str = setting("CONTAINER_NAME", "")
@@ -56,4 +63,6 @@ class KubernetesConfig(FromEnvironment):
     kubeconfig: str = setting("KUBECONFIG", "")
     """The path of a file; `~/.kube/config` if that exists, else the service account of the pod."""
     service_host: str = setting("KUBERNETES_SERVICE_HOST", "")
+    """The API server, as Kubernetes tells its pods."""
     service_port: int = setting("KUBERNETES_SERVICE_PORT", 443, integer(1, 65535))
+    """The port of the API server."""

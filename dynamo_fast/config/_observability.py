@@ -31,7 +31,9 @@ class StatusConfig(FromEnvironment):
     endpoints: str = setting("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", "", names)
     """A JSON list of names. If it is not empty, the process is healthy when these endpoints are ready."""
     health_path: str = setting("DYN_SYSTEM_HEALTH_PATH", "/health")
+    """The path of the answer whether the process is healthy."""
     live_path: str = setting("DYN_SYSTEM_LIVE_PATH", "/live")
+    """The path of the answer whether the process lives."""
     self_host_metadata: bool = setting("DYN_SELF_HOST_METADATA", True, truth)
     """Whether the server, if there is one, serves the files of model cards. If not, cards name the local files."""
 
@@ -54,7 +56,9 @@ class TracingConfig(FromEnvironment):
     """Whether this process follows traces: one of the three is enough (runtime.md 6.1)."""
 
     json_lines: bool = setting("DYN_LOGGING_JSONL", False, truth)
+    """Whether each log line is an object of JSON."""
     otel_export: bool = setting("OTEL_EXPORT_ENABLED", False, truth)
+    """Whether spans are exported."""
     console_format: str = setting("DYN_LOGGING_CONSOLE_FORMAT", "")
     """`jsonl` counts; every other value does not."""
 
@@ -73,7 +77,9 @@ class OtelConfig(FromEnvironment):
     """
 
     export: bool = setting("OTEL_EXPORT_ENABLED", False, truth)
+    """Whether spans are exported."""
     service_name: str = setting("OTEL_SERVICE_NAME", "dynamo")
+    """The `service.name` of the spans."""
     protocol: str = setting("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     """`http/protobuf`; everything else is `grpc`, as in Dynamo."""
     traces_protocol: str = setting("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "")
@@ -92,7 +98,9 @@ class NvtxConfig(FromEnvironment):
     """Whether a router marks its requests for NVIDIA's profilers: one of the two is enough."""
 
     dynamo: bool = setting("DYN_ENABLE_RUST_NVTX", False, truth)
+    """Dynamo's own variable."""
     own: bool = setting("DYNAMO_FAST_NVTX", False, truth)
+    """The same for this package alone."""
 
     @property
     def enabled(self) -> bool:
@@ -123,6 +131,7 @@ class EngineLogConfig(FromEnvironment):
     config_path: str = setting("DYN_LOGGING_CONFIG_PATH", "/opt/dynamo/etc/logging.toml", empty_is_a_value=True)
     """Dynamo's file of log filters. It is not read; where there is one, records of all levels are written."""
     json_lines: bool = setting("DYN_LOGGING_JSONL", False, truth)
+    """Whether each log line is an object of JSON."""
     console_format: str = setting("DYN_LOGGING_CONSOLE_FORMAT", "")
     """`jsonl`: as `json_lines`; every other value is the readable form."""
     plain: bool = setting("DYN_SDK_DISABLE_ANSI_LOGGING", False, truth)

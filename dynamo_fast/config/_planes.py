@@ -47,6 +47,7 @@ class TcpClientConfig(FromEnvironment):
     request_timeout: float = setting("DYN_TCP_REQUEST_TIMEOUT", 5.0, seconds())
     """From the call until the acknowledgement: waiting for a connection, writing, and the answer."""
     connect_timeout: float = setting("DYN_TCP_CONNECT_TIMEOUT", 5.0, seconds())
+    """For one connection to a worker."""
     pool_size: int = setting("DYN_TCP_POOL_SIZE", 100, POSITIVE)
     """Connections to one worker process."""
     channel_buffer: int = setting("DYN_TCP_CHANNEL_BUFFER", 1024, POSITIVE)
@@ -83,6 +84,7 @@ class ResponseServerConfig(FromEnvironment):
     port: int = setting("DYN_TCP_RESPONSE_STREAM_PORT", 0, PORT)
     """0: chosen by the system."""
     backlog: int = setting("DYN_TCP_LISTEN_BACKLOG", 4096, POSITIVE)
+    """Connections that may wait to be accepted."""
     max_message_size: int = setting("DYNAMO_FAST_MAX_RESPONSE_SIZE", 256 * MIB, POSITIVE)
     """One frame of an answer (Dynamo has no limit here)."""
     max_buffered_frames: int = setting("DYNAMO_FAST_RESPONSE_BUFFER_FRAMES", 1024, POSITIVE)
@@ -119,6 +121,7 @@ class TlsConfig(FromEnvironment):
     cert_path: str = setting("DYN_TCP_TLS_CERT_PATH", "")
     """The certificate of this process as a server, with its chain. With `key_path`: listen with TLS."""
     key_path: str = setting("DYN_TCP_TLS_KEY_PATH", "")
+    """The key of that certificate."""
     client_ca_cert_path: str = setting("DYN_TCP_TLS_CLIENT_CA_CERT_PATH", "")
     """Who must have signed the certificates of those that dial (mutual TLS)."""
     ca_cert_path: str = setting("DYN_TCP_TLS_CA_CERT_PATH", "")
@@ -129,6 +132,7 @@ class TlsConfig(FromEnvironment):
     client_cert_path: str = setting("DYN_TCP_TLS_CLIENT_CERT_PATH", "")
     """The certificate to show to those that are dialled, with `client_key_path`."""
     client_key_path: str = setting("DYN_TCP_TLS_CLIENT_KEY_PATH", "")
+    """The key of that certificate."""
     server_name: str = setting("DYN_TCP_TLS_SERVER_NAME", "")
     """The name that the certificates of those that are dialled must have; empty: the address that is dialled."""
     handshake_timeout: int = setting("DYN_TCP_TLS_HANDSHAKE_TIMEOUT_SECS", 3, POSITIVE)
@@ -177,8 +181,11 @@ class NatsConfig(FromEnvironment):
     server: str = setting("NATS_SERVER", "nats://localhost:4222", nats_url, secret=True)
     """One URL. `tls://`: the server must offer TLS, before it hears who this process is."""
     username: str = setting("NATS_AUTH_USERNAME", "")
+    """The name of the user, with `password`."""
     password: str = setting("NATS_AUTH_PASSWORD", "", secret=True)
+    """The password of the user, with `username`."""
     token: str = setting("NATS_AUTH_TOKEN", "", secret=True)
+    """A token in their place."""
     nkey: str = setting("NATS_AUTH_NKEY", "", secret=True)
     """The seed of an nkey, `SU...`."""
     credentials_file: str = setting("NATS_AUTH_CREDENTIALS_FILE", "")
@@ -196,6 +203,7 @@ class NatsConfig(FromEnvironment):
     tls_client_cert_path: str = setting("NATS_TLS_CLIENT_CERT_PATH", "")
     """The certificate to show to the server, with `tls_client_key_path`."""
     tls_client_key_path: str = setting("NATS_TLS_CLIENT_KEY_PATH", "")
+    """The key of that certificate."""
 
     @property
     def address(self) -> str:
@@ -236,7 +244,9 @@ class TcpServerConfig(FromEnvironment):
     host: str = setting("DYN_TCP_RPC_HOST", "")
     """As `ResponseServerConfig.host`."""
     port: int = setting("DYN_TCP_RPC_PORT", 0, PORT)
+    """0: chosen by the system."""
     backlog: int = setting("DYN_TCP_LISTEN_BACKLOG", 4096, POSITIVE)
+    """Connections that may wait to be accepted."""
     max_message_size: int = setting("DYN_TCP_MAX_MESSAGE_SIZE", 32 * MIB, POSITIVE)
     """A whole request frame may have this size; a larger one closes its connection."""
     worker_pool_size: int = setting("DYN_TCP_WORKER_POOL_SIZE", 10_000, POSITIVE)
@@ -335,6 +345,7 @@ class HealthCheckConfig(FromEnvironment):
     """Health checks of silent endpoints (runtime.md 7.2)."""
 
     enabled: bool = setting("DYN_HEALTH_CHECK_ENABLED", False, truth)
+    """Whether endpoints with a `health_check_payload` are checked."""
     canary_wait_time: float = setting("DYN_CANARY_WAIT_TIME", 10.0, seconds())
     """An endpoint that has sent no item for this long is checked."""
     request_timeout: float = setting("DYN_HEALTH_CHECK_REQUEST_TIMEOUT", 3.0, seconds())

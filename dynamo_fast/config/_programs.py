@@ -18,8 +18,11 @@ class RuntimeConfig(FromEnvironment):
     """The parts of a `DistributedRuntime`. Its constructor checks the values, with Dynamo's own texts (runtime.md 1.1)."""
 
     discovery_backend: str = setting("DYN_DISCOVERY_BACKEND", "etcd")
+    """`file`, `mem`, `etcd` or `kubernetes`."""
     request_plane: str = setting("DYN_REQUEST_PLANE", "tcp")
+    """How requests come to a worker: `tcp` or `nats`."""
     response_plane: str = setting("DYN_RESPONSE_PLANE", "tcp")
+    """How answers travel: `tcp`."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class CommandConfig(FromEnvironment):
     """Defaults of the options that the commands share."""
 
     discovery_backend: str = setting("DYN_DISCOVERY_BACKEND", "file")
+    """`file`, `etcd` or `kubernetes`."""
     request_plane: str = setting("DYN_REQUEST_PLANE", "tcp")
+    """How requests come to a worker: `tcp` or `nats`."""
     no_color: str = setting("NO_COLOR", "")
     """Any value: no colours, unless an option asks for them (https://no-color.org)."""
