@@ -12,6 +12,7 @@ are the same, unless a setting says otherwise. Sizes are in bytes, times in seco
     models           EventPlaneConfig, KvEventConfig
     observability    StatusConfig, MultiprocessConfig, TracingConfig, OtelConfig, NvtxConfig, LogConfig, EngineLogConfig
     the runtime      RuntimeConfig, BackendConfig
+    the gateway      GatewayConfig
     the commands     ServeConfig, CommandConfig
 """
 
@@ -48,6 +49,7 @@ from dynamo_fast.config._planes import (
 from dynamo_fast.config._programs import (
     BackendConfig,
     CommandConfig,
+    GatewayConfig,
     RuntimeConfig,
     ServeConfig,
 )
@@ -68,6 +70,7 @@ __all__ = [
     "EtcdConfig",
     "EventPlaneConfig",
     "FileConfig",
+    "GatewayConfig",
     "HealthCheckConfig",
     "InstanceConfig",
     "IpNetwork",

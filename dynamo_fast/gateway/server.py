@@ -1,0 +1,117 @@
+"""`Server`: an application on a port. Sockets, TLS, the limit of connections, and the order of leaving."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from aiohttp import web
+
+from dynamo_fast.config import GatewayConfig, TlsConfig
+from dynamo_fast.gateway.errors import HttpError
+from dynamo_fast.net.addresses import resolve
+from dynamo_fast.net.listener import Listener
+from dynamo_fast.net.tls import ServerTls
+from dynamo_fast.wire.address import join_host_port
+
+__all__ = ["Server"]
+
+_BACKLOG = 1024
+_LAST_SECONDS = 1.0
+"""How long the last bytes may take, when everything was answered."""
+
+
+class Server:
+    """Made with `start`, on one event loop. Owns the listener, the connections of clients, and the running application.
+
+    A handler is cancelled as soon as its client has gone, so that the worker hears of it.
+    """
+
+    def __init__(self, runner: web.AppRunner, config: GatewayConfig) -> None:
+        self._runner = runner
+        self._config = config
+        self._most = config.max_connections or _half_of_the_descriptors()
+        self._listener: Listener | None = None
+        self.url = ""
+        """Where clients reach it."""
+
+    @classmethod
+    async def start(cls, application: web.Application, config: GatewayConfig, *, reuse_port: bool = False) -> Server:
+        """Listen. `reuse_port`: other processes listen on the same port, too.
+
+        Raises OSError if the port is taken, InvalidConfig for the host and for the certificate.
+        """
+        tls = None
+        if config.listens_with_tls:
+            identity = TlsConfig(cert_path=config.tls_cert, key_path=config.tls_key)
+            tls = ServerTls(identity, ("DYNAMO_FAST_GATEWAY_TLS_CERT", "DYNAMO_FAST_GATEWAY_TLS_KEY"))
+        listening = resolve(config.host, "DYNAMO_FAST_GATEWAY_HOST", names=True)
+        runner = web.AppRunner(
+            application,
+            access_log=None,
+            handler_cancellation=True,
+            keepalive_timeout=config.idle_timeout,
+            shutdown_timeout=_LAST_SECONDS,
+        )
+        await runner.setup()
+        server = cls(runner, config)
+        try:
+            server._listener = Listener(
+                listening.bind_ip, config.port, _BACKLOG, server._accepted, tls=tls, reuse_port=reuse_port
+            )
+        except BaseException:
+            await runner.cleanup()
+            raise
+        address = join_host_port(listening.advertised_ip, server._listener.port)
+        server.url = f"{'http' if tls is None else 'https'}://{address}"
+        return server
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        assert self._listener is not None
+        return self._listener.port
+
+    async def close(self) -> None:
+        """Stop listening, end what still runs, and close all connections. May be called again."""
+        if self._listener is not None:
+            self._listener.close()
+        await self._runner.cleanup()
+
+    def stop_listening(self) -> None:
+        """Take no further connection. Those that there are go on."""
+        if self._listener is not None:
+            self._listener.close()
+
+    def _accepted(self) -> asyncio.BaseProtocol:
+        server = self._runner.server
+        if server is None or len(server.connections) >= self._most:
+            return _Refusal(f"{self._most} connections are open: try again later")
+        return server()
+
+
+class _Refusal(asyncio.Protocol):
+    """Answers a connection that is one too many, and closes it."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        body = HttpError(503, self._why).body()
+        head = (
+            "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        transport.write(head.encode() + body)
+        transport.close()
+
+
+def _half_of_the_descriptors() -> int:
+    """The other half is for the answers of workers."""
+    try:
+        import resource
+    except ImportError:  # Windows has no limit
+        return sys.maxsize
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if files == resource.RLIM_INFINITY else max(files // 2, 16)
