@@ -82,7 +82,10 @@ class GatewayConfig(FromEnvironment):
     """After this time without an item a stream gets a comment line, which keeps proxies from closing it. A first item
     that takes longer than this can no longer become an error status: the head of the answer is sent before it."""
     show_errors: bool = setting("DYNAMO_FAST_GATEWAY_SHOW_ERRORS", False, truth)
-    """Whether clients get the text of errors that are not theirs. They may name addresses and files: for development."""
+    """Whether clients, and the page, get the text of errors that are not theirs. They may name addresses and files: for
+    development."""
+    page: bool = setting("DYNAMO_FAST_GATEWAY_PAGE", True, truth)
+    """Whether `GET /` is a page that shows the gateway live, fed by `/_state` and `/_events`. Those need the token, too."""
 
     @property
     def listens_with_tls(self) -> bool:

@@ -14,6 +14,9 @@ errors     which status an error gets
 limits     how much is taken at once, and from whom
 routers    which endpoints and models there are
 metrics    what is counted
+page       GET /: the gateway in a browser
+state      what the page and `dynamo-fast top` show: counts, samples of each second, the last errors
+fleet      the instances and models, and how they come and go
 server     sockets, TLS, the order of leaving
 """
 

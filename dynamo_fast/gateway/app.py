@@ -1,5 +1,6 @@
 """`app`: the gateway as an application of aiohttp, for `dynamo-fast gateway` and to mount in other programs.
 
+GET  /                                     a page that shows all this (page.py), fed by /_state and /_events
 POST /{namespace}/{component}/{endpoint}   any endpoint (endpoints.py)
 GET  /v1/endpoints                         the endpoints and their instances
 GET  /health                               whether the process answers
@@ -15,14 +16,18 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from dynamo_fast import __version__
 from dynamo_fast.config import GatewayConfig
 from dynamo_fast.gateway.endpoints import Endpoints
 from dynamo_fast.gateway.errors import HttpError
 from dynamo_fast.gateway.exchange import Exchanges
+from dynamo_fast.gateway.fleet import Fleet, RoutersFleet
 from dynamo_fast.gateway.limits import Limits
 from dynamo_fast.gateway.metrics import GatewayMetrics
 from dynamo_fast.gateway.observer import Observer
+from dynamo_fast.gateway.page import Page
 from dynamo_fast.gateway.routers import RouterSource
+from dynamo_fast.gateway.state import LiveState
 
 __all__ = ["app"]
 
@@ -55,7 +60,9 @@ class _Gateway:
         self._config = config
         self._authorization = f"Bearer {config.token}".encode() if config.token else None
         self._limits = Limits(config)
-        self._exchanges = Exchanges(config, [self.metrics, *observers])
+        self._page = _page(source, config) if config.page else None
+        watching: list[Observer] = [self.metrics] if self._page is None else [self.metrics, self._page.state]
+        self._exchanges = Exchanges(config, [*watching, *observers])
         self._endpoints = Endpoints(source, config, self._exchanges)
 
     async def life(self, application: web.Application) -> AsyncIterator[None]:
@@ -66,6 +73,8 @@ class _Gateway:
     def add_routes(self, application: web.Application) -> None:
         """Every route, and what is answered to other methods and paths."""
         get, post = application.router.add_get, application.router.add_post
+        if self._page is not None:
+            self._page.add_to(application, self._open)
         get("/health", self._health)
         get("/metrics", self._open(self._metrics))
         get("/v1/endpoints", self._open(self._endpoints.list))
@@ -110,6 +119,10 @@ class _Gateway:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(body=self.metrics.exposition(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+
+def _page(source: RouterSource, config: GatewayConfig) -> Page:
+    return Page(LiveState(Fleet(RoutersFleet(source)), version=__version__, show_errors=config.show_errors))
 
 
 def _json(value: Any) -> web.Response:
