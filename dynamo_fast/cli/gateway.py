@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dynamo_fast.cli.discovery import add_discovery, add_wait, open_discovery
 from dynamo_fast.cli.loop import Termination
 from dynamo_fast.cli.loop import run as run_loop
-from dynamo_fast.config import GatewayConfig
+from dynamo_fast.config import GatewayConfig, ServeConfig
 from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.egress.router import AddressedPushRouter
 from dynamo_fast.wire.text import printable
@@ -62,6 +62,9 @@ async def _serve(config: GatewayConfig, options: argparse.Namespace) -> int:
         print(printable(f"gateway at {server.url}"), flush=True)
         try:
             await termination.asked.wait()
+            grace = ServeConfig.from_env().grace
+            print(f"leaving; {server.running} requests to finish, for at most {grace:g} s", flush=True)
+            await server.leave(grace)
         finally:
             await server.close()
     return 0

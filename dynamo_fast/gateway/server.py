@@ -8,6 +8,7 @@ import sys
 from aiohttp import web
 
 from dynamo_fast.config import GatewayConfig, TlsConfig
+from dynamo_fast.gateway.app import GATEWAY
 from dynamo_fast.gateway.errors import HttpError
 from dynamo_fast.net.addresses import resolve
 from dynamo_fast.net.listener import Listener
@@ -27,7 +28,8 @@ class Server:
     A handler is cancelled as soon as its client has gone, so that the worker hears of it.
     """
 
-    def __init__(self, runner: web.AppRunner, config: GatewayConfig) -> None:
+    def __init__(self, application: web.Application, runner: web.AppRunner, config: GatewayConfig) -> None:
+        self._gateway = application[GATEWAY]
         self._runner = runner
         self._config = config
         self._most = config.max_connections or _half_of_the_descriptors()
@@ -54,10 +56,16 @@ class Server:
             shutdown_timeout=_LAST_SECONDS,
         )
         await runner.setup()
-        server = cls(runner, config)
+        server = cls(application, runner, config)
         try:
             server._listener = Listener(
-                listening.bind_ip, config.port, _BACKLOG, server._accepted, tls=tls, reuse_port=reuse_port
+                listening.bind_ip,
+                config.port,
+                _BACKLOG,
+                server._accepted,
+                user_timeout=config.write_timeout,
+                tls=tls,
+                reuse_port=reuse_port,
             )
         except BaseException:
             await runner.cleanup()
@@ -72,16 +80,24 @@ class Server:
         assert self._listener is not None
         return self._listener.port
 
+    async def leave(self, seconds: float) -> None:
+        """Take nothing new, let what runs go on for at most so long, then end it with an error. Closes."""
+        if self._listener is not None:
+            self._listener.close()
+        await self._gateway.limits.leave(seconds)
+        self._gateway.exchanges.cut(HttpError(503, "the gateway is leaving"))
+        await self.close()
+
     async def close(self) -> None:
         """Stop listening, end what still runs, and close all connections. May be called again."""
         if self._listener is not None:
             self._listener.close()
         await self._runner.cleanup()
 
-    def stop_listening(self) -> None:
-        """Take no further connection. Those that there are go on."""
-        if self._listener is not None:
-            self._listener.close()
+    @property
+    def running(self) -> int:
+        """Requests that run."""
+        return self._gateway.limits.running
 
     def _accepted(self) -> asyncio.BaseProtocol:
         server = self._runner.server
