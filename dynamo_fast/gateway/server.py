@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import cast
 
 from aiohttp import web
 
@@ -99,9 +100,14 @@ class Server:
         """Requests that run."""
         return self._gateway.limits.running
 
+    @property
+    def connections(self) -> int:
+        """Connections of clients, idle ones included."""
+        return 0 if self._runner.server is None else len(self._runner.server.connections)
+
     def _accepted(self) -> asyncio.BaseProtocol:
         server = self._runner.server
-        if server is None or len(server.connections) >= self._most:
+        if server is None or self.connections >= self._most:
             return _Refusal(f"{self._most} connections are open: try again later")
         return server()
 
@@ -113,14 +119,14 @@ class _Refusal(asyncio.Protocol):
         self._why = why
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
+        client = cast(asyncio.Transport, transport)
         body = HttpError(503, self._why).body()
         head = (
             "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
-        transport.write(head.encode() + body)
-        transport.close()
+        client.write(head.encode() + body)
+        client.close()
 
 
 def _half_of_the_descriptors() -> int:
