@@ -40,7 +40,8 @@ class Endpoints:
         if form is not None:
             return await self._exchanges.stream(asked, form)
         items, headers = await self._exchanges.collect(asked)
-        return web.Response(body=b"[%b]" % b",".join(items), content_type="application/json", headers=headers)
+        body = b"[%b]" % b",".join(items)
+        return await self._exchanges.whole(request, body, {**headers, "Content-Type": "application/json"})
 
     async def list(self, request: web.Request) -> web.Response:
         """The endpoints, and the ids of their instances."""

@@ -90,15 +90,18 @@ class HttpError(Exception):
         error: dict[str, Any] = {"message": self.message, "type": self.kind, "code": self.status}
         return _encode({"error": error})
 
-    def response(self, headers: Mapping[str, str] | None = None) -> web.Response:
-        """The whole answer."""
-        return web.Response(
+    def response(self) -> web.Response:
+        """The whole answer. With the header `Connection: close` the connection ends with it."""
+        response = web.Response(
             body=self.body(),
             status=self.status,
             reason=_REASONS.get(self.status),
             content_type="application/json",
-            headers={**self.headers, **(headers or {})},
+            headers=self.headers,
         )
+        if "Connection" in self.headers:
+            response.force_close()
+        return response
 
 
 def http_error(error: BaseException, show: bool = False) -> HttpError:

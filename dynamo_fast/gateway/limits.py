@@ -24,6 +24,9 @@ class Limits:
     def __init__(self, config: GatewayConfig) -> None:
         self.running = 0
         """Requests at once, now."""
+        self.leaving = False
+        """Whether the process ends: it takes no further request."""
+        self._empty: asyncio.Future[None] | None = None
         self._most = config.max_requests
         self._most_per_client = config.max_requests_per_client
         self._per_client: Counter[str] = Counter()
@@ -31,6 +34,8 @@ class Limits:
     @contextmanager
     def place(self, request: web.Request) -> Iterator[None]:
         """A place for one request. Raises HttpError if there is none."""
+        if self.leaving:
+            raise HttpError(503, "the gateway is leaving: ask another one", headers={"Connection": "close"})
         if self.running >= self._most:
             raise HttpError(503, f"{self._most} requests run already: try again later")
         client = (request.remote or "") if self._most_per_client else None
@@ -43,10 +48,19 @@ class Limits:
             yield
         finally:
             self.running -= 1
+            if self._empty is not None and not self.running and not self._empty.done():
+                self._empty.set_result(None)
             if client is not None:
                 self._per_client[client] -= 1
                 if not self._per_client[client]:
                     del self._per_client[client]
+
+    async def leave(self, seconds: float) -> None:
+        """Take no further request, and wait until none runs, for at most so long."""
+        self.leaving = True
+        if self.running:
+            self._empty = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._empty], timeout=seconds)
 
 
 async def read_body(request: web.Request, config: GatewayConfig) -> bytes:
@@ -62,7 +76,8 @@ async def read_body(request: web.Request, config: GatewayConfig) -> bytes:
         try:
             body = await asyncio.wait_for(_read(request, limit), config.body_timeout)
         except asyncio.TimeoutError:
-            raise HttpError(408, f"the body did not come within {config.body_timeout:g} s") from None
+            message = f"the body did not come within {config.body_timeout:g} s"
+            raise HttpError(408, message, headers={"Connection": "close"}) from None
     if len(body) > limit:
         raise _too_long(limit)
     return body

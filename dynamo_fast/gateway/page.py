@@ -1,12 +1,8 @@
 """`Page`: a gateway in a browser. `GET /` is the page, `GET /_state` and `GET /_events` are what it shows.
 
-    page = Page(state)
-    page.add_to(application, protect)
-
 `/_state` is one `Snapshot` as JSON. `/_events` is a stream of server-sent events: first `state`, a whole snapshot, then a
 `tick` each second, a snapshot with the newest sample only. Both show names of endpoints, addresses of workers and texts of
-errors: they belong behind the same token as the requests, which is what `protect` does. The page itself holds no data; its
-script asks for the token.
+errors: they are routes for clients that may call. The page itself holds no data, and its script asks for the token.
 """
 
 from __future__ import annotations
@@ -15,7 +11,6 @@ import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import Awaitable, Callable
 from functools import cache
 from importlib import resources
 
@@ -26,8 +21,6 @@ from dynamo_fast.gateway.errors import HttpError
 from dynamo_fast.gateway.state import LiveState, Snapshot
 
 __all__ = ["EVENTS_PATH", "PAGE_PATH", "STATE_PATH", "Page", "html", "security_headers"]
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 PAGE_PATH, STATE_PATH, EVENTS_PATH = "/", "/_state", "/_events"
 
@@ -85,14 +78,16 @@ class Page:
         self._tick = b""
         self._tick_at = -1.0
 
-    def add_to(self, application: web.Application, protect: Callable[[Handler], Handler]) -> None:
-        """Add the three routes; `protect` makes a handler ask for what the gateway's other routes ask for.
+    def pages(self) -> list[web.RouteDef]:
+        """What everyone may see."""
+        return [web.get(PAGE_PATH, self.answer_page)]
 
-        The state is started and closed with the application.
-        """
-        application.router.add_get(PAGE_PATH, self.answer_page)
-        application.router.add_get(STATE_PATH, protect(self.answer_state))
-        application.router.add_get(EVENTS_PATH, protect(self.answer_events))
+    def routes(self) -> list[web.RouteDef]:
+        """What those may see who may send requests."""
+        return [web.get(STATE_PATH, self.answer_state), web.get(EVENTS_PATH, self.answer_events)]
+
+    def live_with(self, application: web.Application) -> None:
+        """Start and close the state with `application`."""
         application.on_startup.append(self._start)
         application.on_shutdown.append(self._close)  # before the server waits for its connections
 

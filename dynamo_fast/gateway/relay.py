@@ -14,11 +14,12 @@ from typing import Any
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.egress.call import Call
 from dynamo_fast.egress.sink import Delivery
+from dynamo_fast.gateway.errors import HttpError
 from dynamo_fast.gateway.forms import Form
 from dynamo_fast.gateway.observer import RequestObserver
 from dynamo_fast.wire.payload import Annotated
 
-__all__ = ["Collected", "Relay", "TooLong"]
+__all__ = ["MOST_UNSENT", "Collected", "Relay"]
 
 MOST_UNSENT = 64 * 1024
 """Bytes that may wait in the client's transport before the answer is paused."""
@@ -51,8 +52,9 @@ class _Sink:
 
     def end(self, error: BaseException | None) -> None:
         """See Sink."""
-        self._ended, self.error = True, error
-        self._wake()
+        if not self._ended:
+            self._ended, self.error = True, error
+            self._wake()
 
     def over(self) -> bool:
         """Whether the answer has ended."""
@@ -63,6 +65,13 @@ class _Sink:
         if not self._ended and self._delivery is not None:
             self.call.context.stop_generating()
             self._delivery.close()
+
+    def cut(self, error: Exception) -> None:
+        """End the answer with `error`, from this side."""
+        if not self._ended:
+            self.close()
+            self._ended, self.error = True, error
+            self._wake()
 
     async def changed(self) -> None:
         """Wait until there is something to do. Ends with the answer at the latest."""
@@ -147,15 +156,18 @@ class Relay(_Sink):
 
     def rest(self) -> bytes:
         """What has come and was not written yet."""
-        if self._items or self._parts:
+        if not (self._items or self._parts):
+            return b""
+        try:
             self._take_plain()
-            block = b"".join(self._parts)
-            self._parts.clear()
-            for each in self._observers:
-                each.items(self._count)
-            self._count = 0
-            return block
-        return b""
+        except Exception as error:  # the worker's items are not what the form needs
+            self.cut(error)
+        block = b"".join(self._parts)
+        self._parts.clear()
+        for each in self._observers:
+            each.items(self._count)
+        self._count = 0
+        return block
 
     def silence_ended(self) -> None:
         """No item came for a while: tell the client that its connection is alive."""
@@ -163,15 +175,16 @@ class Relay(_Sink):
             self.silent = True
             self._wake()
             return
-        if self._form.comment and not self._ended:
-            self._write(self._form.comment)
-        self._silence.add(self)
+        if not self._ended:
+            self._silence.add(self)
+            if self._form.comment:
+                self.write(self._form.comment)
 
     def _take_plain(self) -> None:
-        if self._items:
-            self._parts.append(self._form.items(self._items))
-            self._count += len(self._items)
-            self._items.clear()
+        items, self._items = self._items, []
+        if items:
+            self._count += len(items)
+            self._parts.append(self._form.items(items))
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -184,11 +197,12 @@ class Relay(_Sink):
             return
         block = self.rest()
         if block:
-            self._write(block)
             self._silence.discard(self)
             self._silence.add(self)
+            self.write(block)
 
-    def _write(self, block: bytes) -> None:
+    def write(self, block: bytes) -> None:
+        """Write to the client, and pause if it does not read."""
         transport = self._transport
         assert transport is not None
         if transport.is_closing():  # where the server does not cancel handlers whose client has gone
@@ -199,14 +213,6 @@ class Relay(_Sink):
             self.full = True
             self._delivery.pause()
             self._wake()
-
-
-class TooLong(Exception):
-    """An answer of more bytes than may be collected. `limit` is in bytes."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"the answer has more than {limit} bytes, which is the most that is collected")
-        self.limit = limit
 
 
 class Collected(_Sink):
@@ -225,7 +231,7 @@ class Collected(_Sink):
         if data is not None:
             self._left -= len(data)
             if self._left < 0:
-                raise TooLong(self._limit)
+                raise HttpError(502, f"the answer has more than {self._limit} bytes: ask for it as a stream")
             self.items.append(data)
         for each in self._observers:
             each.items(1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import cast
 
 from aiohttp import web
 
 from dynamo_fast.config import GatewayConfig, TlsConfig
+from dynamo_fast.gateway.app import GATEWAY
 from dynamo_fast.gateway.errors import HttpError
 from dynamo_fast.net.addresses import resolve
 from dynamo_fast.net.listener import Listener
@@ -27,7 +29,8 @@ class Server:
     A handler is cancelled as soon as its client has gone, so that the worker hears of it.
     """
 
-    def __init__(self, runner: web.AppRunner, config: GatewayConfig) -> None:
+    def __init__(self, application: web.Application, runner: web.AppRunner, config: GatewayConfig) -> None:
+        self._gateway = application[GATEWAY]
         self._runner = runner
         self._config = config
         self._most = config.max_connections or _half_of_the_descriptors()
@@ -54,10 +57,16 @@ class Server:
             shutdown_timeout=_LAST_SECONDS,
         )
         await runner.setup()
-        server = cls(runner, config)
+        server = cls(application, runner, config)
         try:
             server._listener = Listener(
-                listening.bind_ip, config.port, _BACKLOG, server._accepted, tls=tls, reuse_port=reuse_port
+                listening.bind_ip,
+                config.port,
+                _BACKLOG,
+                server._accepted,
+                user_timeout=config.write_timeout,
+                tls=tls,
+                reuse_port=reuse_port,
             )
         except BaseException:
             await runner.cleanup()
@@ -72,20 +81,33 @@ class Server:
         assert self._listener is not None
         return self._listener.port
 
+    async def leave(self, seconds: float) -> None:
+        """Take nothing new, let what runs go on for at most so long, then end it with an error. Closes."""
+        if self._listener is not None:
+            self._listener.close()
+        await self._gateway.limits.leave(seconds)
+        self._gateway.exchanges.cut(HttpError(503, "the gateway is leaving"))
+        await self.close()
+
     async def close(self) -> None:
         """Stop listening, end what still runs, and close all connections. May be called again."""
         if self._listener is not None:
             self._listener.close()
         await self._runner.cleanup()
 
-    def stop_listening(self) -> None:
-        """Take no further connection. Those that there are go on."""
-        if self._listener is not None:
-            self._listener.close()
+    @property
+    def running(self) -> int:
+        """Requests that run."""
+        return self._gateway.limits.running
+
+    @property
+    def connections(self) -> int:
+        """Connections of clients, idle ones included."""
+        return 0 if self._runner.server is None else len(self._runner.server.connections)
 
     def _accepted(self) -> asyncio.BaseProtocol:
         server = self._runner.server
-        if server is None or len(server.connections) >= self._most:
+        if server is None or self.connections >= self._most:
             return _Refusal(f"{self._most} connections are open: try again later")
         return server()
 
@@ -97,14 +119,14 @@ class _Refusal(asyncio.Protocol):
         self._why = why
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
+        client = cast(asyncio.Transport, transport)
         body = HttpError(503, self._why).body()
         head = (
             "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
-        transport.write(head.encode() + body)
-        transport.close()
+        client.write(head.encode() + body)
+        client.close()
 
 
 def _half_of_the_descriptors() -> int:
