@@ -9,23 +9,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from dynamo_fast.cli.arguments import count
 from dynamo_fast.cli.discovery import add_discovery, add_wait, open_discovery
 from dynamo_fast.cli.loop import Termination
 from dynamo_fast.cli.loop import run as run_loop
 from dynamo_fast.config import GatewayConfig, MultiprocessConfig, ServeConfig, set_for_subprocesses
-from dynamo_fast.discovery.base import Discovery
 from dynamo_fast.egress.router import AddressedPushRouter
 from dynamo_fast.net.addresses import resolve
 from dynamo_fast.observability.metrics import REQUEST_PLANE
 from dynamo_fast.wire.text import printable
-
-if TYPE_CHECKING:
-    from aiohttp import web
-
-    from dynamo_fast.gateway.routers import RouterSource
 
 __all__ = ["add_parser", "run"]
 
@@ -80,10 +74,15 @@ def _run_several(config: GatewayConfig, options: argparse.Namespace) -> int:
     from dynamo_fast.gateway.processes import Processes, reserve_port
 
     ip = resolve(config.host, "DYNAMO_FAST_GATEWAY_HOST", names=True).bind_ip
-    with _shared_metrics(), reserve_port(ip, config.port) as kept:
+    with (
+        _shared_metrics(),
+        tempfile.TemporaryDirectory(prefix="dynamo-fast-gateway-") as folder,
+        reserve_port(ip, config.port) as kept,
+    ):
         shared = replace(config, port=kept.getsockname()[1])
         processes = Processes(
-            options.workers, lambda parent, ready: run_loop(_serve(shared, options, parent=parent, ready=ready))
+            options.workers,
+            lambda parent, ready: run_loop(_serve(shared, options, parent=parent, ready=ready, folder=Path(folder))),
         )
         if processes.wait_ready():
             print(printable(f"gateway at {_url(shared, ip)} ({options.workers} processes)"), flush=True)
@@ -109,10 +108,15 @@ def _shared_metrics() -> Iterator[None]:
 
 
 async def _serve(
-    config: GatewayConfig, options: argparse.Namespace, *, parent: int | None = None, ready: int | None = None
+    config: GatewayConfig,
+    options: argparse.Namespace,
+    *,
+    parent: int | None = None,
+    ready: int | None = None,
+    folder: Path | None = None,
 ) -> int:
-    """One process. `parent` and `ready`: see `Processes`; None for a process of its own."""
-    from dynamo_fast.gateway.app import GATEWAY
+    """One process. `parent` and `ready`: see `Processes`; `folder`: what they share. None for a process of its own."""
+    from dynamo_fast.gateway.app import GATEWAY, app
     from dynamo_fast.gateway.processes import say_ready
     from dynamo_fast.gateway.routers import Routers
     from dynamo_fast.gateway.server import Server
@@ -125,7 +129,7 @@ async def _serve(
         discovery = await stack.enter_async_context(open_discovery(options))
         router = await stack.enter_async_context(await AddressedPushRouter.create())
         routers = await stack.enter_async_context(await Routers.open(discovery, router, retries=config.retries))
-        application = _application(routers, discovery, config)
+        application = app(routers, config, shared=folder)
         if MultiprocessConfig.from_env().folder:
             stack.callback(share(application[GATEWAY].metrics, REQUEST_PLANE).close)
         server = await Server.start(application, config, reuse_port=ready is not None)
@@ -143,10 +147,3 @@ async def _serve(
             print(f"leaving; {running} request{'' if running == 1 else 's'} to finish{limit}", flush=True)
         await server.leave(options.grace)
     return 0
-
-
-def _application(routers: RouterSource, discovery: Discovery, config: GatewayConfig) -> web.Application:
-    """The gateway with all that belongs to it. (The page adds its routes and its observer here.)"""
-    from dynamo_fast.gateway.app import app
-
-    return app(routers, config)

@@ -16,6 +16,7 @@ routers    which endpoints and models there are
 metrics    what is counted
 page       GET /: the gateway in a browser
 state      what the page and `dynamo-fast top` show: counts, samples of each second, the last errors
+shares     the states of several processes, added up
 fleet      the instances and models, and how they come and go
 server     sockets, TLS, the order of leaving
 """

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
 
 import msgspec
 from aiohttp import web
@@ -28,6 +29,7 @@ from dynamo_fast.gateway.observer import Observer
 from dynamo_fast.gateway.openai import OpenAi
 from dynamo_fast.gateway.page import Page
 from dynamo_fast.gateway.routers import RouterSource
+from dynamo_fast.gateway.shares import Shares
 from dynamo_fast.gateway.state import LiveState
 from dynamo_fast.wire.text import printable
 
@@ -46,12 +48,14 @@ def app(
     observers: Sequence[Observer] = (),
     routes: Sequence[web.RouteDef] = (),
     pages: Sequence[web.RouteDef] = (),
+    shared: Path | None = None,
 ) -> web.Application:
     """The application: `web.run_app(app(routers), handler_cancellation=True)`, or `other.add_subapp("/prefix", ...)`.
 
     `source` says which endpoints and models there are (`Routers`), and stays the caller's; `config` is by default what
     the environment says. `observers` are told of every request to an endpoint. `routes` are added for clients that may
-    call, `pages` for everyone: what is served there must hold no secrets. Call it on the event loop.
+    call, `pages` for everyone: what is served there must hold no secrets. `shared` is an existing folder of all processes
+    that serve the same port: the page of each then shows what all of them do. Call it on the event loop.
 
     The server must cancel handlers whose clients have gone (`handler_cancellation`): otherwise a worker hears of that
     only with its next item.
@@ -59,13 +63,19 @@ def app(
     config = config or GatewayConfig.from_env()
     application = web.Application()
     if config.page:
-        page = Page(LiveState(Fleet(RoutersFleet(source)), version=__version__, show_errors=config.show_errors))
+        page = Page(_state(source, config, shared))
         page.live_with(application)
         observers, routes, pages = [page.state, *observers], [*page.routes(), *routes], [*page.pages(), *pages]
     gateway = Gateway(source, config, observers)
     application[GATEWAY] = gateway
     gateway.add_routes(application, routes, pages)
     return application
+
+
+def _state(source: RouterSource, config: GatewayConfig, shared: Path | None) -> LiveState:
+    others = None if shared is None else Shares(shared)
+    fleet = Fleet(RoutersFleet(source))
+    return LiveState(fleet, version=__version__, show_errors=config.show_errors, others=others)
 
 
 class Gateway:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
+import re
+import sys
 import time
 from pathlib import Path
 
+import aiohttp
 import msgspec
 import pytest
 from hypothesis import given
@@ -17,6 +21,7 @@ from dynamo_fast import FileDiscovery
 from dynamo_fast.errors import CannotConnect
 from dynamo_fast.gateway import state as module
 from dynamo_fast.gateway.fleet import Fleet, RoutersFleet
+from dynamo_fast.gateway.shares import Shares
 from dynamo_fast.gateway.state import BOUNDS, EndpointView, Flight, LiveState, Share, Snapshot, quantile
 from dynamo_fast.observability.histogram import Histogram
 from dynamo_fast.testing import clock
@@ -232,6 +237,49 @@ def test_a_snapshot_can_be_read_back() -> None:
     state.sample()
     encoded = msgspec.json.encode(state.snapshot())
     assert msgspec.json.decode(encoded, type=Snapshot) == state.snapshot()
+
+
+async def test_each_process_of_a_gateway_shows_all(stage: Stage, tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "dynamo_fast", "gateway", "--port", "0", "--workers", "2"),
+        env={**os.environ, "DYN_FILE_KV": str(tmp_path), "DYN_TCP_RESPONSE_STREAM_HOST": "127.0.0.1"},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        said = (await asyncio.wait_for(process.stdout.readline(), 30)).decode()
+        url = re.findall(r"http://\S+", said)[0]
+        connector = aiohttp.TCPConnector(force_close=True)  # each request may reach another process
+        async with aiohttp.ClientSession(url, connector=connector) as client:
+
+            async def get() -> Snapshot:
+                async with client.get("/_state") as answer:
+                    return msgspec.json.decode(await answer.read(), type=Snapshot)
+
+            while not (await get()).instances:
+                await asyncio.sleep(0)
+            for _ in range(20):
+                async with client.post("/a/b/c", data=b'{"items": [1]}') as answer:
+                    assert answer.status == 200
+            for _ in range(5):
+                while (found := await get()).items < 20:
+                    await asyncio.sleep(0)
+                assert (found.processes, found.requests, found.items, found.in_flight) == (2, 20, 20, 0)
+    finally:
+        process.terminate()
+        await process.communicate()
+    assert process.returncode == 0
+
+
+def test_shares_that_cannot_be_used_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shares = Shares(tmp_path)
+    (tmp_path / "1.share").write_bytes(b"no share")
+    assert shares(new_state().share()) == []
+    assert not caplog.messages
+    gone = Shares(tmp_path / "gone")
+    for _ in range(2):
+        assert gone(new_state().share()) == []
+    assert len(caplog.messages) == 1
 
 
 # The fleet --------------------------------------------------------------------------------------------------------------
