@@ -23,6 +23,7 @@ PICTURE = ROOT / "docs" / "figures" / "architecture.svg"
 FLOORS = [
     ["cli", "testing"],
     ["standin"],
+    ["gateway"],
     ["backend"],
     ["llm"],
     ["runtime", "health_check", "prometheus_names"],

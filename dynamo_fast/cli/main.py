@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from dynamo_fast import __version__, codec
-from dynamo_fast.cli import bench, call, conformance, decode, demo, instances, models, run, serve, tap
+from dynamo_fast.cli import bench, call, conformance, decode, demo, gateway, instances, models, run, serve, tap, top
 from dynamo_fast.cli.output import discard_output
 from dynamo_fast.errors import DynamoError
 from dynamo_fast.wire.text import printable
 
 __all__ = ["main"]
 
-_COMMANDS = (demo, serve, run, call, bench, instances, models, decode, tap, conformance)
+_COMMANDS = (demo, serve, run, gateway, call, bench, instances, models, top, decode, tap, conformance)
 
 _MAX_ERROR = 2000
 """Characters of an error that are shown."""

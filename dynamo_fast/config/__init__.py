@@ -12,6 +12,7 @@ are the same, unless a setting says otherwise. Sizes are in bytes, times in seco
     models           EventPlaneConfig, KvEventConfig
     observability    StatusConfig, MultiprocessConfig, TracingConfig, OtelConfig, NvtxConfig, LogConfig, EngineLogConfig
     the runtime      RuntimeConfig, BackendConfig
+    the gateway      GatewayConfig
     the commands     ServeConfig, CommandConfig
 """
 
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from dynamo_fast.config._programs import (
         BackendConfig,
         CommandConfig,
+        GatewayConfig,
         RuntimeConfig,
         ServeConfig,
     )
@@ -77,7 +79,7 @@ else:
                 "CodecConfig HealthCheckConfig InstanceConfig NatsConfig PushRouterConfig ResponseServerConfig "
                 "TcpClientConfig TcpServerConfig TlsConfig WorkerConfig"
             ),
-            "dynamo_fast.config._programs": "BackendConfig CommandConfig RuntimeConfig ServeConfig",
+            "dynamo_fast.config._programs": "BackendConfig CommandConfig GatewayConfig RuntimeConfig ServeConfig",
             "dynamo_fast.config._settings": "IpNetwork integer seconds set_for_subprocesses setting text_of_variable",
         },
     )
@@ -90,6 +92,7 @@ __all__ = [
     "EtcdConfig",
     "EventPlaneConfig",
     "FileConfig",
+    "GatewayConfig",
     "HealthCheckConfig",
     "InstanceConfig",
     "IpNetwork",

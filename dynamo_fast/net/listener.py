@@ -32,14 +32,19 @@ _RESERVE = 32
 _MOST_HANDSHAKES = 1024
 
 
-def listening_socket(ip: str, port: int, backlog: int, user_timeout: float | None = None) -> socket.socket:
+def listening_socket(
+    ip: str, port: int, backlog: int, user_timeout: float | None = None, *, reuse_port: bool = False
+) -> socket.socket:
     """A listening TCP socket whose connections are kept alive; `::` takes IPv4, too.
 
-    Raises OSError if the port is taken.
+    `reuse_port`: other processes of this user may listen on the port, too, and share its connections. Raises OSError if
+    the port is taken, ValueError if the system cannot share ports.
     """
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     both = ip == "::" and socket.has_dualstack_ipv6()
-    endpoint = socket.create_server((ip, port), family=family, backlog=backlog, dualstack_ipv6=both)
+    endpoint = socket.create_server(
+        (ip, port), family=family, backlog=backlog, dualstack_ipv6=both, reuse_port=reuse_port
+    )
     endpoint.setblocking(False)
     keep_alive(endpoint, user_timeout)
     return endpoint
@@ -66,8 +71,11 @@ class Listener:
         tls: ServerTls | None = None,
         refused: Callable[[str, str], None] | None = None,
         backed_off: Callable[[], None] | None = None,
+        reuse_port: bool = False,
     ) -> None:
         """Listen on `ip` and `port` (0: chosen by the system); see `keep_alive` for `user_timeout`. Raises OSError.
+
+        `reuse_port`: see `listening_socket`.
 
         `tls`: None for plain text. `refused` is told of each handshake that failed: the address, and why.
         `backed_off` is told each time that accepting pauses.
@@ -88,7 +96,7 @@ class Listener:
         self._server: asyncio.AbstractServer | None = None
         self.paused = False
         """Whether nothing is accepted, for lack of descriptors."""
-        self._socket = listening_socket(ip, port, backlog, user_timeout)
+        self._socket = listening_socket(ip, port, backlog, user_timeout, reuse_port=reuse_port)
         self.ip = ip
         self.port: int = self._socket.getsockname()[1]
         self._opening = self._loop.create_task(self._open())

@@ -133,14 +133,14 @@ class _Identity:
 class ServerTls:
     """What a listener needs to accept TLS. Owned by the server that listens; needs no end."""
 
-    def __init__(self, config: TlsConfig) -> None:
-        """Raises InvalidConfig."""
+    def __init__(
+        self, config: TlsConfig, variables: tuple[str, str] = ("DYN_TCP_TLS_CERT_PATH", "DYN_TCP_TLS_KEY_PATH")
+    ) -> None:
+        """`variables`: where certificate and key were set, for errors. Raises InvalidConfig."""
         self.context = _AcceptingContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.handshake_timeout = config.handshake_timeout
-        self._identity = _Identity(
-            self.context, config.cert_path, config.key_path, ("DYN_TCP_TLS_CERT_PATH", "DYN_TCP_TLS_KEY_PATH")
-        )
+        self._identity = _Identity(self.context, config.cert_path, config.key_path, variables)
         if config.client_ca_cert_path:
             self.context.verify_mode = ssl.CERT_REQUIRED
             _trust(self.context, config.client_ca_cert_path, "DYN_TCP_TLS_CLIENT_CA_CERT_PATH")
