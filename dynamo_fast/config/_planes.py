@@ -97,6 +97,9 @@ class ResponseServerConfig(FromEnvironment):
     """How long to wait for the worker's connection after the connection that carried the request is lost."""
     inactivity_timeout: float | None = setting("DYN_HTTP_BACKEND_STREAM_TIMEOUT_SECS", None, seconds())
     """How long to wait for the next item of an answer; unset: without a limit."""
+    abandoned_after: float = setting("DYNAMO_FAST_ABANDONED_AFTER", 2.0, seconds(zero=True))
+    """An answer is closed, and its worker told to stop, if a wait for an item was cancelled and nothing asks for an item
+    again within this time; 0: it stays open as long as something holds it."""
     max_streams: int | None = setting("DYNAMO_FAST_MAX_STREAMS", None, POSITIVE)
     """Streams that are open or wait for their worker; a further request is refused. Unset: derived from the limit of open
     files (see `net.descriptors`)."""
