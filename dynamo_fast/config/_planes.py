@@ -298,6 +298,9 @@ class WorkerConfig(FromEnvironment):
     """How long a handler may take to notice that its context was stopped before it is cancelled."""
     push_buffer: int = setting("DYNAMO_FAST_MAX_PUSHED_BYTES", 64 * MIB, POSITIVE)
     """What may wait of one answer that a handler pushes (`response_sender`) while its router reads slowly."""
+    handler_threads: int = setting("DYNAMO_FAST_HANDLER_THREADS", 64, POSITIVE)
+    """Answers of one endpoint whose handler runs in threads, because it is a generator that is not asynchronous; further
+    requests wait for the end of one."""
     leave_delay: float = setting("DYNAMO_FAST_LEAVE_DELAY", 0.2, seconds(zero=True))
     """How long a worker accepts requests after it left discovery: routers get the news with a delay."""
     response_networks: str = setting("DYNAMO_FAST_RESPONSE_NETWORKS", "", networks)
