@@ -100,6 +100,9 @@ class ResponseServerConfig(FromEnvironment):
     """How long to wait for the worker's connection after the connection that carried the request is lost."""
     inactivity_timeout: float | None = setting("DYN_HTTP_BACKEND_STREAM_TIMEOUT_SECS", None, seconds())
     """How long to wait for the next item of an answer; unset: without a limit."""
+    abandoned_after: float = setting("DYNAMO_FAST_ABANDONED_AFTER", 2.0, seconds(zero=True))
+    """An answer is closed, and its worker told to stop, if a wait for an item was cancelled and nothing asks for an item
+    again within this time; 0: it stays open as long as something holds it."""
     max_streams: int | None = setting("DYNAMO_FAST_MAX_STREAMS", None, POSITIVE)
     """Streams that are open or wait for their worker; a further request is refused. Unset: derived from the limit of open
     files (see `net.descriptors`)."""
@@ -306,6 +309,9 @@ class WorkerConfig(FromEnvironment):
     """How long a handler may take to notice that its context was stopped before it is cancelled."""
     push_buffer: int = setting("DYNAMO_FAST_MAX_PUSHED_BYTES", 64 * MIB, POSITIVE)
     """What may wait of one answer that a handler pushes (`response_sender`) while its router reads slowly."""
+    handler_threads: int = setting("DYNAMO_FAST_HANDLER_THREADS", 64, POSITIVE)
+    """Answers of one endpoint whose handler runs in threads, because it is a generator that is not asynchronous; further
+    requests wait for the end of one."""
     leave_delay: float = setting("DYNAMO_FAST_LEAVE_DELAY", 0.2, seconds(zero=True))
     """How long a worker accepts requests after it left discovery: routers get the news with a delay."""
     response_networks: str = setting("DYNAMO_FAST_RESPONSE_NETWORKS", "", networks)

@@ -18,6 +18,8 @@ cdef class Items:
     cdef public bint _bare
     cdef public bint _flowing
     cdef public bint _in_take
+    cdef public bint _asked
+    cdef public object _abandonment
     cdef readonly object _frames
     cdef readonly object _popleft
     cdef readonly object _read_data

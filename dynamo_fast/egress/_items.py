@@ -17,6 +17,7 @@ from dynamo_fast.wire.payload import UNREADABLE, Annotated
 if TYPE_CHECKING:
     import asyncio
 
+    from dynamo_fast.egress.abandonment import Abandonment
     from dynamo_fast.egress.response_receiver import ResponseReceiver
     from dynamo_fast.wire.payload import ItemReader
 
@@ -37,7 +38,9 @@ class Items:
 
     __slots__ = (
         "__weakref__",
+        "_abandonment",
         "_after",
+        "_asked",
         "_bare",
         "_begin",
         "_final_seen",
@@ -67,12 +70,17 @@ class Items:
         """Whether `pull` returns the data of the items, and leaves out items without data."""
         self._flowing = True
         self._in_take = False
+        self._asked = False
+        """Whether something has asked for an item since a wait for one was cancelled."""
+        self._abandonment: Abandonment | None = None
+        """From the first wait that is cancelled."""
 
     def pull(self) -> Any:
         """The next item, or None if it has not come.
 
         After the last one it raises StopAsyncIteration; or, once, what else ended the answer.
         """
+        self._asked = True
         while self._open:
             if not self._frames:
                 if not self._receiver.ended:
@@ -91,6 +99,9 @@ class Items:
                 data = item.data()
                 if data is not None:
                     return data
+        if self._abandonment is not None and (error := self._abandonment.error) is not None:
+            self._abandonment = None
+            raise error
         raise StopAsyncIteration
 
     def _plain(self, frame: object) -> Any:
@@ -149,6 +160,8 @@ class Items:
 
         def _end(self) -> None: ...
 
+        def wait_cancelled(self) -> None: ...
+
 
 class NextItem:
     """The next item of an answer, to be awaited. It behaves as this coroutine does, and costs half as much:
@@ -182,15 +195,21 @@ class NextItem:
         return result
 
     def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Any:
-        """See collections.abc.Coroutine."""
-        self.close()
+        """See collections.abc.Coroutine. So a task is cancelled while it waits."""
+        items = self._items
+        self._items = self._waiting = None
+        if items is not None:
+            items.wait_cancelled()
         if value is None:
             value = kind() if isinstance(kind, type) else kind
         raise value if traceback is None else value.with_traceback(traceback)
 
     def close(self) -> None:
         """See collections.abc.Coroutine."""
+        items = None if self._waiting is None else self._items
         self._items = self._waiting = None
+        if items is not None:
+            items.wait_cancelled()
 
 
 def with_fast_anext(kind: _Class) -> _Class:

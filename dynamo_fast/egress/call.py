@@ -226,6 +226,9 @@ class RoutedStream(Generic[Data]):
             except Exception:  # the end, or what the caller's own input raised
                 self._call.completed()
                 raise
+            except BaseException:  # the wait was cancelled: see ResponseStream.wait_cancelled
+                self._stream.wait_cancelled(self._call.release)
+                raise
             else:
                 if not self._begun:
                     self._begun = True

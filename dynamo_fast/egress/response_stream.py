@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic
 
 from dynamo_fast.egress._items import Items, with_fast_anext
+from dynamo_fast.egress.abandonment import Abandonment
 from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.errors import Disconnected, DynamoError, PayloadError, ProtocolError, ResponseTimeout
 from dynamo_fast.wire.payload import Annotated, Data, ItemReader
@@ -34,6 +35,8 @@ class ResponseStream(Items, Generic[Data]):
     * ResponseTimeout: no item came for the inactivity timeout, if there is one;
     * ProtocolError, PayloadError: a frame that is not an item.
 
+    * Cancelled: a wait for an item was cancelled, and nothing asked again for too long (see `wait_cancelled`).
+
     After the context was stopped or killed the end is never an error. Closing the stream, or dropping it, tells the
     worker to quit. The items are taken on the router's event loop; the stream may be closed from any thread.
     """
@@ -41,6 +44,7 @@ class ResponseStream(Items, Generic[Data]):
     __slots__ = (
         "_decode",
         "_on_close",
+        "_patience",
         "loop",
     )
 
@@ -50,11 +54,14 @@ class ResponseStream(Items, Generic[Data]):
         reader: ItemReader,
         loop: asyncio.AbstractEventLoop,
         on_close: Callable[[], None],
+        patience: float,
     ) -> None:
+        """`patience`: how long a consumer may take to ask again after a wait of it was cancelled; 0: without limit."""
         super().__init__(receiver, reader)
         self._decode = reader.decode
         self.loop = loop
         self._on_close = on_close
+        self._patience = patience
 
     def __aiter__(self) -> ResponseStream[Data]:
         return self
@@ -124,9 +131,24 @@ class ResponseStream(Items, Generic[Data]):
     def _close(self) -> None:
         if self._open:
             self._open = False
+            if self._abandonment is not None:
+                self._abandonment.stop()
             self._receiver.drop()
             self._on_close()
             self._receiver.wake()
+
+    def wait_cancelled(self, on_close: Callable[[], None] | None = None) -> None:
+        """A wait for an item was cancelled. If nothing asks for an item again within the patience, the stream is closed.
+
+        The consumer that asks later gets the error Cancelled, once. `on_close` is called if it comes to that. Called by
+        what waits for the items; on the router's event loop only.
+        """
+        self._asked = False
+        if not self._open or not self._patience:
+            return
+        if self._abandonment is None:
+            self._abandonment = Abandonment(self, self._receiver.context.id(), self.loop, self._patience)
+        self._abandonment.wait_cancelled(on_close)
 
     async def aclose(self) -> None:
         """The same as `close`, under the name that asynchronous generators give it."""

@@ -303,7 +303,8 @@ class Exchange:
         inactivity_timeout = request.inactivity_timeout or router.inactivity_timeout
         if inactivity_timeout is not None:
             receiver.limit_inactivity(inactivity_timeout)
-        return ResponseStream(receiver, self._reader, router.response_server.loop, router._leave)
+        server = router.response_server
+        return ResponseStream(receiver, self._reader, server.loop, router._leave, server.config.abandoned_after)
 
     def give_up(self) -> None:
         """The answer is no longer waited for: tell the worker to stop."""

@@ -1,12 +1,14 @@
 """`Worker` and `serve`: a process that serves endpoints, from its first record in discovery to its last answer.
 
-    worker = await serve(handler, "demo.backend.generate")        # one endpoint
-    ...
-    await worker.close()
+    async with await serve(handler, "demo.backend.generate") as worker:       # one endpoint
+        ...
 
-    worker = await Worker.start(discovery)                        # several on one port
-    generate = await worker.serve(handler, "demo.backend.generate")
-    embed = await worker.serve(other, "demo.backend.embed")
+    async with await Worker.start(discovery) as worker:                       # several on one port
+        generate = await worker.serve(handler, "demo.backend.generate")
+        embed = await worker.serve(other, "demo.backend.embed")
+        ...
+
+The end of the block is `await worker.close()`.
 
 It leaves in Dynamo's order (runtime.md 7.3). It leaves discovery. For the leave delay it still takes requests, because
 routers hear of it a moment later. Then it refuses requests, and waits until every accepted request has its whole answer.
@@ -24,7 +26,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, cast
 
 from dynamo_fast.config import HealthCheckConfig, InstanceConfig, TcpServerConfig, TlsConfig, WorkerConfig
 from dynamo_fast.discovery.base import Discovery
@@ -34,6 +37,7 @@ from dynamo_fast.ingress.admission import Admission
 from dynamo_fast.ingress.buffered_bytes import BufferedBytes
 from dynamo_fast.ingress.canary import Canary
 from dynamo_fast.ingress.dialler import Dialler
+from dynamo_fast.ingress.handlers import AnyHandler, adapted
 from dynamo_fast.ingress.model_cards import Model, ModelCards
 from dynamo_fast.ingress.push_handler import Handler, PushHandler
 from dynamo_fast.ingress.request_server import RequestServer, RequestServerFactory
@@ -149,27 +153,36 @@ class Worker:
 
     async def serve(
         self,
-        handler: Handler,
+        handler: AnyHandler,
         endpoint: EndpointId | str,
         *,
         metrics_labels: Iterable[tuple[str, str]] = (),
         bidirectional: bool = False,
         health_check_payload: dict[str, Any] | None = None,
         model: Model | None = None,
+        adapt: bool = True,
     ) -> ServedEndpoint:
         """Serve `endpoint` ("namespace.component.endpoint") with `handler`, in place of an earlier handler of it.
+
+        A handler is an async generator function, a coroutine function (an answer of one item), a generator function (which
+        runs in a thread), or returns one of these (see `ingress.handlers`). With `adapt=False` it is called as it is, and
+        must return an async iterator: the errors of other handlers are Dynamo's own then, for each request.
 
         The handler of a bidirectional endpoint gets an async iterator of requests, which come while it answers. With
         `health_check_payload`, and if the environment enables health checks (DYN_HEALTH_CHECK_ENABLED), a silent endpoint
         is checked (see `Canary`). With `model`, Dynamo's frontends list the endpoint as that model (see
         `dynamo_fast.llm.ModelCard`).
 
-        Raises InvalidAddress for the name, InvalidRequest for a label or a model card, Disconnected if the worker is closed
-        meanwhile, and what the discovery backend raises. After an error an earlier handler goes on serving.
+        Raises TypeError for a handler of another kind, InvalidAddress for the name, InvalidRequest for a label or a model
+        card, Disconnected if the worker is closed meanwhile, and what the discovery backend raises. After an error an
+        earlier handler goes on serving.
         """
         endpoint = EndpointId.parse(endpoint) if isinstance(endpoint, str) else endpoint
         is_new = endpoint not in self.endpoints
-        served = ServedEndpoint(self, handler, endpoint, metrics_labels, bidirectional)
+        called = cast(Handler, handler)
+        if adapt:
+            called = adapted(handler, self.config.handler_threads, bidirectional=bidirectional)
+        served = ServedEndpoint(self, called, endpoint, metrics_labels, bidirectional)
         await self._begin(served, model, is_new=is_new)
         if self._closed:  # meanwhile
             await self.models.remove_all(endpoint)
@@ -217,6 +230,14 @@ class Worker:
             device_type=config.device_type,
             request_plane_codec=PayloadCodec.JSON if config.request_plane_codec == "json" else PayloadCodec.MSGPACK,
         )
+
+    async def __aenter__(self) -> Worker:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
 
     async def close(self) -> None:
         """Leave, wait until every accepted request has its answer, and close. May be called twice.
@@ -378,7 +399,7 @@ class ServedEndpoint:
 
 
 async def serve(
-    handler: Handler,
+    handler: AnyHandler,
     endpoint: EndpointId | str,
     discovery: Discovery | None = None,
     config: WorkerConfig | None = None,
@@ -389,8 +410,9 @@ async def serve(
 ) -> Worker:
     """A worker that serves one endpoint, found through `discovery`: by default files, as the environment says.
 
-    `transport` is how requests come in: a key of `REQUEST_SERVERS`. With `model`, Dynamo's frontends list the endpoint as
-    that model: `dynamo_fast.llm.ModelCard.from_folder(path)`. Raises what `Worker.start` and `Worker.serve` raise.
+    `handler` is as for `Worker.serve`. `transport` is how requests come in: a key of `REQUEST_SERVERS`. With `model`,
+    Dynamo's frontends list the endpoint as that model: `dynamo_fast.llm.ModelCard.from_folder(path)`. Raises what
+    `Worker.start` and `Worker.serve` raise.
     """
     worker = await Worker.start(
         FileDiscovery() if discovery is None else discovery, config, transport=transport, tls=tls

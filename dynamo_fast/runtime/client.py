@@ -262,6 +262,7 @@ class AsyncResponseStream(FutureItems):
         self._waits -= 1
         if not self._pending:
             self._stream.listen(None)
+            self._stream.wait_cancelled(self._call.release)
 
     def _failed(self, error: BaseException) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()

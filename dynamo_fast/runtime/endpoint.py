@@ -182,6 +182,7 @@ class Endpoint:
                 metrics_labels=labels,
                 bidirectional=bidirectional,
                 health_check_payload=health_check_payload,
+                adapt=False,
             )
         except InvalidLabel as error:
             raise plainly(error, f"Failed to create work handler metrics: {error}") from error

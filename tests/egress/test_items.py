@@ -43,6 +43,7 @@ class Frames:
 def items_of(module: Any, frames: Frames, codec: PayloadCodec = PayloadCodec.JSON, bare: bool = False) -> Any:
     class Stream(module.Items):  # type: ignore[misc]
         unusual: tuple[bytes | memoryview, ...] = ()
+        cancelled_waits = 0
 
         def _unusual(self, frame: bytes | memoryview) -> Annotated | None:
             self.unusual += (frame,)
@@ -50,6 +51,9 @@ def items_of(module: Any, frames: Frames, codec: PayloadCodec = PayloadCodec.JSO
 
         def _end(self) -> None:
             self._open = False
+
+        def wait_cancelled(self) -> None:
+            self.cancelled_waits += 1
 
     stream = Stream(frames, codec.items)
     stream._bare = bare
@@ -179,12 +183,18 @@ async def test_a_wait_that_is_cancelled_loses_nothing(module: Any) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+    assert stream.cancelled_waits == 2
+    item = stream.__anext__()
+    item.send(None)
+    item.close()
+    assert stream.cancelled_waits == 3
     frames.come(PayloadCodec.JSON.encode_item(1))
     assert (await stream.__anext__()).data() == 1
     item = stream.__anext__()
     item.close()
     with pytest.raises(RuntimeError):
         item.send(None)
+    assert stream.cancelled_waits == 3, "it had not begun to wait"
     with pytest.raises(KeyError, match="a"):
         stream.__anext__().throw(KeyError("a"))
     with pytest.raises(KeyError):

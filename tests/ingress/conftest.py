@@ -33,6 +33,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
         handler: Any = echo,
         *,
         bidirectional: bool = False,
+        adapt: bool = True,
         server: dict[str, Any] | None = None,
         **settings: Any,
     ) -> Worker:
@@ -40,8 +41,8 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
         worker = await Worker.start(
             FileDiscovery(tmp_path), config, TcpServerConfig(host="127.0.0.1", **(server or {}))
         )
-        await worker.serve(handler, ENDPOINT, bidirectional=bidirectional)
         workers.append(worker)
+        await worker.serve(handler, ENDPOINT, bidirectional=bidirectional, adapt=adapt)
         return worker
 
     yield begin

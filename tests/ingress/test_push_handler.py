@@ -245,7 +245,7 @@ async def test_a_handler_that_cannot_be_called(start: Start, how: str) -> None:
         "wants more": (lambda request, more: None, "TypeError: "),
     }
     handler, text = handlers[how]
-    async with Requester(address_of(await start(handler))) as requester:
+    async with Requester(address_of(await start(handler, adapt=False))) as requester:
         prologue = await refused(await requester.call({}))
         assert prologue["error"].startswith(f"Generate Error: {text}")
         assert prologue["typed_error"]["error_type"] == "Unknown"

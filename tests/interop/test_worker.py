@@ -235,7 +235,7 @@ async def test_a_handler_that_cannot_be_called(bench: Bench) -> None:
     async def no_generator(request: Any) -> Any:
         return request
 
-    await bench.worker.serve(no_generator, "ours.worker.broken")  # type: ignore[arg-type]  # which is the point
+    await bench.worker.serve(no_generator, "ours.worker.broken", adapt=False)
     await bench.client.wait_for("ours.worker.broken", 1)
     items, error = await bench.client.call("ours.worker.broken", {})
     word = "CannotConnect" if bench.is_old else "Unavailable"
