@@ -210,6 +210,13 @@ cdef class TcpResponseMessage:
         return f"{type(self).__name__}(data={elided(self.data)})"
 
 
+cdef Py_ssize_t limit_of(object max_message_size) except -1:
+    """As `message_limit`, without a call for the usual number: each connection has a decoder of its own."""
+    if type(max_message_size) is int and 0 <= max_message_size <= U32_MAX:
+        return max_message_size
+    return message_limit(max_message_size)
+
+
 cdef object no_constructor(object message):
     name = type(message).__name__
     return TypeError(f"{name} has no constructor: use {name}.from_parts()")
@@ -335,9 +342,13 @@ cdef class TwoPartCodec(_Codec):
     """
 
     def __init__(self, max_message_size=None, *, bint checksum=False):
+        self.begin(max_message_size, checksum)
+
+    cdef int begin(self, object max_message_size, bint checksum) except -1:
         self.name = "two-part message"
-        self.limit = message_limit(max_message_size)
+        self.limit = limit_of(max_message_size)
         self.digest = xxh3_64() if checksum else None
+        return 0
 
     def encode_message(self, message):
         """The frame of `message`. Raises MessageTooLarge."""
@@ -387,7 +398,7 @@ cdef class TcpRequestCodec(_Codec):
 
     def __init__(self, max_message_size=None):
         self.name = "TCP request frame"
-        self.limit = message_limit(max_message_size)
+        self.limit = limit_of(max_message_size)
 
     def encode_message(self, message):
         """The frame of `message`. Raises MessageTooLarge, also for a part that does not fit its length field."""
@@ -451,7 +462,7 @@ cdef class TcpResponseCodec(_Codec):
 
     def __init__(self, max_message_size=None):
         self.name = "TCP response frame"
-        self.limit = message_limit(max_message_size)
+        self.limit = limit_of(max_message_size)
 
     def encode_message(self, message):
         """The frame of `message`. Raises MessageTooLarge, also for data that does not fit its length field."""
@@ -702,7 +713,9 @@ cdef class TwoPartDecoder(_Decoder):
     """A stream of two-part messages; the arguments are those of TwoPartCodec."""
 
     def __init__(self, max_message_size=None, *, bint checksum=False):
-        self.codec = TwoPartCodec(max_message_size, checksum=checksum)
+        cdef TwoPartCodec codec = TwoPartCodec.__new__(TwoPartCodec)
+        codec.begin(max_message_size, checksum)
+        self.codec = codec
 
     @cython.critical_section
     def feed_data(self, chunk):

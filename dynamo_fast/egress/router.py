@@ -238,9 +238,6 @@ class AddressedPushRouter:
             raise
         return exchange
 
-    def _leave(self) -> None:
-        self.metrics.inflight -= 1
-
     def _send(
         self, request: AddressedRequest, receiver: ResponseReceiver, timing: RequestTiming
     ) -> asyncio.Future[Ack]:
@@ -303,14 +300,14 @@ class Exchange:
         inactivity_timeout = request.inactivity_timeout or router.inactivity_timeout
         if inactivity_timeout is not None:
             receiver.limit_inactivity(inactivity_timeout)
-        return ResponseStream(receiver, self._reader, router.response_server.loop, router._leave)
+        return ResponseStream(receiver, self._reader, router.response_server.loop, router.metrics)
 
     def give_up(self) -> None:
         """Nobody waits for the answer: tell the worker to stop."""
         if self.ack is not None:
             self.ack.cancel()  # no effect on one that has come
         self.receiver.drop()
-        self._router._leave()
+        self._router.metrics.inflight -= 1
 
 
 class MarkedPushRouter(AddressedPushRouter):
