@@ -21,6 +21,7 @@ TRANSLATED = [
     "dynamo_fast.egress.pool",
     "dynamo_fast.egress.response_connection",
     "dynamo_fast.egress.response_receiver",
+    "dynamo_fast.egress.response_stream",
     "dynamo_fast.egress.router",
     "dynamo_fast.egress.stream_registry",
     "dynamo_fast.egress.tcp_client",

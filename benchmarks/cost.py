@@ -8,21 +8,26 @@ difference of the work, is the cost of one. So the start of the interpreter, imp
 instructions in user space count, of all threads of the process under test. Its other end is another process, which is
 not counted: `replay.c` answers callers, sockets of this process call workers (`worker_side.py`).
 
-Prints the counts beside those in cost.json that were recorded for this version of Python, and fails if one is more than
-2 % above. --record writes cost.json. Without valgrind nothing is counted, which is said, and is no failure.
+Prints the counts beside those in cost.json that were recorded for this version of Python. Fails if one is more than 2 %
+above, provided that they were recorded with the same builds and libraries: with others a count may differ by more, so the
+table is printed and nothing fails. --record writes cost.json. Without valgrind nothing is counted, which is said, and is no
+failure.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
+import platform
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,6 +42,7 @@ from dynamo_fast.codec import BACKEND
 __all__ = ["ALLOWED", "CASES", "RECORDED", "compare", "count", "main"]
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("benchmarks", "dynamo_fast")
 RECORDED = Path(__file__).with_name("cost.json")
 ALLOWED = 0.02
 """What a count may be above what is recorded, of it."""
@@ -81,11 +87,26 @@ class Case:
     times: tuple[int, int]
 
 
+@functools.cache
+def home() -> Path:
+    """Where a process runs, and imports from: links to the packages, and nothing else.
+
+    An import lists each folder that it searches. In the checkout itself each other file would count, and differently each
+    time that a tool leaves one there.
+    """
+    folder = ROOT / "build" / "cost"
+    folder.mkdir(parents=True, exist_ok=True)
+    for package in PACKAGES:
+        with contextlib.suppress(FileExistsError):
+            (folder / package).symlink_to(ROOT / package)
+    return folder
+
+
 def settings(folder: str) -> dict[str, str]:
     """The whole environment of a process: what else is in ours must not count."""
     return {
         "PATH": os.defpath,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(home()),
         "PYTHONHASHSEED": "0",
         "UV_USE_IO_URING": "0",  # valgrind has none
         "DYN_FILE_KV": folder,
@@ -98,7 +119,9 @@ def settings(folder: str) -> dict[str, str]:
 def run_python(under: list[str], *arguments: str, folder: str = "") -> None:
     """One process, to its end. Raises CalledProcessError."""
     command = [*under, sys.executable, *arguments]
-    done = subprocess.run(command, env=settings(folder), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = subprocess.run(
+        command, cwd=home(), env=settings(folder), capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}: {done.stderr[-2000:]}")
 
@@ -132,7 +155,8 @@ def replay_worker(codec: str) -> Iterator[str]:
     """A worker that `replay.c` does the work of; the folder of its file store."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.replay_worker", codec]
-        with subprocess.Popen(command, env={**os.environ, **settings(folder)}, stdout=subprocess.PIPE) as worker:
+        environment = {**os.environ, **settings(folder)}
+        with subprocess.Popen(command, cwd=home(), env=environment, stdout=subprocess.PIPE) as worker:
             try:
                 assert worker.stdout is not None
                 assert worker.stdout.readline() == b"ready\n"
@@ -145,7 +169,7 @@ def replay_worker(codec: str) -> Iterator[str]:
 def counted_worker(under: list[str], handler: str) -> Iterator[str]:
     """A worker with one handler of `worker.py`; the address of its endpoint."""
     command = [*under, sys.executable, "-c", WORKER, handler]
-    with subprocess.Popen(command, env=settings(""), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=home(), env=settings(""), stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             yield process.stdout.readline().strip() or sys.exit("the worker did not start")
@@ -200,7 +224,8 @@ CASES = {
 
 def count(case: Case) -> float:
     """Instructions of one unit."""
-    case.run([], case.times[1])  # modules are compiled, and files are in the cache
+    for times in case.times:  # modules are compiled, and files are in the cache
+        case.run([], times)
     less, more = (counted(case, times) for times in case.times)
     return (more - less) / (case.times[1] - case.times[0]) / case.units
 
@@ -242,7 +267,14 @@ def record(measured: dict[str, float], recorded: dict[str, Any]) -> None:
 
 def versions() -> dict[str, str]:
     """What a count depends on, besides the package's source."""
-    return {"codec": BACKEND, **machine("uvloop", "orjson", "msgspec")}
+    built = (sysconfig.get_config_var("CONFIG_ARGS") or "").replace("'", "").split()
+    options = [each for each in built if each.startswith(("--enable", "--with"))]
+    libc = " ".join(platform.libc_ver())
+    return {
+        "codec": BACKEND,
+        "build": " ".join([platform.python_compiler(), libc, *options]),
+        **machine("uvloop", "orjson", "msgspec"),
+    }
 
 
 def chosen(prefixes: list[str]) -> dict[str, Case]:
@@ -273,8 +305,8 @@ def main() -> None:
         record(measured, recorded)
         return
     if of_this["with"] != versions():
-        print(f"recorded with {of_this['with']}\nmeasured with {versions()}")
-    if dearer:
+        print(f"recorded with {of_this['with']}\nmeasured with {versions()}: no count fails")
+    elif dearer:
         sys.exit(f"more than {ALLOWED:.0%} above what is recorded: {', '.join(dearer)}")
 
 

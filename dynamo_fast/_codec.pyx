@@ -224,6 +224,13 @@ cdef class TcpResponseMessage:
         return f"{type(self).__name__}(data={elided(self.data)})"
 
 
+cdef Py_ssize_t limit_of(object max_message_size) except -1:
+    """As `message_limit`, without a call for the usual number: each connection has a decoder of its own."""
+    if type(max_message_size) is int and 0 <= max_message_size <= U32_MAX:
+        return max_message_size
+    return message_limit(max_message_size)
+
+
 # -- memory ---------------------------------------------------------------------------------------------------------
 
 
@@ -348,10 +355,14 @@ cdef class TwoPartCodec(_Codec):
     """
 
     def __init__(self, max_message_size=None, *, bint checksum=False, bint views=False):
+        self.begin(max_message_size, checksum, views)
+
+    cdef int begin(self, object max_message_size, bint checksum, bint views) except -1:
         self.name = "two-part message"
-        self.limit = message_limit(max_message_size)
+        self.limit = limit_of(max_message_size)
         self.threshold = view_threshold(views)
         self.digest = xxh3_64() if checksum else None
+        return 0
 
     def encode_message(self, message):
         """The frame of `message`. Raises MessageTooLarge."""
@@ -406,7 +417,7 @@ cdef class TcpRequestCodec(_Codec):
 
     def __init__(self, max_message_size=None, *, bint views=False):
         self.name = "TCP request frame"
-        self.limit = message_limit(max_message_size)
+        self.limit = limit_of(max_message_size)
         self.threshold = view_threshold(views)
 
     def encode_message(self, message):
@@ -474,7 +485,7 @@ cdef class TcpResponseCodec(_Codec):
 
     def __init__(self, max_message_size=None, *, bint views=False):
         self.name = "TCP response frame"
-        self.limit = message_limit(max_message_size)
+        self.limit = limit_of(max_message_size)
         self.threshold = view_threshold(views)
 
     def encode_message(self, message):
@@ -734,7 +745,9 @@ cdef class TwoPartDecoder(_Decoder):
     """TwoPartDecoder(max_message_size=None, *, checksum=False, views=False)\n--\n\nA stream of two-part messages; the arguments are those of TwoPartCodec."""
 
     def __init__(self, max_message_size=None, *, bint checksum=False, bint views=False):
-        self.codec = TwoPartCodec(max_message_size, checksum=checksum, views=views)
+        cdef TwoPartCodec codec = TwoPartCodec.__new__(TwoPartCodec)
+        codec.begin(max_message_size, checksum, views)
+        self.codec = codec
 
     @cython.critical_section
     def feed_data(self, chunk):

@@ -23,6 +23,7 @@ cdef class Items:
     cdef readonly object _frames
     cdef readonly object _popleft
     cdef readonly object _read_data
+    cdef readonly object _decode
     cdef readonly bint _scan
     cdef readonly bytes _null
     cdef readonly bytes _head
@@ -30,9 +31,12 @@ cdef class Items:
     cdef readonly Py_ssize_t _begin
     cdef readonly Py_ssize_t _after
 
+    cpdef _read(self, receiver, reader)
     cpdef object pull(self)
     cpdef object feed(self, object take)
     cpdef object wait(self)
+    cpdef _unusual(self, frame)
+    cpdef _end(self)
     @cython.locals(whole=bytes, data=bytes, begin=Py_ssize_t, end=Py_ssize_t)
     cdef object _plain(self, object frame)
 
@@ -45,7 +49,7 @@ cdef class NextItem:
 
 
 @cython.locals(next_item=NextItem)
-cdef object _begin(Items items)
+cpdef begin(Items items)
 @cython.locals(next_item=NextItem, items=Items)
 cdef object _step(object item)
 @cython.locals(next_item=NextItem)

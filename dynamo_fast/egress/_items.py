@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dynamo_fast.egress.response_receiver import ResponseReceiver
     from dynamo_fast.wire.payload import ItemReader
 
-__all__ = ["Items", "NextItem", "with_fast_anext"]
+__all__ = ["Items", "NextItem", "begin", "with_fast_anext"]
 
 _Class = TypeVar("_Class", bound=type)
 
@@ -43,6 +43,7 @@ class Items:
         "_asked",
         "_bare",
         "_begin",
+        "_decode",
         "_final_seen",
         "_flowing",
         "_frames",
@@ -58,12 +59,15 @@ class Items:
     )
 
     def __init__(self, receiver: ResponseReceiver, reader: ItemReader) -> None:
+        self._read(receiver, reader)
+
+    def _read(self, receiver: ResponseReceiver, reader: ItemReader) -> None:
+        """What `__init__` does, for a subclass: the call costs less."""
         self._receiver = receiver
         self._frames: deque[bytes | memoryview] = receiver.frames
         self._popleft = receiver.frames.popleft
-        self._head, self._tail = reader.envelope
+        (self._head, self._tail), self._read_data, self._scan, self._null, self._decode = reader
         self._begin, self._after = len(self._head), len(self._tail)
-        self._read_data, self._scan, self._null = reader.read_data, reader.scan, reader.null
         self._final_seen = False
         self._open = True
         self._bare = False
@@ -152,15 +156,16 @@ class Items:
         self._receiver.listen(reader)
 
     def __anext__(self) -> Any:
-        return _begin(self)
+        return begin(self)
 
-    if TYPE_CHECKING:
+    def _unusual(self, frame: bytes | memoryview) -> Any:
+        raise NotImplementedError
 
-        def _unusual(self, frame: bytes | memoryview) -> Any: ...
+    def _end(self) -> None:
+        raise NotImplementedError
 
-        def _end(self) -> None: ...
-
-        def wait_cancelled(self) -> None: ...
+    def wait_cancelled(self, on_close: Callable[[], None] | None = None) -> None:
+        raise NotImplementedError
 
 
 class NextItem:
@@ -219,7 +224,8 @@ def with_fast_anext(kind: _Class) -> _Class:
     return kind
 
 
-def _begin(items: Items) -> NextItem:
+def begin(items: Items) -> NextItem:
+    """What `__anext__` returns."""
     next_item = NextItem.__new__(NextItem)
     next_item._items, next_item._waiting = items, None
     return next_item

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`ResponseStream`: the answer as the caller sees it, an asynchronous iterator of `Annotated` items."""
 
 from __future__ import annotations
@@ -5,13 +6,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any
 
-from dynamo_fast.egress._items import Items, with_fast_anext
+from dynamo_fast.egress._items import Items, begin
 from dynamo_fast.egress.abandonment import Abandonment
 from dynamo_fast.egress.response_receiver import ResponseReceiver
 from dynamo_fast.errors import Disconnected, DynamoError, PayloadError, ProtocolError, ResponseTimeout
+from dynamo_fast.observability.metrics import RequestPlaneMetrics
 from dynamo_fast.wire.payload import Annotated, Data, ItemReader
+
+if TYPE_CHECKING:
+    from typing import Generic
+else:
+    from dynamo_fast._native import Generic
 
 __all__ = ["ResponseStream"]
 
@@ -19,7 +26,6 @@ __all__ = ["ResponseStream"]
 _SENTINEL_SECONDS = 1.0
 
 
-@with_fast_anext
 class ResponseStream(Items, Generic[Data]):
     """The items of one answer, in order; `T` is the type of their data.
 
@@ -41,34 +47,30 @@ class ResponseStream(Items, Generic[Data]):
     worker to quit. The items are taken on the router's event loop; the stream may be closed from any thread.
     """
 
-    __slots__ = (
-        "_decode",
-        "_on_close",
-        "_patience",
-        "loop",
-    )
+    __slots__ = ("_metrics", "_patience", "loop")
 
     def __init__(
         self,
         receiver: ResponseReceiver,
         reader: ItemReader,
         loop: asyncio.AbstractEventLoop,
-        on_close: Callable[[], None],
+        metrics: RequestPlaneMetrics,
         patience: float,
     ) -> None:
-        """`patience`: how long a consumer may take to ask again after a wait of it was cancelled; 0: without limit."""
-        super().__init__(receiver, reader)
-        self._decode = reader.decode
+        """`metrics` have it in flight, up to its end.
+
+        `patience`: how long a consumer may take to ask again after a wait of it was cancelled; 0: without limit.
+        """
+        self._read(receiver, reader)
         self.loop = loop
-        self._on_close = on_close
+        self._metrics = metrics
         self._patience = patience
 
     def __aiter__(self) -> ResponseStream[Data]:
         return self
 
-    if TYPE_CHECKING:
-
-        def __anext__(self) -> Coroutine[Any, Any, Annotated[Data]]: ...
+    def __anext__(self) -> Coroutine[Any, Any, Annotated[Data]]:
+        return begin(self)
 
     def _unusual(self, frame: bytes | memoryview) -> Annotated[Data] | None:
         """The item in a frame; None for the final marker. Raises what the item says, if it is an error."""
@@ -130,12 +132,13 @@ class ResponseStream(Items, Generic[Data]):
 
     def _close(self) -> None:
         if self._open:
+            receiver = self._receiver
             self._open = False
             if self._abandonment is not None:
                 self._abandonment.stop()
-            self._receiver.drop()
-            self._on_close()
-            self._receiver.wake()
+            receiver.drop()
+            self._metrics.inflight -= 1
+            receiver.wake()
 
     def wait_cancelled(self, on_close: Callable[[], None] | None = None) -> None:
         """A wait for an item was cancelled. If nothing asks for an item again within the patience, the stream is closed.
@@ -168,5 +171,9 @@ class ResponseStream(Items, Generic[Data]):
             if asyncio._get_running_loop() is self.loop:
                 self._close()
             else:
-                self.loop.call_soon_threadsafe(self._receiver.drop)
-                self._on_close()
+                self.loop.call_soon_threadsafe(_drop, self._receiver)
+                self._metrics.inflight -= 1
+
+
+def _drop(receiver: ResponseReceiver) -> None:
+    receiver.drop()

@@ -238,9 +238,6 @@ class AddressedPushRouter:
             raise
         return exchange
 
-    def _leave(self) -> None:
-        self.metrics.inflight -= 1
-
     def _send(
         self, request: AddressedRequest, receiver: ResponseReceiver, timing: RequestTiming
     ) -> asyncio.Future[Ack]:
@@ -304,14 +301,14 @@ class Exchange:
         if inactivity_timeout is not None:
             receiver.limit_inactivity(inactivity_timeout)
         server = router.response_server
-        return ResponseStream(receiver, self._reader, server.loop, router._leave, server.config.abandoned_after)
+        return ResponseStream(receiver, self._reader, server.loop, router.metrics, server.config.abandoned_after)
 
     def give_up(self) -> None:
         """The answer is no longer waited for: tell the worker to stop."""
         if self.ack is not None:
             self.ack.cancel()  # no effect on one that has come
         self.receiver.drop()
-        self._router._leave()
+        self._router.metrics.inflight -= 1
 
 
 class MarkedPushRouter(AddressedPushRouter):

@@ -8,10 +8,10 @@ import os
 __all__ = ["random_uuid"]
 
 _BATCH = 256
-_LENGTH = 36
+_LENGTH = 37  # with a blank behind each
 _DASHES = (8, 13, 18, 23)
 #: Where each of the 32 digits stands in the text.
-_PLACES = [place for place in range(_LENGTH) if place not in _DASHES]
+_PLACES = [place for place in range(_LENGTH - 1) if place not in _DASHES]
 _VERSION, _VARIANT = 12, 16  # the digits that say how the UUID was made
 _VARIANTS = bytes.maketrans(b"0123456789abcdef", b"89ab" * 4)
 _pool: list[str] = []
@@ -37,8 +37,8 @@ def _batch() -> list[str]:
     texts = bytearray(b"-") * (_LENGTH * _BATCH)
     for digit, place in enumerate(_PLACES):
         texts[place::_LENGTH] = digits[digit::32]
-    text = texts.decode()
-    return [text[at : at + _LENGTH] for at in range(0, len(text), _LENGTH)]
+    texts[_LENGTH - 1 :: _LENGTH] = b" " * _BATCH
+    return texts.decode().split()
 
 
 if hasattr(os, "register_at_fork"):  # or parent and child would draw the same ones
