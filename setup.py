@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 # All but the codec are Python that Cython translates, with types in the .pxd beside it: without a compiler, the same files
@@ -107,7 +108,7 @@ class OptionalBuild(build_ext):
             without_the_extension(error)
             for built in self.get_outputs():  # some extensions fit only each other: all, or none
                 Path(built).unlink(missing_ok=True)
-            self.extensions = []
+            self.extensions = self.distribution.ext_modules = []
 
     def build_extension(self, extension):
         super().build_extension(extension)
@@ -120,4 +121,14 @@ class OptionalBuild(build_ext):
             super().copy_extensions_to_source()
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": OptionalBuild})
+class Wheel(bdist_wheel):
+    """A wheel for any platform if the extensions were not compiled: pip must not take it for the compiled one later."""
+
+    def run(self):
+        self.run_command("build_ext")  # which may find that there is no compiler
+        if not self.distribution.ext_modules:
+            self.root_is_pure = True
+        super().run()
+
+
+setup(ext_modules=extensions(), cmdclass={"bdist_wheel": Wheel, "build_ext": OptionalBuild})

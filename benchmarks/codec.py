@@ -3,9 +3,10 @@
     python -m benchmarks.codec [--rounds 15] [--figures docs/figures]
 
 Decoding is timed for one frame, for runs of frames (as many as fill 64 KiB, the size of a read), and for frames that come
-in two pieces. The yardsticks: the same frames with `struct` by hand, as one would write it without this package; msgpack
-for a message of the same two parts; and `orjson.loads` of a JSON body of the same size, which is what a frame's content
-costs at least. Prints nanoseconds per frame; writes JSON, and a plot if matplotlib is there.
+in two pieces. Large parts are views, as on the planes. The yardsticks: the same frames with `struct` by hand, as one would
+write it without this package; msgpack for a message of the same two parts; and `orjson.loads` of a JSON body of the same
+size, which is what a frame's content costs at least. Prints nanoseconds per frame; writes JSON, and a plot if matplotlib is
+there.
 """
 
 from __future__ import annotations
@@ -19,24 +20,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 import dynamo_fast._codec_py as python
 from benchmarks.timing import machine, measure
 
+try:
+    import msgpack
+    import orjson
+
+    import dynamo_fast._codec as compiled
+except ImportError as error:  # a benchmark of a part would mislead
+    sys.exit(f"{error}: `pip install -e '.[bench]'` in this folder builds and installs what the benchmarks need")
+
+BACKENDS: dict[str, Any] = {"cython": compiled, "python": python}
 SIZES = (0, 32, 96, 256, 1024, 4096, 65536, 1 << 20, 16 << 20)
 READ = 65536
 """Bytes of a run of frames, if they are small enough for more than one."""
 _PREFIX = struct.Struct(">QQQ")
-
-
-def backends() -> dict[str, Any]:
-    """Both, or an end: a benchmark of half of it would mislead."""
-    try:
-        import dynamo_fast._codec as compiled
-    except ImportError as error:
-        sys.exit(f"the compiled codec is missing ({error}): build it with DYNAMO_FAST_BUILD=cython")
-    return {"cython": compiled, "python": python}
 
 
 def json_body(size: int) -> bytes:
@@ -72,8 +71,6 @@ def decode_in_pieces(decoder: Any, frame: bytes) -> None:
 
 def cases(size: int) -> dict[str, tuple[Callable[[], object], int]]:
     """What is timed for one body size, each with the number of frames that a call handles."""
-    import msgpack
-
     body = json_body(size)
     frame = python.encode_two_part(b"", body)
     count = max(1, READ // len(frame))
@@ -90,10 +87,10 @@ def cases(size: int) -> dict[str, tuple[Callable[[], object], int]]:
         "decode a run, struct by hand": (lambda: decode_by_hand(run), count),
         "orjson.loads of the body": (lambda: orjson.loads(body), 1),
     }
-    for name, module in backends().items():
+    for name, module in BACKENDS.items():
         message = module.TwoPartMessage.from_data(body)
-        codec, request_codec = module.TwoPartCodec(), module.TcpRequestCodec()
-        decoder, requests_decoder = module.TwoPartDecoder(), module.TcpRequestDecoder()
+        codec, request_codec = module.TwoPartCodec(views=True), module.TcpRequestCodec()
+        decoder, requests_decoder = module.TwoPartDecoder(views=True), module.TcpRequestDecoder(views=True)
         timed |= {
             f"encode, {name}": (partial(codec.encode_message, message), 1),
             f"encode_two_part, {name}": (partial(module.encode_two_part, b"", body), 1),

@@ -321,6 +321,10 @@ cdef class _Codec:
 
         Raises IncompleteMessage or TrailingBytes if it holds less or more than one, and MessageTooLarge.
         """
+        return self.decode(frame)
+
+    @cython.final
+    cdef object decode(self, object frame):
         cdef Py_ssize_t at = 0, stop = 0
         cdef bytes base = base_of("frame", frame, &at, &stop)
         cdef Py_ssize_t available = stop - at
@@ -533,7 +537,7 @@ cdef TwoPartCodec COPYING = TwoPartCodec(), VIEWING = TwoPartCodec(views=True)
 
 def decode_two_part(frame, *, bint views=False):
     """The message of a frame: what `TwoPartCodec(views=views).decode_message` returns and raises."""
-    return (VIEWING if views else COPYING).decode_message(frame)
+    return VIEWING.decode(frame) if views else COPYING.decode(frame)
 
 
 def encode_data_frames(bodies, head=b"", tail=b""):

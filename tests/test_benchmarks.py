@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from benchmarks.fleet import __main__ as fleet
 from benchmarks.replay_worker import compiled
 from tests.interop.frontends import program
 
+ROOT = Path(__file__).parents[1]
 CALLERS = router.available()
 
 pytestmark = [
@@ -175,3 +177,12 @@ def test_tables_are_made_of_what_was_measured(tmp_path: Path) -> None:
     router.write("growth-idle", {}, {report.OURS: {"kib_per_stream": 3.0}}, tmp_path)
     assert list(report.tables(tmp_path)) == ["aims", "growth-idle"]
     assert "memory of an idle stream | 3 KiB | 4 KiB" in report.tables(tmp_path)["aims"]
+
+
+@pytest.mark.parametrize("missing", ["dynamo_fast._codec", "orjson", "msgpack"])
+def test_the_benchmark_of_the_codec_says_how_to_get_what_it_needs(missing: str) -> None:
+    program = f"import runpy, sys; sys.modules[{missing!r}] = None; runpy.run_module('benchmarks.codec')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "pip install -e '.[bench]'" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import doctest
+import io
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,3 +132,44 @@ def test_the_floors_of_the_architecture_are_those_of_the_code() -> None:
         r"^\| ((?:`\w+`(?:, )?)+) \|", (DOCS / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE
     )
     assert [set(re.findall(r"\w+", row)) for row in rows] == [set(floor) for floor in FLOORS]
+
+
+def python_of_the_codec() -> list[dict[str, Any]]:
+    """The names that each example of the page on the codec defines."""
+    found = []
+    for source in blocks("codec.md", "python"):
+        names: dict[str, Any] = {}
+        exec(source, names)
+        found.append(names)
+    return found
+
+
+async def test_the_codec_of_the_guide_takes_the_place_of_the_one_by_hand() -> None:
+    """Both read what both wrote, cut where the reads cut it."""
+    first, by_hand, ours, ping, views = python_of_the_codec()
+    assert (first["header"], first["data"]) == (b'{"id":1}', b"some data")
+    assert type(views["message"].data) is memoryview
+    sent = [(b"", b""), (b"h", b"d" * 70_000), (b"head", b"")] * 50
+    for writer in (by_hand, ours):
+        stream = b"".join(writer["encode"](*each) for each in sent)
+        for reader in (by_hand, ours):
+            assert [each async for each in reader["messages"](stream_of(stream))] == sent
+    with pytest.raises(EOFError, match="the stream ends 10 bytes into a message"):
+        _ = [each async for each in ours["messages"](stream_of(ours["encode"](b"", b"x")[:10]))]
+    written = io.BytesIO()
+
+    class Writer:
+        write = written.write
+
+        async def drain(self) -> None:
+            pass
+
+    assert await ping["ping"](stream_of(by_hand["encode"](b"pong", b"")), Writer()) == b"pong"
+    assert written.getvalue() == by_hand["encode"](b"ping", b"")
+
+
+def stream_of(data: bytes) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader()
+    reader.feed_data(data)
+    reader.feed_eof()
+    return reader

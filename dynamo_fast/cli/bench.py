@@ -1,15 +1,20 @@
-"""`dynamo-fast bench TARGET JSON`: a load of one request, many at once or at a rate, and what became of it."""
+"""`dynamo-fast bench TARGET JSON`: a load of one request, many at once or at a rate, and what became of it.
+
+`dynamo-fast bench codec` sends nothing: it times the frames alone.
+"""
 
 from __future__ import annotations
 
 import argparse
 import math
 
+from dynamo_fast.cli import bench_codec
 from dynamo_fast.cli.arguments import count, seconds
 from dynamo_fast.cli.call import add_target, metadata_of, sender, showing
 from dynamo_fast.cli.load import Load
 from dynamo_fast.cli.loop import run as run_loop
-from dynamo_fast.wire.json_text import dumps
+from dynamo_fast.errors import InvalidRequest
+from dynamo_fast.wire.json_text import dumps, dumps_any
 
 __all__ = ["add_parser", "run"]
 
@@ -20,9 +25,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "bench",
         help="send a request again and again, and say how long the answers took",
         description="Send the same request again and again, and print a summary and a histogram. With --rate a request's "
-        "time counts from when it was due. The status is 1 if a request failed.",
+        "time counts from when it was due. The status is 1 if a request failed. TARGET may be `codec`, without JSON: that "
+        "times the frames alone, against `struct` by hand.",
     )
-    add_target(parser)
+    add_target(parser, optional=True)
     load = parser.add_argument_group("load")
     load.add_argument("--concurrency", type=count, default=32, metavar="N", help="at most N at once (default: 32)")
     load.add_argument(
@@ -37,7 +43,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(options: argparse.Namespace) -> int:
     """Put the load on, and print what became of it."""
+    if options.target == "codec":
+        return _codec(options)
+    if options.request is None:
+        raise InvalidRequest("the request is missing: dynamo-fast bench TARGET JSON")
     return run_loop(_bench(options))
+
+
+def _codec(options: argparse.Namespace) -> int:
+    if options.request is not None:
+        raise InvalidRequest("`bench codec` sends nothing: it takes no request")
+    table = bench_codec.results()
+    if options.json:
+        print(dumps_any(table).decode())
+    else:
+        print(*bench_codec.lines(table), sep="\n")
+    return 0
 
 
 async def _bench(options: argparse.Namespace) -> int:

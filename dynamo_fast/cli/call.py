@@ -52,12 +52,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run)
 
 
-def add_target(parser: argparse.ArgumentParser) -> None:
-    """Add the request, where it goes, and how; for `sender`."""
+def add_target(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """Add the request, where it goes, and how; for `sender`. With `optional` the request may be missing: it is None."""
     parser.add_argument(
         "target", metavar="TARGET", help="an endpoint, NAMESPACE.COMPONENT.ENDPOINT; or an address, IP:PORT/PATH"
     )
-    parser.add_argument("request", metavar="JSON", help="the request; - reads it from standard input")
+    parser.add_argument(
+        "request", metavar="JSON", nargs="?" if optional else None, help="the request; - reads it from standard input"
+    )
     parser.add_argument("--metadata", action="append", default=[], metavar="KEY=VALUE", help="may be given repeatedly")
     parser.add_argument(
         "--inactivity-timeout",
