@@ -171,7 +171,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(SOURCES) | $(BIN)/python
-	$(call say,"building and installing dynamo_fast")
+	$(call say,"building and installing dynamo_fast: its extensions take a minute or two")
 	@$(PIP) install --quiet --editable ".[cli,gateway]"
 	@touch $@
 

@@ -21,6 +21,13 @@ from scripts import sequence
 DOCS = "docs/"
 PAGES = {"CHANGELOG.md": "changelog.md", "SECURITY.md": "vulnerabilities.md"}
 """File of the repository -> page of the site."""
+BOOSTS = {
+    r"spec/|performance|changelog|compatibility": 0.2,
+    r"reference/|scaling|conformance": 0.7,
+    r"settings|errors": 1.3,
+    r"install|quickstart|calling|workers|models|troubleshooting|contributing": 2,
+}
+"""Pages -> how much more a word in them counts in a search: guides come before what was measured and specified."""
 DIAGRAM = re.compile(r"^```mermaid\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 
@@ -57,6 +64,8 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
     """Draw the diagrams, and point the links that leave docs/ to where the site has their targets."""
+    boosts = [boost for pages, boost in BOOSTS.items() if re.match(pages, page.file.src_uri)]
+    page.meta["search"] = {"boost": boosts[0] if boosts else 1}
 
     def there(link: re.Match[str]) -> str:
         path = _in_repository(page.file, link[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -155,6 +156,19 @@ def test_the_fastapi_service(tmp_path: Path, servers: ExitStack) -> None:
     assert status == 200
     assert_shown(curl, text)
     assert post(port, '{"prompt": 1}')[0] == 500  # the handler raises AttributeError
+    assert in_a_browser(port) == text.rstrip()
+
+
+def in_a_browser(port: int) -> str:
+    """What the script of the page writes to its console. Node has the same `fetch` as browsers."""
+    (script,) = re.findall(r"```js\n(.*?)```", page("fastapi.md"), re.DOTALL)
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node for the script of the page; the rest of the test has passed")
+    source = script.replace('"/generate"', f'"http://localhost:{port}/generate"')
+    command = [node, "--input-type=module", "--eval", source]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=LIMIT, check=True)
+    return re.sub(r"\n{3}", "\n\n", done.stdout).rstrip()
 
 
 def test_the_fastapi_service_without_a_worker(tmp_path: Path, servers: ExitStack) -> None:

@@ -30,7 +30,7 @@ from dynamo_fast.discovery.base import DiscoveryEvent
 from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
-from dynamo_fast.errors import DynamoError, InvalidConfig, InvalidRequest, RemoteError, ResponseTimeout
+from dynamo_fast.errors import Disconnected, DynamoError, InvalidRequest, RemoteError, ResponseTimeout
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.instance import Instance
 from dynamo_fast.wire.text import printable
@@ -233,9 +233,9 @@ def _this_command() -> str:
 
 
 async def _stay() -> int:
-    """The worker and the gateway, until a signal comes or one of the two ends. Raises InvalidRequest if one ends."""
+    """The worker and the gateway, until a signal comes or one of the two ends. Raises Disconnected if one ends."""
     if importlib.util.find_spec("aiohttp") is None:
-        raise InvalidConfig("the gateway needs aiohttp: pip install 'dynamo-fast[gateway]'")
+        raise InvalidRequest("the gateway needs aiohttp: pip install 'dynamo-fast[gateway]'")
     termination = Termination()
     with tempfile.TemporaryDirectory() as folder:
         async with (
@@ -255,12 +255,12 @@ async def _stay() -> int:
             if termination.asked.is_set():  # Ctrl-C reaches the two as well: they may have ended already
                 return 0
             if worker.returncode is not None:
-                raise InvalidRequest(f"the worker ended with status {worker.returncode}: {_last_line(_log(folder))}")
-            raise InvalidRequest(f"the gateway ended with status {gateway.returncode}; it says why above")
+                raise Disconnected(f"the worker ended with status {worker.returncode}: {_last_line(_log(folder))}")
+            raise Disconnected(f"the gateway ended with status {gateway.returncode}; it says why above")
 
 
 async def _discover(worker: asyncio.subprocess.Process, folder: str) -> Instance:
-    """The worker's record, once it has registered. Raises InvalidRequest if the worker ends before that."""
+    """The worker's record, once it has registered. Raises Disconnected if the worker ends before that."""
     found: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
 
     def look(event: DiscoveryEvent) -> None:
@@ -274,7 +274,7 @@ async def _discover(worker: asyncio.subprocess.Process, folder: str) -> Instance
         waits: list[asyncio.Future[Any]] = [found, ended]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if not found.done():
-            raise InvalidRequest(f"the worker ended with status {worker.returncode}: {_last_line(_log(folder))}")
+            raise Disconnected(f"the worker ended with status {worker.returncode}: {_last_line(_log(folder))}")
         return found.result()
     finally:
         ended.cancel()

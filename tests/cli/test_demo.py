@@ -52,5 +52,5 @@ def test_a_gateway_that_cannot_start_ends_it(tmp_path: Path) -> None:
     variables = settings(tmp_path, DYNAMO_FAST_GATEWAY_PORT="no port")
     done = subprocess.run([*DEMO, "--stay"], env=variables, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode == 1
-    assert "InvalidRequest: the gateway ended with status" in done.stderr
+    assert "the gateway ended with status" in done.stderr
     assert not list(tmp_path.iterdir())
