@@ -101,6 +101,11 @@ class Server:
         return self._gateway.limits.running
 
     @property
+    def is_leaving(self) -> bool:
+        """Whether nothing new is taken."""
+        return self._gateway.limits.leaving
+
+    @property
     def connections(self) -> int:
         """Connections of clients, idle ones included."""
         return 0 if self._runner.server is None else len(self._runner.server.connections)

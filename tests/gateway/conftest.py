@@ -36,10 +36,9 @@ async def engine(request: Any, context: Context) -> AsyncIterator[Any]:
 class Stage:
     """A gateway, its routers, and how to ask it. `worker` serves `a.b.c`. It ends with its context."""
 
-    def __init__(self, server: Server, routers: Routers, discovery: FileDiscovery, worker: Worker) -> None:
+    def __init__(self, server: Server, routers: Routers, worker: Worker) -> None:
         self.server = server
         self.routers = routers
-        self.discovery = discovery
         self.worker = worker
         self.client = aiohttp.ClientSession(server.url)
 
@@ -62,28 +61,23 @@ class Stage:
 async def staged(folder: Path, handler: Any = engine, *, observers: Any = (), **settings: Any) -> AsyncIterator[Stage]:
     """A gateway with `settings` before a worker with `handler`."""
     config = GatewayConfig(**{"port": 0, **settings})
-    worker = await Worker.start(
-        FileDiscovery(folder),
-        WorkerConfig(leave_delay=0.0),
-        TcpServerConfig(host="127.0.0.1"),
-    )
-    await worker.serve(handler, ENDPOINT)
-    discovery = FileDiscovery(folder)
-    response_server = await TcpStreamServer.create(ResponseServerConfig(host="127.0.0.1"))
-    async with (
-        await AddressedPushRouter.create(response_server=response_server) as router,
-        await Routers.open(discovery, router, retries=config.retries) as routers,
-    ):
+    async with contextlib.AsyncExitStack() as stack:
+        worker = await Worker.start(
+            FileDiscovery(folder), WorkerConfig(leave_delay=0.0), TcpServerConfig(host="127.0.0.1")
+        )
+        stack.push_async_callback(worker.close)
+        await worker.serve(handler, ENDPOINT)
+        discovery = FileDiscovery(folder)
+        stack.push_async_callback(discovery.close)
+        response_server = await TcpStreamServer.create(ResponseServerConfig(host="127.0.0.1"))
+        router = await stack.enter_async_context(await AddressedPushRouter.create(response_server=response_server))
+        routers = await stack.enter_async_context(await Routers.open(discovery, router, retries=config.retries))
         server = await Server.start(app(routers, config, observers=observers), config)
-        stage = Stage(server, routers, discovery, worker)
-        try:
-            await until(routers.endpoints)
-            yield stage
-        finally:
-            await stage.client.close()
-            await server.close()
-            await discovery.close()
-            await worker.close()
+        stack.push_async_callback(server.close)
+        stage = Stage(server, routers, worker)
+        stack.push_async_callback(stage.client.close)
+        await until(routers.endpoints)
+        yield stage
 
 
 @pytest.fixture

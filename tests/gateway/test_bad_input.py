@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -271,11 +270,8 @@ async def standing(flood: Flood) -> int:
     before = -1
     while before != flood.items:
         before = flood.items
-        for _ in range(200):
-            await asyncio.sleep(0)
-        await asyncio.to_thread(time.monotonic)
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(flood.stopped.wait(), 0.1)
+            await asyncio.wait_for(flood.stopped.wait(), 0.2)
     return flood.items
 
 

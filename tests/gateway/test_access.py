@@ -1,0 +1,94 @@
+"""Who may call, from where, and how it is encrypted: the token, CORS, TLS. All of it is off by default."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from dynamo_fast.config import GatewayConfig
+from dynamo_fast.errors import InvalidConfig
+from tests.gateway.conftest import Stage
+from tests.net.certificates import Authority
+
+Begin = Callable[..., Awaitable[Stage]]
+
+
+@pytest.mark.parametrize(
+    "given", [None, "Bearer wrong", "secret", "bearer secret", "Bearer s\u00e9cret", "Basic c2VjcmV0"]
+)
+async def test_without_the_token_everything_but_health_is_401(begin: Begin, given: str | None) -> None:
+    stage = await begin(token="secret")
+    headers = {} if given is None else {"Authorization": given}
+    for path in ("/v1/models", "/v1/endpoints", "/metrics"):
+        async with stage.client.get(path, headers=headers) as response:
+            assert response.status == 401
+    for path in ("/a/b/c", "/a/b/nothing", "/v1/chat/completions"):
+        async with stage.post({"items": [1]}, path, headers=headers) as response:
+            assert (response.status, response.headers["WWW-Authenticate"]) == (401, "Bearer")
+    async with stage.client.get("/health") as response:
+        assert response.status == 200
+
+
+async def test_with_the_token_it_answers(begin: Begin) -> None:
+    stage = await begin(token="secret")
+    async with stage.post({"items": [1]}, headers={"Authorization": "Bearer secret"}) as response:
+        assert response.status == 200
+
+
+async def test_the_token_is_not_shown() -> None:
+    assert "secret" not in repr(GatewayConfig(token="secret"))
+
+
+async def test_pages_of_other_origins_may_not_call_by_default(stage: Stage) -> None:
+    async with stage.post({"items": [1]}, headers={"Origin": "https://a.example"}) as response:
+        assert "Access-Control-Allow-Origin" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("cors", "origin", "allowed"),
+    [
+        ("https://a.example, https://b.example", "https://b.example", "https://b.example"),
+        ("https://a.example", "https://evil.example", None),
+        ("*", "https://any.example", "*"),
+    ],
+)
+async def test_pages_of_the_origins_that_are_named_may_call(
+    begin: Begin, cors: str, origin: str, allowed: str | None
+) -> None:
+    stage = await begin(cors=cors)
+    async with stage.post({"items": [1], "hangs": True}, headers={"Origin": origin}) as response:
+        assert response.headers.get("Access-Control-Allow-Origin") == allowed
+        assert response.headers["Vary"] == "Origin"
+    question = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-a"}
+    async with stage.client.options("/v1/chat/completions", headers=question) as response:
+        assert response.status == 204
+        assert response.headers.get("Access-Control-Allow-Origin") == allowed
+        assert response.headers["Access-Control-Allow-Headers"] == "x-a"
+
+
+async def test_https(begin: Begin, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = authority.identity()
+    stage = await begin(tls_cert=certificate, tls_key=key)
+    assert stage.server.url.startswith("https://127.0.0.1:")
+    context = ssl.create_default_context(cafile=str(authority.path))
+    async with stage.post({"items": [1, 2]}, ssl=context) as response:
+        assert await response.text() == "data: 1\n\ndata: 2\n\ndata: [DONE]\n\n"
+    async with stage.post({"items": [1], "hangs": True}, ssl=context) as response:
+        assert await response.content.readline() == b"data: 1\n"
+    with pytest.raises(aiohttp.ClientError):
+        await stage.client.get(stage.server.url.replace("https", "http") + "/health")
+
+
+def test_https_needs_both_files(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="DYNAMO_FAST_GATEWAY_TLS_KEY is missing"):
+        _ = GatewayConfig(tls_cert="x").listens_with_tls
+
+
+async def test_a_certificate_that_cannot_be_read_names_the_setting(begin: Begin, tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="DYNAMO_FAST_GATEWAY_TLS_CERT"):
+        await begin(tls_cert=str(tmp_path / "none"), tls_key=str(tmp_path / "none"))
