@@ -116,8 +116,11 @@ async def test_viewers_are_limited_and_those_who_go_are_forgotten(
         async with stage.client.get("/_events") as answer:
             return answer.status == 200
 
-    while not await served():
-        await asyncio.sleep(0)
+    async def freed() -> None:
+        while not await served():
+            await asyncio.sleep(0)
+
+    await asyncio.wait_for(freed(), 20)
 
 
 @pytest.mark.parametrize("path", ["/_state", "/_events"])
@@ -259,19 +262,26 @@ async def test_a_chat(browser: Browser, stage: Stage) -> None:
         assert await shown(tab, ".said.user") == HOSTILE
         assert await shown(tab, ".said.assistant") == "ab"
         assert "2 chunks" in await shown(tab, ".facts")
-        await tab.evaluate("$('message').focus()")
-        await tab.write("early")
-        await tab.press("Enter", CTRL)
-        await tab.until("document.querySelector('.said.failed')")
-        assert "Invalid request" in await shown(tab, ".said.failed")
+        for number, wanted in enumerate(("early", "late")):  # an error as a status, and as a part of the stream
+            await tab.evaluate("$('message').focus()")
+            await tab.write(wanted)
+            await tab.press("Enter", CTRL)
+            await tab.until(f"chat === null && document.querySelectorAll('.said.failed').length > {number}")
+            assert "Invalid request" in await tab.evaluate(
+                f"document.querySelectorAll('.said.failed')[{number}].innerText"
+            )
         await tab.evaluate("$('message').focus()")
         await tab.write("hang")
         await tab.press("Enter", CTRL)
         await tab.until("document.querySelector('.said.assistant:last-child').innerText === 'x'")
         await tab.evaluate("$('hush').click()")
         await until(lambda: stage.inflight == 0)
-        await tab.until("chat === null && document.querySelectorAll('.facts')[1].innerText.includes('stopped')")
-        assert await tab.evaluate("messages.map(each => each.role).join()") == "user,assistant,user,user,assistant"
+        await tab.until(
+            "chat === null && [...document.querySelectorAll('.facts')].at(-1).innerText.includes('stopped')"
+        )
+        assert await tab.evaluate("messages.map(each => each.role).join()") == (
+            "user,assistant,user,user,assistant,user,assistant"
+        )
         assert not await tab.evaluate("'hacked' in window")
 
 
