@@ -49,6 +49,7 @@ def security_headers() -> dict[str, str]:
         "base-uri": "'none'",
         "form-action": "'none'",
         "frame-ancestors": "'none'",
+        "require-trusted-types-for": "'script'",  # a text that would become HTML is an error
     }
     return {
         "content-security-policy": "; ".join(f"{name} {value}" for name, value in policy.items()),

@@ -129,6 +129,20 @@ class Share(msgspec.Struct):
     failures: list[Failure]
 
 
+class _Counts:
+    """What is counted of one endpoint: the hot half of an `EndpointView`."""
+
+    __slots__ = ("errors", "in_flight", "items", "name", "requests")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.requests = self.items = self.errors = self.in_flight = 0
+
+    def view(self) -> EndpointView:
+        """A copy."""
+        return EndpointView(self.name, self.requests, self.items, self.errors, self.in_flight)
+
+
 Others = Callable[[Share], Iterable[Share]]
 """Takes the share of this process, for others to see, and returns theirs."""
 
@@ -136,28 +150,26 @@ Others = Callable[[Share], Iterable[Share]]
 class Flight:
     """One request, from its arrival to the end of its answer: a `RequestObserver`. Made by `LiveState.request_started`."""
 
-    __slots__ = ("_began", "_counts", "_last", "_model", "_request_id", "_state")
+    __slots__ = ("_between", "_counts", "_last", "_model", "_observe", "_request_id", "_state")
 
-    def __init__(self, state: LiveState, counts: EndpointView, model: str | None, request_id: str) -> None:
+    def __init__(self, state: LiveState, counts: _Counts, model: str | None, request_id: str) -> None:
         self._state = state
         self._counts = counts
         self._model = model
         self._request_id = request_id
-        self._began = perf_counter()
-        self._last = 0.0
+        self._between = state.between
+        self._observe = state.first.observe
+        self._last = perf_counter()
 
     def items(self, count: int) -> None:
         """`count` items, at least one, are written to the client together."""
-        self._counts.items += count
         now = perf_counter()
-        state = self._state
-        if self._last:
-            state.between.observe(now - self._last)
-        else:
-            state.first.observe(now - self._began)
+        self._observe(now - self._last)
+        self._observe = self._between.observe
         self._last = now
+        self._counts.items += count
         if count > 1:
-            state.between.counts[0] += count - 1
+            self._between.counts[0] += count - 1
 
     def ended(self, status: int, error: str | None) -> None:
         """The answer is over, with an error or without one. A client that has gone (499) is no error."""
@@ -201,7 +213,7 @@ class LiveState:
         self._version = version
         self._show_errors = show_errors
         self._others = others
-        self._endpoints: dict[str, EndpointView] = {}
+        self._endpoints: dict[str, _Counts] = {}
         self._started = time.time()
         self._total = _Total([self.share()])
         self._past: deque[_Total] = deque([self._total], maxlen=WINDOW + 1)
@@ -262,7 +274,7 @@ class LiveState:
         """What this process has counted until now."""
         return Share(
             self._started,
-            {name: msgspec.structs.replace(counts) for name, counts in self._endpoints.items()},
+            {name: counts.view() for name, counts in self._endpoints.items()},
             list(self.first.counts),
             list(self.between.counts),
             list(self.failures),
@@ -302,10 +314,10 @@ class LiveState:
             for name in names[:MAX_ENDPOINTS]
         ]
 
-    def _counts_of(self, endpoint: str) -> EndpointView:
+    def _counts_of(self, endpoint: str) -> _Counts:
         if len(self._endpoints) >= MAX_ENDPOINTS:
             endpoint = OTHERS
-        return self._endpoints.setdefault(endpoint, EndpointView(endpoint))
+        return self._endpoints.setdefault(endpoint, _Counts(endpoint))
 
     def _sample_and_go_on(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(INTERVAL, self._sample_and_go_on)

@@ -14,10 +14,13 @@ import pytest
 from dynamo_fast import FileDiscovery
 from dynamo_fast.gateway import page as module
 from dynamo_fast.gateway.page import html, security_headers
+from dynamo_fast.llm import ModelCard, ModelInput, ModelType
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.instance import Instance, TransportType
 from tests.gateway.browser import CTRL, Browser, Tab, find_chromium, open_browser
+from tests.gateway.chats import chats
 from tests.gateway.conftest import Begin, Stage, staged
+from tests.interop.peers import VERSIONS, peer_worker
 from tests.waiting import until
 
 HOSTILE = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>\'"&amp;'
@@ -113,8 +116,11 @@ async def test_viewers_are_limited_and_those_who_go_are_forgotten(
         async with stage.client.get("/_events") as answer:
             return answer.status == 200
 
-    while not await served():
-        await asyncio.sleep(0)
+    async def freed() -> None:
+        while not await served():
+            await asyncio.sleep(0)
+
+    await asyncio.wait_for(freed(), 20)
 
 
 @pytest.mark.parametrize("path", ["/_state", "/_events"])
@@ -238,6 +244,63 @@ async def test_names_of_peers_run_nothing(browser: Browser, stage: Stage, tmp_pa
         assert HOSTILE not in await shown(tab, "#curl")
         assert is_clean(tab, stage)
     await other.close()
+
+
+async def test_a_chat(browser: Browser, stage: Stage) -> None:
+    await stage.worker.serve(chats, "a.b.m", model=ModelCard.text("m", model_type=ModelType.Chat))
+    tensors = ModelCard.text("tensors", model_type=ModelType.Chat, model_input=ModelInput.Tensor)
+    await stage.worker.serve(chats, "a.b.t", model=tensors)
+    async with browser.tab(f"{stage.server.url}/#chat") as tab:
+        await tab.until("$('model').options.length === 2")
+        assert await tab.evaluate("$('model').value") == "m"
+        assert "needs a frontend" in await tab.evaluate("$('model').options[1].text")
+        assert await tab.evaluate("!$('panel-chat').hidden && $('panel-request').hidden")
+        await tab.evaluate("$('message').focus()")
+        await tab.write(HOSTILE)
+        await tab.press("Enter", CTRL)
+        await tab.until("document.querySelector('.facts')")
+        assert await shown(tab, ".said.user") == HOSTILE
+        assert await shown(tab, ".said.assistant") == "ab"
+        assert "2 chunks" in await shown(tab, ".facts")
+        for number, wanted in enumerate(("early", "late")):  # an error as a status, and as a part of the stream
+            await tab.evaluate("$('message').focus()")
+            await tab.write(wanted)
+            await tab.press("Enter", CTRL)
+            await tab.until(f"chat === null && document.querySelectorAll('.said.failed').length > {number}")
+            assert "Invalid request" in await tab.evaluate(
+                f"document.querySelectorAll('.said.failed')[{number}].innerText"
+            )
+        await tab.evaluate("$('message').focus()")
+        await tab.write("hang")
+        await tab.press("Enter", CTRL)
+        await tab.until("document.querySelector('.said.assistant:last-child').innerText === 'x'")
+        await tab.evaluate("$('hush').click()")
+        await until(lambda: stage.inflight == 0)
+        await tab.until(
+            "chat === null && [...document.querySelectorAll('.facts')].at(-1).innerText.includes('stopped')"
+        )
+        assert await tab.evaluate("messages.map(each => each.role).join()") == (
+            "user,assistant,user,user,assistant,user,assistant"
+        )
+        assert not await tab.evaluate("'hacked' in window")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.timeout(120)
+async def test_a_real_worker_is_seen_and_asked(browser: Browser, version: str, tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage, browser.tab(stage.server.url) as tab:
+        await tab.until("document.querySelector('.instances li')")
+        with peer_worker(version, tmp_path):
+            await tab.until("state.instances.some(each => each.endpoint === 'peer.worker.generate')")
+            await tab.evaluate(
+                "$('endpoint').value = 'peer.worker.generate', $('body').value = '{\"mode\":\"count\",\"n\":3}'"
+            )
+            await tab.evaluate("$('send').click()")
+            await tab.until("document.querySelector('#result').innerText.includes('complete')")
+            assert '{"number":2}' in await shown(tab, "#items")
+            await tab.until("state.endpoints.find(each => each.name === 'peer.worker.generate').items === 3")
+        await tab.until("state.changes.some(each => each.what === 'left' && each.endpoint === 'peer.worker.generate')")
+        assert is_clean(tab, stage)
 
 
 async def test_the_page_asks_for_the_token(browser: Browser, tmp_path: Path) -> None:
