@@ -8,9 +8,10 @@ import math
 import orjson
 
 from dynamo_fast.cli.arguments import count, seconds
-from dynamo_fast.cli.call import add_target, metadata_of, sender, showing
+from dynamo_fast.cli.call import add_target, metadata_of, sender
 from dynamo_fast.cli.load import Load
 from dynamo_fast.cli.loop import run as run_loop
+from dynamo_fast.cli.progress import showing
 
 __all__ = ["add_parser", "run"]
 
@@ -45,7 +46,7 @@ async def _bench(options: argparse.Namespace) -> int:
     duration = options.duration or (10.0 if options.count is None else math.inf)
     async with sender(options) as send:
         load = Load(send, metadata_of(options))
-        async with showing(load, options.count):
+        async with showing(lambda: load.progress(options.count)):
             await load.run(options.count, options.concurrency, seconds=duration, rate=options.rate)
     if options.json:
         print(orjson.dumps(load.figures()).decode())

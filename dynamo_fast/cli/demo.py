@@ -25,7 +25,7 @@ from dynamo_fast.discovery.base import DiscoveryEvent
 from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
-from dynamo_fast.errors import DynamoError, InvalidRequest, RemoteError, ResponseTimeout
+from dynamo_fast.errors import Disconnected, DynamoError, InvalidRequest, RemoteError, ResponseTimeout
 from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.instance import Instance
 from dynamo_fast.wire.text import printable
@@ -184,7 +184,7 @@ async def _demo() -> int:
 
 
 async def _discover(worker: asyncio.subprocess.Process, folder: str) -> Instance:
-    """The worker's record, once it has registered. Raises InvalidRequest if the worker ends before that."""
+    """The worker's record, once it has registered. Raises Disconnected if the worker ends before that."""
     found: asyncio.Future[Instance] = asyncio.get_running_loop().create_future()
 
     def look(event: DiscoveryEvent) -> None:
@@ -198,7 +198,7 @@ async def _discover(worker: asyncio.subprocess.Process, folder: str) -> Instance
         waits: list[asyncio.Future[Any]] = [found, ended]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if not found.done():
-            raise InvalidRequest(f"the worker ended with status {worker.returncode}: {_last_line(_log(folder))}")
+            raise Disconnected(f"the worker ended with status {worker.returncode}: {_last_line(_log(folder))}")
         return found.result()
     finally:
         ended.cancel()
