@@ -124,20 +124,15 @@ async def serve(options: argparse.Namespace) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    worker = await Worker.start(FileDiscovery())
-    served = await worker.serve(handler, options.endpoint, model=card)
-    source = None
-    if options.kv_events:
-        from dynamo_fast.llm.kv_events import KvEventSource
+    async with await Worker.start(FileDiscovery()) as worker:
+        served = await worker.serve(handler, options.endpoint, model=card)
+        if options.kv_events:
+            from dynamo_fast.llm.kv_events import KvEventSource
 
-        source = await KvEventSource.open(served, BLOCK_SIZE)
-        engine.cache.listener = source
-    print(f"{options.name} is served", flush=True)
-    await stopped.wait()
-    if source is not None:
-        await source.close()
-    await worker.close()  # every request that was accepted gets its answer first
-    engine.close()
+            engine.cache.listener = await KvEventSource.open(served, BLOCK_SIZE)  # the worker closes it
+        print(f"{options.name} is served", flush=True)
+        await stopped.wait()
+    engine.close()  # every request that was accepted has its answer
 
 
 def main() -> None:

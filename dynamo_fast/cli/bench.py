@@ -10,9 +10,10 @@ import math
 
 from dynamo_fast.cli import bench_codec
 from dynamo_fast.cli.arguments import count, seconds
-from dynamo_fast.cli.call import add_target, metadata_of, sender, showing
+from dynamo_fast.cli.call import add_target, metadata_of, sender
 from dynamo_fast.cli.load import Load
 from dynamo_fast.cli.loop import run as run_loop
+from dynamo_fast.cli.progress import showing
 from dynamo_fast.errors import InvalidRequest
 from dynamo_fast.wire.json_text import dumps, dumps_any
 
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     if options.target == "codec":
         return _codec(options)
     if options.request is None:
-        raise InvalidRequest("the request is missing: dynamo-fast bench TARGET JSON")
+        options.request = "-"
     return run_loop(_bench(options))
 
 
@@ -65,7 +66,7 @@ async def _bench(options: argparse.Namespace) -> int:
     duration = options.duration or (10.0 if options.count is None else math.inf)
     async with sender(options) as send:
         load = Load(send, metadata_of(options))
-        async with showing(load, options.count):
+        async with showing(lambda: load.progress(options.count)):
             await load.run(options.count, options.concurrency, seconds=duration, rate=options.rate)
     if options.json:
         print(dumps(load.figures()).decode())

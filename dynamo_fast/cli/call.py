@@ -13,26 +13,32 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from dynamo_fast.cli.arguments import count, seconds
-from dynamo_fast.cli.discovery import add_discovery, open_discovery
+from dynamo_fast.cli.arguments import (
+    count,
+    endpoint_of,
+    instance_id,
+    is_address,
+    pairs,
+    seconds,
+    seconds_or_none,
+)
+from dynamo_fast.cli.discovery import add_discovery, announced, open_discovery, where
 from dynamo_fast.cli.load import Load, Send
 from dynamo_fast.cli.loop import run as run_loop
+from dynamo_fast.cli.progress import showing
 from dynamo_fast.config import PushRouterConfig
 from dynamo_fast.context import Context
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
-from dynamo_fast.errors import InvalidRequest, Unavailable
+from dynamo_fast.errors import DynamoError, InvalidRequest, ResponseTimeout, Unavailable
 from dynamo_fast.inspect import jsonable
-from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.json_text import dumps, dumps_any, loads
 from dynamo_fast.wire.payload import Annotated, PayloadCodec
 from dynamo_fast.wire.text import UNREADABLE, printable_json, reason
 
-__all__ = ["add_parser", "add_target", "metadata_of", "run", "sender", "showing"]
+__all__ = ["add_parser", "add_target", "metadata_of", "run", "sender"]
 
 _MODES = {mode.value: mode for mode in RouterMode if mode not in (RouterMode.KV, RouterMode.Direct)}
-
-_PROGRESS_SECONDS = 0.2
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -41,10 +47,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "call",
         help="send a request to a worker, and print its answer as it comes",
         description="Send a request to a worker, a real Dynamo's included, and print each item of its answer as a line "
-        "of JSON. Ctrl-C kills the request.",
+        "of JSON. Ctrl-C kills the request. The status is 1 if the answer is not complete.",
     )
     add_target(parser)
     parser.add_argument("--id", help="the request's id (default: a random UUID)")
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        metavar="SECONDS",
+        help="for the whole answer; then the request is killed (default: none)",
+    )
     parser.add_argument("--raw", action="store_true", help="print the whole envelope of each item, not its data only")
     load = parser.add_argument_group("as a load")
     load.add_argument("--repeat", type=count, default=1, metavar="N", help="send it N times, and print a summary")
@@ -58,9 +70,18 @@ def add_target(parser: argparse.ArgumentParser, *, optional: bool = False) -> No
         "target", metavar="TARGET", help="an endpoint, NAMESPACE.COMPONENT.ENDPOINT; or an address, IP:PORT/PATH"
     )
     parser.add_argument(
-        "request", metavar="JSON", nargs="?" if optional else None, help="the request; - reads it from standard input"
+        "request",
+        metavar="JSON",
+        nargs="?",
+        default=None if optional else "-",
+        help="the request (default, and -: from standard input)",
     )
-    parser.add_argument("--metadata", action="append", default=[], metavar="KEY=VALUE", help="may be given repeatedly")
+    parser.add_argument(
+        "--metadata", action="append", default=[], metavar="KEY=VALUE", help="for the handler's context; repeatable"
+    )
+    parser.add_argument(
+        "--header", action="append", default=[], metavar="KEY=VALUE", help="of the request frame; repeatable"
+    )
     parser.add_argument(
         "--inactivity-timeout",
         type=seconds,
@@ -70,9 +91,11 @@ def add_target(parser: argparse.ArgumentParser, *, optional: bool = False) -> No
     address = parser.add_argument_group("for an address")
     address.add_argument("--codec", choices=[each.value for each in PayloadCodec], default="json")
     endpoint = parser.add_argument_group("for an endpoint")
-    endpoint.add_argument("--instance", type=lambda text: int(text, 16), metavar="HEX", help="this instance, no other")
+    endpoint.add_argument("--instance", type=instance_id, metavar="HEX", help="this instance, no other")
     endpoint.add_argument("--mode", choices=sorted(_MODES), default="round_robin", help="how to pick one of several")
-    endpoint.add_argument("--wait", type=float, default=5.0, metavar="SECONDS", help="for an instance (default: 5)")
+    endpoint.add_argument(
+        "--wait", type=seconds_or_none, default=5.0, metavar="SECONDS", help="for an instance (default: 5)"
+    )
     add_discovery(endpoint)
 
 
@@ -86,23 +109,38 @@ async def _call(options: argparse.Namespace) -> int:
     async with sender(options) as send:
         if options.repeat > 1:
             return await _run_load(Load(send, metadata), options.repeat, options.concurrency)
-        async with await send(Context(options.id, metadata)) as stream:
-            async for item in stream:
-                _print(item, options.raw)
+        items = 0
+
+        async def answer() -> None:
+            nonlocal items
+            async with await send(Context(options.id, metadata)) as stream:
+                async for item in stream:
+                    items += 1
+                    _print(item, options.raw)
+
+        try:
+            await asyncio.wait_for(answer(), options.timeout)
+        except DynamoError:  # some are TimeoutErrors, too
+            raise
+        except asyncio.TimeoutError:
+            raise ResponseTimeout(
+                f"the answer was not complete within {options.timeout:g} s ({items} item{'' if items == 1 else 's'} came)"
+            ) from None
     return 0
 
 
 @asynccontextmanager
 async def sender(options: argparse.Namespace) -> AsyncIterator[Send]:
     """The function that sends the request to where the options of `add_target` say."""
+    headers = pairs(options.header, "header")
+    endpoint = None if is_address(options.target) else endpoint_of(options.target)
     value = _request(options.request)
     patience = options.inactivity_timeout
-    if "/" in options.target.removeprefix("dyn://"):
-        request = AddressedRequest(value, options.target, payload_codec=PayloadCodec(options.codec))
+    if endpoint is None:
+        request = AddressedRequest(value, options.target, payload_codec=PayloadCodec(options.codec), headers=headers)
         async with await AddressedPushRouter.create(inactivity_timeout=patience) as router:
             yield lambda context: router.generate(request, context)
         return
-    endpoint = EndpointId.parse(options.target)
     config = PushRouterConfig.from_env()
     config = replace(config, inactivity_timeout=patience or config.inactivity_timeout)
     async with (
@@ -110,14 +148,14 @@ async def sender(options: argparse.Namespace) -> AsyncIterator[Send]:
         await AddressedPushRouter.create() as router,
         await PushRouter.create(endpoint, discovery, router, mode=_MODES[options.mode], config=config) as workers,
     ):
-        await _wait_for(workers, endpoint, options)
+        await _wait_for(workers, options)
         if options.instance is None:
-            yield lambda context: workers.generate(value, context)
+            yield lambda context: workers.generate(value, context, headers)
         else:
-            yield lambda context: workers.direct(value, options.instance, context)
+            yield lambda context: workers.direct(value, options.instance, context, headers)
 
 
-async def _wait_for(workers: PushRouter, endpoint: EndpointId, options: argparse.Namespace) -> None:
+async def _wait_for(workers: PushRouter, options: argparse.Namespace) -> None:
     """Wait for an instance, or for the one that was asked for. Raises Unavailable."""
 
     async def found() -> None:
@@ -126,57 +164,38 @@ async def _wait_for(workers: PushRouter, endpoint: EndpointId, options: argparse
         while options.instance not in (None, *workers.instance_ids()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
-    try:
-        await asyncio.wait_for(found(), options.wait)
-    except asyncio.TimeoutError:
-        wanted = "" if options.instance is None else f" with the id {options.instance:x}"
-        raise Unavailable(
-            f"no instance of {endpoint}{wanted} within {options.wait:g} s (discovery: {options.discovery})"
-        ) from None
+    wanted = options.target if options.instance is None else f"{options.target} with the id {options.instance:x}"
+    with announced(f"an instance of {wanted}", options.wait):
+        try:
+            await asyncio.wait_for(found(), options.wait)
+        except asyncio.TimeoutError:
+            raise Unavailable(
+                f"no instance of {wanted} within {options.wait:g} s (discovery: {where(options)})"
+            ) from None
 
 
 async def _run_load(load: Load, repeat: int, concurrency: int) -> int:
     """Run it with its progress on a terminal, and print the summary; the status is 1 if a request failed."""
-    async with showing(load, repeat):
+    async with showing(lambda: load.progress(repeat)):
         await load.run(repeat, concurrency)
     for line in load.summary():
         print(line)
     return 1 if load.failed else 0
 
 
-@asynccontextmanager
-async def showing(load: Load, repeat: int | None) -> AsyncIterator[None]:
-    """Its progress, on a terminal."""
-    progress = asyncio.ensure_future(_show_progress(load, repeat))
-    try:
-        yield
-    finally:
-        progress.cancel()
-
-
-async def _show_progress(load: Load, repeat: int | None) -> None:
-    while sys.stderr.isatty():
-        await asyncio.sleep(_PROGRESS_SECONDS)
-        print(f"\r{load.progress(repeat)}", end="\r", file=sys.stderr)
-
-
 def _request(text: str) -> Any:
+    if text == "-" and sys.stdin.isatty():
+        print("the request is read from standard input: type JSON, then Ctrl-D", file=sys.stderr)
     try:
         return loads(sys.stdin.buffer.read() if text == "-" else text)
     except UNREADABLE as error:
-        raise InvalidRequest(f"the request is no JSON: {reason(error)}") from None
+        source = "of standard input " if text == "-" else ""
+        raise InvalidRequest(f"the request {source}is no JSON: {reason(error)}") from None
 
 
 def metadata_of(options: argparse.Namespace) -> dict[str, str]:
     """Of each request. Raises InvalidRequest."""
-    return dict(map(_pair, options.metadata))
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise InvalidRequest(f"{text!r} is no metadata: expected KEY=VALUE")
-    return key, value
+    return pairs(options.metadata, "metadata")
 
 
 def _print(item: Annotated, raw: bool) -> None:

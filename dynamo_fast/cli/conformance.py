@@ -8,11 +8,16 @@ import sys
 from collections import Counter
 from fnmatch import fnmatchcase
 
+from dynamo_fast.cli.arguments import seconds
+from dynamo_fast.cli.progress import Progress
 from dynamo_fast.conformance import Case, Outcome, cases, check
 from dynamo_fast.errors import InvalidRequest
-from dynamo_fast.wire.text import printable
+from dynamo_fast.wire.json_text import dumps
+from dynamo_fast.wire.text import printable, printable_json
 
 __all__ = ["add_parser", "run"]
+
+_RESULTS = ("passed", "differs", "unsupported")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -26,16 +31,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("command", nargs="+", metavar="COMMAND", help="and its arguments, after --")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="only cases of such names, e.g. 'two_part/*'")
-    parser.add_argument("--timeout", type=_seconds, default=10.0, metavar="SECONDS", help="for an answer (default: 10)")
+    parser.add_argument("--timeout", type=seconds, default=10.0, metavar="SECONDS", help="for an answer (default: 10)")
     parser.add_argument("--verbose", action="store_true", help="name the cases that pass, too")
+    parser.add_argument("--json", action="store_true", help="a JSON object for each case, and one with the counts")
     parser.set_defaults(run=run)
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 3600 seconds")
-    return seconds
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,22 +47,37 @@ def run(options: argparse.Namespace) -> int:
 
 async def _run(chosen: list[Case], options: argparse.Namespace) -> int:
     counts: Counter[str] = Counter()
+    progress = Progress(hidden=sys.stdout.isatty() and options.verbose)
     unsupported: Counter[str] = Counter()
     async for outcome in check(options.command, chosen, options.timeout):
         result = _result(outcome)
         counts[result] += 1
         if outcome.unsupported is not None:
             unsupported[outcome.unsupported] += 1
+        progress.show(f"{counts.total()} of {len(chosen)} cases, {counts['differs']} differ")
         if result != "passed" or options.verbose:
-            print(f"{result:11} {outcome.case.name}")
-        for difference in outcome.differences:
-            print(f"            {printable(difference)}")
+            progress.close()
+            _print(outcome, result, as_json=options.json)
+    progress.close()
     left = len(chosen) - counts.total()
     if left:
         print(f"gave up: no answer three times in a row, {left} of {len(chosen)} cases were not tried", file=sys.stderr)
+    if options.json:
+        print(dumps({name: counts[name] for name in _RESULTS} | {"not_tried": left}).decode())
+        return int(bool(left or counts["differs"]))
     what = "".join(f" ({count} {name})" for name, count in unsupported.items())
     print(f"{counts['passed']} passed, {counts['differs']} differ, {counts['unsupported']} unsupported{what}")
     return int(bool(left or counts["differs"]))
+
+
+def _print(outcome: Outcome, result: str, *, as_json: bool) -> None:
+    if as_json:
+        facts = {"case": outcome.case.name, "result": result, "differences": outcome.differences}
+        print(printable_json(dumps(facts).decode()))
+        return
+    print(f"{result:11} {outcome.case.name}")
+    for difference in outcome.differences:
+        print(f"            {printable(difference)}")
 
 
 def _result(outcome: Outcome) -> str:

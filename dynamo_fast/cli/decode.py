@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dynamo_fast.cli.output import add_format, discard_output, formatter_of
+from dynamo_fast.cli.progress import Progress
 from dynamo_fast.errors import InvalidRequest
 from dynamo_fast.inspect import Event, Failed, Formatter, Frame, FrameSeen, Plane, frames, read_capture
 from dynamo_fast.inspect.reassembly import is_capture, peekable
@@ -44,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     plane = None if options.plane is None else Plane(options.plane)
     formatter = formatter_of(options)
     is_damaged = False
+    progress = Progress(hidden=sys.stdout.isatty())
     with _open(options.input) as file:
         if options.format == "pcap" or (options.format is None and is_capture(file)):
             lines = _capture_lines(read_capture(file, plane, port=options.port), formatter)
@@ -53,10 +56,23 @@ def run(options: argparse.Namespace) -> int:
             for line, is_damage in lines:
                 is_damaged |= is_damage
                 print(line)
+                if progress.due:
+                    progress.show(_how_far(file))
             sys.stdout.flush()
         except BrokenPipeError:  # the reader has stopped, e.g. `| head`: not an error
             discard_output()
+        finally:
+            progress.close()
     return int(is_damaged)
+
+
+def _how_far(file: io.BufferedReader) -> str:
+    """How much of a file has been read; what comes through a pipe has no size."""
+    try:
+        read, size = file.tell(), os.fstat(file.fileno()).st_size
+    except OSError:
+        return "decoding"
+    return f"decoding: {read / 1e6:.0f} of {size / 1e6:.0f} MB" if size else f"decoding: {read / 1e6:.0f} MB"
 
 
 def _capture_lines(events: Iterable[Event], formatter: Formatter) -> Iterator[tuple[str, bool]]:

@@ -42,6 +42,7 @@ class Load:
         self._answers: list[float] = []
         self._errors: Counter[str] = Counter()
         self._seconds = 0.0
+        self._began = time.perf_counter()
 
     async def run(
         self, repeat: int | None, concurrency: int, *, seconds: float = math.inf, rate: float = math.inf
@@ -51,7 +52,7 @@ class Load:
         `rate`: so many requests are due in a second, evenly. The time of one counts from when it was due, so that it has
         the time in it that it waited while too many others were under way. Errors of requests are counted, not raised.
         """
-        began = time.perf_counter()
+        self._began = began = time.perf_counter()
         left = _turns(repeat, began, seconds, rate)
         await asyncio.gather(*(self._take(left) for _ in range(min(repeat or concurrency, concurrency))))
         self._seconds = time.perf_counter() - began
@@ -63,7 +64,9 @@ class Load:
 
     def progress(self, repeat: int | None) -> str:
         """What has been done so far."""
-        return f"{self._done}{f'/{repeat}' if repeat else ''} requests, {self._items} items"
+        elapsed = time.perf_counter() - self._began
+        done = f"{self._done:,}{f' of {repeat:,}' if repeat else ''} requests, {self.failed:,} failed"
+        return f"{elapsed:.0f} s: {done}, {self._items:,} items, {self._done / max(elapsed, 1e-3):,.0f} requests/s"
 
     def summary(self) -> Iterator[str]:
         """The lines of the summary, after `run`."""

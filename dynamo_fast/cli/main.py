@@ -1,4 +1,7 @@
-"""The command `dynamo-fast`. Each command is a module of this folder, with `add_parser` and `run`."""
+"""The command `dynamo-fast`. Each command is a module of this folder, with `add_parser` and `run`.
+
+How it fails: see `failures`.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,52 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from dynamo_fast import __version__, codec
-from dynamo_fast.cli import bench, call, conformance, decode, demo, gateway, instances, models, run, serve, tap, top
+from dynamo_fast.cli import (
+    bench,
+    call,
+    completion,
+    conformance,
+    decode,
+    demo,
+    describe,
+    failures,
+    gateway,
+    instances,
+    models,
+    run,
+    serve,
+    tap,
+    top,
+)
 from dynamo_fast.cli.output import discard_output
 from dynamo_fast.errors import DynamoError
-from dynamo_fast.wire.text import printable
 
 __all__ = ["main"]
 
-_COMMANDS = (demo, serve, run, gateway, call, bench, instances, models, top, decode, tap, conformance)
-
-_MAX_ERROR = 2000
-"""Characters of an error that are shown."""
+_COMMANDS = (
+    demo,
+    serve,
+    run,
+    gateway,
+    call,
+    bench,
+    instances,
+    describe,
+    models,
+    top,
+    decode,
+    tap,
+    conformance,
+    completion,
+)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Escapes the arguments that its errors repeat: they may hold control characters."""
+    """Fails as every command does: in one line, which names the help instead of repeating the usage."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(printable(message, _MAX_ERROR))
+        failures.report(self.prog, f"{message} (see {self.prog} --help)")
+        raise SystemExit(failures.UNUSABLE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,18 +65,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--version", action="version", version=f"dynamo-fast {__version__} (codec backend: {codec.BACKEND})"
     )
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="chosen_command")
     for command in _COMMANDS:
         command.add_parser(subparsers)
     options = parser.parse_args(arguments)
+    if options.chosen_command is None:
+        parser.print_help(sys.stderr)
+        return failures.UNUSABLE
     try:
         status: int = options.run(options)
     except KeyboardInterrupt:
-        return 130
+        return failures.INTERRUPTED
     except BrokenPipeError:  # the reader of the output has stopped, as `head` does
         discard_output()
-        return 141
+        return failures.READER_GONE
     except (DynamoError, OSError) as error:
-        print(printable(f"{type(error).__name__}: {error}", _MAX_ERROR), file=sys.stderr)
-        return 1
+        failures.report(f"{parser.prog} {options.chosen_command}", failures.text_of(error))
+        return failures.status_of(error)
     return status

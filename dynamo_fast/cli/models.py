@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 import msgspec
 
-from dynamo_fast.cli.discovery import add_discovery, add_wait, open_discovery
+from dynamo_fast.cli.discovery import add_discovery, add_wait, open_discovery, where
 from dynamo_fast.cli.loop import run as run_loop
+from dynamo_fast.errors import Unavailable
 from dynamo_fast.llm.diagnosis import Finding, diagnose
 from dynamo_fast.wire.text import printable, printable_json
 
@@ -47,8 +47,8 @@ async def _list(options: argparse.Namespace) -> int:
             for problem in finding.problems:
                 print(printable(f"    {problem}"))
     if not found:
-        print("no model", file=sys.stderr)
-    return 0 if found and not any(finding.problems for finding in found) else 1
+        raise Unavailable(f"no model (discovery: {where(options)})")
+    return 0 if not any(finding.problems for finding in found) else 1
 
 
 def _cells(finding: Finding) -> list[str]:

@@ -13,6 +13,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+from dynamo_fast.cli.arguments import endpoint_of, seconds_or_none
 from dynamo_fast.cli.discovery import add_discovery, add_wait, open_discovery
 from dynamo_fast.cli.loop import Termination, end_now
 from dynamo_fast.cli.loop import run as run_loop
@@ -20,7 +21,6 @@ from dynamo_fast.config import CommandConfig, ServeConfig, WorkerConfig
 from dynamo_fast.errors import InvalidRequest
 from dynamo_fast.ingress.push_handler import Handler
 from dynamo_fast.ingress.worker import REQUEST_SERVERS, serve
-from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.text import printable
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the command."""
     parser = subparsers.add_parser(
         "serve",
-        help="serve a handler: an async generator function of a request",
+        help="serve a handler, such as an async generator function of a request",
         description="Serve a handler. SIGINT or SIGTERM ends it: it leaves discovery, and every request that was "
         "accepted gets its answer first, or an error after the grace period. A second signal ends it now, with the "
         "status 128 + the signal's number. The settings are Dynamo's, from the environment (DYN_TCP_RPC_HOST, "
@@ -70,7 +70,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--grace",
-        type=float,
+        type=seconds_or_none,
         metavar="SECONDS",
         help="how long the requests in flight may take after the first signal (default: DYNAMO_FAST_GRACE, else "
         f"{ServeConfig.grace:g}; DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS, if it is set, comes before both)",
@@ -132,11 +132,14 @@ def _model(options: argparse.Namespace) -> ModelCard | None:
 
 async def _serve(handler: Handler, model: ModelCard | None, options: argparse.Namespace) -> int:
     name = options.endpoint or MODEL_ENDPOINT
-    endpoint = EndpointId.parse(name)
+    endpoint = endpoint_of(name)
     config = _worker_config(options.grace)
     termination = Termination()
     async with open_discovery(options) as discovery:
-        worker = await serve(handler, endpoint, discovery, config, transport=options.transport, model=model)
+        try:
+            worker = await serve(handler, endpoint, discovery, config, transport=options.transport, model=model)
+        except TypeError as error:
+            raise InvalidRequest(str(error)) from error
         (served,) = worker.endpoints.values()
         print(printable(f"serving {name} at {served.address}"), flush=True)
         if model is not None:

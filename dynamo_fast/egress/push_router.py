@@ -240,7 +240,13 @@ class PushRouter:
         return await _answer(self.prepare(RouterMode.Random, request, context, how=(response_type, raw)), sink)
 
     @overload
-    async def direct(self, request: Any, instance_id: int, context: Context | None = None) -> RoutedStream[Any]: ...
+    async def direct(
+        self,
+        request: Any,
+        instance_id: int,
+        context: Context | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> RoutedStream[Any]: ...
 
     @overload
     async def direct(
@@ -248,6 +254,7 @@ class PushRouter:
         request: Any,
         instance_id: int,
         context: Context | None = None,
+        headers: Mapping[str, str] | None = None,
         *,
         raw: bool = ...,
         response_type: Any = ...,
@@ -259,13 +266,14 @@ class PushRouter:
         request: Any,
         instance_id: int,
         context: Context | None = None,
+        headers: Mapping[str, str] | None = None,
         *,
         raw: bool = False,
         response_type: Any = None,
         sink: Sink[Any] | None = None,
     ) -> Any:
         """Send `request` to that worker, inhibited or not. Raises Unavailable if discovery does not know it."""
-        return await _answer(self.prepare(instance_id, request, context, how=(response_type, raw)), sink)
+        return await _answer(self.prepare(instance_id, request, context, headers, how=(response_type, raw)), sink)
 
     def prepare(
         self,

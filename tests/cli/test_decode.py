@@ -180,15 +180,15 @@ def test_the_plane_may_be_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["no/such/file"], "FileNotFoundError"),
-        (["--format", "pcap", "00"], "InvalidRequest: this is no pcap or pcapng file"),
-        (["--format", "hex", "000"], "InvalidRequest: this is no hex"),
-        (["--format", "hex", __file__], "InvalidRequest: this is no hex"),
+        (["no/such/file"], "dynamo-fast decode: error: no/such/file: No such file or directory"),
+        (["--format", "pcap", "00"], "dynamo-fast decode: error: this is no pcap or pcapng file"),
+        (["--format", "hex", "000"], "dynamo-fast decode: error: this is no hex"),
+        (["--format", "hex", __file__], "dynamo-fast decode: error: this is no hex"),
     ],
 )
 def test_what_cannot_be_read(tmp_path: Path, arguments: list[str], text: str) -> None:
     done = decode(tmp_path, *arguments)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith(text)
     assert "Traceback" not in done.stderr

@@ -26,7 +26,11 @@ async def instances(api: KubeApi, folder: Path) -> tuple[int | None, str, str]:
 async def test_instances_lists_what_is_ready(tmp_path: Path) -> None:
     async with KubeApi() as api:
         api.metadata("pod-a", record(0xA1))
-        assert await instances(api, tmp_path) == (1, "", "no instance\n")
+        assert await instances(api, tmp_path) == (
+            1,
+            "",
+            "dynamo-fast instances: error: no instance (discovery: kubernetes)\n",
+        )
         api.slice("s", {"pod-a": True})
         status, output, errors = await instances(api, tmp_path)
         assert (status, errors) == (0, "")

@@ -46,41 +46,59 @@ def test_version_and_backend(tmp_path: Path) -> None:
     assert run(tmp_path, "--version").stdout == f"dynamo-fast {__version__} (codec backend: {codec.BACKEND})\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["unknown"], ["call"], ["serve", "x:y"]])
-def test_a_command_line_that_makes_no_sense_shows_its_use(tmp_path: Path, arguments: list[str]) -> None:
-    done = run(tmp_path, *arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith("usage: ")
+def test_without_a_command_it_shows_its_help(tmp_path: Path) -> None:
+    done = run(tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: dynamo-fast")
+    assert "    completion\n" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "text"),
+    ("arguments", "status", "text"),
     [
-        (["call", "a.b", "{}"], "InvalidAddress: Invalid endpoint path 'a.b'. Expected format"),
-        (["call", "localhost:1/x", "{}"], "InvalidAddress: Invalid TCP address 'localhost:1/x'"),
-        (["call", "127.0.0.1:1/x", "{"], "InvalidRequest: the request is no JSON: "),
-        (["call", "127.0.0.1:1/x", "{}"], "CannotConnect: TCP connection to 127.0.0.1:1 failed"),
-        (["call", "a.b.c", "{}", "--wait", "0.1"], "Unavailable: no instance of a/b/c within 0.1 s (discovery: file)"),
-        (["call", "a.b.c", "{}", "--metadata", "x"], "InvalidRequest: 'x' is no metadata: expected KEY=VALUE"),
+        (["unknown"], 2, "argument COMMAND: invalid choice: 'unknown'"),
+        (["call"], 2, "the following arguments are required: TARGET (see dynamo-fast call --help)"),
+        (["serve", "x:y"], 2, "--endpoint is missing"),
+        (["call", "a.b", "{}"], 2, "'a.b' is no endpoint: expected NAMESPACE.COMPONENT.ENDPOINT, such as demo."),
+        (["call", "a/b", "{}"], 2, "'a/b' is no endpoint"),
+        (["call", "a..c", "{}"], 2, "'a..c' is no endpoint"),
+        (["call", "localhost:1/x", "{}"], 2, "Invalid TCP address 'localhost:1/x'"),
+        (["call", "127.0.0.1:1/x", "{"], 2, "the request is no JSON: unexpected end of data"),
+        (["call", "127.0.0.1:1/x"], 2, "the request of standard input is no JSON: "),
+        (["call", "127.0.0.1:1/x", "{}"], 1, "TCP connection to 127.0.0.1:1 failed"),
+        (["call", "a.b.c", "{}", "--wait", "0.1"], 1, "no instance of a.b.c within 0.1 s (discovery: file, "),
+        (["call", "a/b/c", "{}", "--wait", "0"], 1, "no instance of a/b/c within 0 s (discovery: file, "),
+        (["call", "a.b.c", "{}", "--metadata", "x"], 2, "'x' is no metadata: expected KEY=VALUE"),
+        (["call", "a.b.c", "{}", "--header", "=x"], 2, "'=x' is no header: expected KEY=VALUE"),
+        (["call", "a.b.c", "{}", "--instance", "z"], 2, "argument --instance: 'z' is no instance id: expected hex"),
+        (["call", "a.b.c", "{}", "--timeout", "0"], 2, "argument --timeout: '0' is not valid: expected a number of"),
+        (["describe", "a.b.c"], 1, "no instance of a.b.c (discovery: file, "),
+        (["describe", "a.b"], 2, "'a.b' is no endpoint"),
+        (["instances", "a.b"], 2, "'a.b' is no endpoint"),
+        (["models"], 1, "no model (discovery: file, "),
+        (["decode", "nowhere.bin"], 2, "nowhere.bin: No such file or directory"),
+        (["decode", "/"], 2, "/: Is a directory"),
+        (["conformance", "--", "no-such-command"], 2, "no-such-command: No such file or directory"),
+        (["conformance", "--only", "x", "--", "true"], 2, "no case has a name like 'x'"),
+        (["conformance", "--timeout", "x", "--", "true"], 2, "argument --timeout: 'x' is not valid: expected a number"),
+        (["completion", "ksh"], 2, "argument shell: invalid choice: 'ksh'"),
+        (["run"], 2, "no program to run"),
+        (["serve", "nowhere", "--endpoint", "a.b.c"], 2, "'nowhere' is no handler: expected MODULE:HANDLER"),
+        (["serve", "nowhere:x", "--endpoint", "a.b.c"], 2, "the handler 'nowhere:x' cannot be imported: No mod"),
+        (["serve", "os:name", "--endpoint", "a.b.c"], 2, "the handler 'os:name' is a str, which cannot be called"),
         (
-            ["serve", "nowhere", "--endpoint", "a.b.c"],
-            "InvalidRequest: 'nowhere' is no handler: expected MODULE:HANDLER",
+            ["serve", "os:fsencode", "--endpoint", "a.b.c"],
+            2,
+            "the handler _fscodec.<locals>.fsencode is a plain function: write",
         ),
-        (
-            ["serve", "nowhere:x", "--endpoint", "a.b.c"],
-            "InvalidRequest: the handler 'nowhere:x' cannot be imported: No mod",
-        ),
-        (
-            ["serve", "os:name", "--endpoint", "a.b.c"],
-            "InvalidRequest: the handler 'os:name' is a str, which cannot be called",
-        ),
-        (["serve", "os:getcwd", "--endpoint", "a.b"], "InvalidAddress: Invalid endpoint path 'a.b'"),
+        (["serve", "os:getcwd", "--endpoint", "a.b"], 2, "'a.b' is no endpoint"),
     ],
 )
-def test_what_goes_wrong_is_one_line(tmp_path: Path, arguments: list[str], text: str) -> None:
+def test_what_goes_wrong_is_one_line(tmp_path: Path, arguments: list[str], status: int, text: str) -> None:
     done = run(tmp_path, *arguments)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(text)
+    assert (done.returncode, done.stdout) == (status, "")
+    command = "" if arguments[0] == "unknown" else f" {arguments[0]}"
+    assert done.stderr.startswith(f"dynamo-fast{command}: error: {text}")
     assert done.stderr.count("\n") == 1
 
 
@@ -95,7 +113,10 @@ def test_a_call_gives_up_a_silent_worker(tmp_path: Path, by_address: bool) -> No
         address = process.stdout.readline().split()[-1]
         done = run(tmp_path, "call", address if by_address else "a.b.c", "{}", "--inactivity-timeout", "0.2")
         assert (done.returncode, done.stdout) == (1, "1\n")
-        assert done.stderr == "ResponseTimeout: backend response inactivity timeout\n"
+        assert done.stderr == "dynamo-fast call: error: backend response inactivity timeout\n"
+        done = run(tmp_path, "call", address if by_address else "a/b/c", "{}", "--timeout", "0.5")
+        assert (done.returncode, done.stdout) == (1, "1\n")
+        assert done.stderr == "dynamo-fast call: error: the answer was not complete within 0.5 s (1 item came)\n"
     refused = run(tmp_path, "call", "a.b.c", "{}", "--inactivity-timeout", "0")
     assert "'0' is not valid: expected a number of seconds above 0" in refused.stderr
 
@@ -104,8 +125,8 @@ def test_a_bad_setting_is_one_line(tmp_path: Path) -> None:
     environment = {**settings(tmp_path), "DYN_TCP_POOL_SIZE": "none"}
     command = [sys.executable, "-m", "dynamo_fast", "call", "127.0.0.1:1/x", "{}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("InvalidConfig: DYN_TCP_POOL_SIZE='none' is not valid: expected ")
+    assert done.returncode == 2
+    assert done.stderr.startswith("dynamo-fast call: error: DYN_TCP_POOL_SIZE='none' is not valid: expected ")
 
 
 def test_serve_call_and_instances(tmp_path: Path) -> None:
@@ -147,16 +168,76 @@ def test_serve_call_and_instances(tmp_path: Path) -> None:
         failing = run(tmp_path, "call", f"{address}x", "{}", "--repeat", "3")
         assert failing.returncode == 1
         assert "3 x Unavailable: Server unavailable: unknown endpoint" in failing.stdout
+        described = run(tmp_path, "describe", "a/b/c")
+        assert (described.returncode, described.stderr) == (0, "")
+        assert f"address    {address}" in described.stdout
+        assert "state      reachable (connected in " in described.stdout
+        facts = json.loads(run(tmp_path, "describe", "a.b.c", "--json").stdout)
+        assert facts["endpoint"] == "a.b.c"
+        assert (facts["instances"][0]["address"], facts["instances"][0]["reachable"]) == (address, True)
         other = run(tmp_path, "call", "a.b.c", "{}", "--instance", "abc", "--wait", "0.1")
         assert "with the id abc" in other.stderr
         process.send_signal(signal.SIGTERM)
         assert process.stdout.read() == "leaving; 0 requests to finish\n"
         assert process.wait(LIMIT) == 0
     gone = run(tmp_path, "instances", "a.b.c")
-    assert (gone.returncode, gone.stdout, gone.stderr) == (1, "", "no instance of a/b/c\n")
+    assert (gone.returncode, gone.stdout) == (1, "")
+    assert gone.stderr.startswith("dynamo-fast instances: error: no instance of a.b.c (discovery: file, ")
 
 
-def test_watching_instances_follows_every_change(tmp_path: Path) -> None:
+def test_a_call_waits_for_an_instance_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "engine.py").write_text("async def echo(request):\n    return request\n")
+    call = [sys.executable, "-m", "dynamo_fast", "call", "a/b/c", "7", "--wait", "30"]
+    with started(call, settings(tmp_path), tmp_path, stderr=subprocess.PIPE) as caller:
+        assert caller.stderr is not None
+        assert caller.stderr.readline() == "waiting for an instance of a/b/c (for 30 s)\n"
+        serve = [sys.executable, "-m", "dynamo_fast", "serve", "engine:echo", "--endpoint", "a/b/c"]
+        with started(serve, settings(tmp_path), tmp_path):
+            assert caller.stdout is not None
+            assert caller.stdout.read() == "7\n"
+            assert caller.wait(LIMIT) == 0
+
+
+def test_headers_reach_the_worker(tmp_path: Path) -> None:
+    (tmp_path / "engine.py").write_text(
+        "async def trace(request, context):\n    return (context.trace_headers() or {}).get('traceparent')\n"
+    )
+    parent = "00-11111111111111111111111111111111-2222222222222222-01"
+    serve = [sys.executable, "-m", "dynamo_fast", "serve", "engine:trace", "--endpoint", "a.b.c"]
+    environment = {**settings(tmp_path), "DYN_LOG": "info", "DYN_LOGGING_JSONL": "1"}
+    with started(serve, environment, tmp_path) as worker:
+        assert worker.stdout is not None
+        address = worker.stdout.readline().split()[-1]
+        for options in ([address], ["a.b.c"], ["a.b.c", "--instance", address.split("/")[1]]):
+            done = run(tmp_path, "call", *options, "--header", f"traceparent={parent}", given="{}")
+            assert parent.split("-")[1] in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_changes_of_instances_are_followed_as_lines(tmp_path: Path, options: list[str]) -> None:
+    (tmp_path / "engine.py").write_text("async def echo(request):\n    yield request\n")
+    watch = [sys.executable, "-m", "dynamo_fast", "instances", "--watch", *options]
+    with started(watch, settings(tmp_path), tmp_path) as watching:
+        assert watching.stdout is not None
+        serve = [sys.executable, "-m", "dynamo_fast", "serve", "engine:echo", "--endpoint", "a.b.c"]
+        with started(serve, settings(tmp_path), tmp_path) as worker:
+            assert worker.stdout is not None
+            address = worker.stdout.readline().split()[-1]
+            added = watching.stdout.readline()
+            worker.send_signal(signal.SIGTERM)
+            removed = watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(LIMIT) == 130
+    if options:
+        assert json.loads(added)["change"] == "added"
+        assert json.loads(removed)["change"] == "removed"
+        assert json.loads(added)["instance"]["transport"] == {"tcp": address}
+    else:
+        assert added.split()[:2] == ["added", "a.b.c"]
+        assert removed.split()[:2] == ["removed", "a.b.c"]
+
+
+def test_watching_instances_ends_with_an_interrupt(tmp_path: Path) -> None:
     watch = [sys.executable, "-m", "dynamo_fast", "instances", "--watch"]
     (tmp_path / "engine.py").write_text("async def echo(request):\n    yield request\n")
     with started(watch, settings(tmp_path), tmp_path) as watching:

@@ -55,7 +55,8 @@ def test_a_model_is_served_and_listed(tmp_path: Path, tiny: Path) -> None:
         process.terminate()
         assert process.wait(20) == 0
     gone = models(tmp_path)
-    assert (gone.returncode, gone.stdout, gone.stderr) == (1, "", "no model\n")
+    assert (gone.returncode, gone.stdout) == (1, "")
+    assert gone.stderr.startswith("dynamo-fast models: error: no model (discovery: file, ")
 
 
 def test_a_model_of_text_needs_no_folder(tmp_path: Path) -> None:
@@ -129,9 +130,9 @@ def test_files_at_a_worker_are_fetched(tmp_path: Path, tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        (["--model", "nowhere"], "InvalidRequest: the model nowhere does not exist: expected a local folder"),
-        (["--model", "bad"], "InvalidRequest: .*/bad/config.json is no JSON"),
-        (["--model", "bare"], "InvalidRequest: .*/bare has no tokenizer"),
+        (["--model", "nowhere"], "dynamo-fast serve: error: the model nowhere does not exist: expected a local folder"),
+        (["--model", "bad"], "dynamo-fast serve: error: .*/bad/config.json is no JSON"),
+        (["--model", "bare"], "dynamo-fast serve: error: .*/bare has no tokenizer"),
     ],
     ids=str,
 )
@@ -140,7 +141,7 @@ def test_a_bad_folder_is_one_line(tmp_path: Path, options: list[str], error: str
     make_folder(tmp_path / "bare", {"tokenizer.json": None})
     with serving(tmp_path, *options) as process:
         output, errors = process.communicate(timeout=20)
-    assert (process.returncode, output) == (1, "")
+    assert (process.returncode, output) == (2, "")
     (line,) = errors.splitlines()
     assert re.search(error, line), line
     assert not (tmp_path / "v1" / "mdc").exists()

@@ -157,7 +157,7 @@ def test_the_sitecustomize_of_the_environment_is_imported_too(tmp_path: Path) ->
 
 def test_without_a_program_it_says_how_it_is_called(tmp_path: Path) -> None:
     result = run(folder=tmp_path)
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "no program to run: dynamo-fast run (-m MODULE | -c CODE | SCRIPT)" in result.stderr
     assert "dynamo-fast run (-m MODULE" in run("--help", folder=tmp_path).stdout
 

@@ -37,6 +37,6 @@ def test_a_call_through_the_tap_is_shown(tmp_path: Path) -> None:
 
 def test_a_tap_that_cannot_listen_is_one_line(tmp_path: Path) -> None:
     done = run(tmp_path, "tap", "0.0.0.0:0", "127.0.0.1:1")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("InvalidRequest: a tap listens on loopback only, not on 0.0.0.0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("dynamo-fast tap: error: a tap listens on loopback only, not on 0.0.0.0")
     assert done.stderr.count("\n") == 1

@@ -90,7 +90,7 @@ def test_an_endpoint_without_instances(capsysbinary: Output) -> None:
     ],
 )
 def test_what_goes_wrong(arguments: list[str], capsysbinary: Output) -> None:
-    assert main([each.replace("\0", "") for each in arguments]) == 1  # no program is ever given NUL
+    assert main([each.replace("\0", "") for each in arguments]) == 2  # no program is ever given NUL
     lines_of(capsysbinary.readouterr().err)
 
 
