@@ -36,7 +36,9 @@ cdef class Exchange:
     cpdef stream(self)
     cpdef give_up(self)
 
-@cython.locals(context=Context, control=bytes)
+@cython.locals(plain=bytes)
+cpdef bytes encoded(codec, value)
+@cython.locals(context=Context, control=bytes, body=bytes)
 cdef bytes _payload(request, ResponseReceiver receiver, StreamRegistry server)
 cdef bytes _encoded_headers(request, Context context)
 cdef bytes _control(Context context, address, subject, codec)
