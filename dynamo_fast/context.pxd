@@ -11,8 +11,10 @@ cdef class Context:
     cdef readonly bint _stopped
     cdef readonly bint _killed
     cdef readonly dict _callbacks
+    cdef readonly bint _needs_no_escape
 
     cpdef id(self)
+    cpdef bint id_needs_no_escape(self) except -1
     cpdef trace_headers(self)
     cpdef bint is_stopped(self) except -1
     cpdef bint is_killed(self) except -1

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 
 from dynamo_fast.logs import get_logger
 from dynamo_fast.wire.ids import random_uuid
+from dynamo_fast.wire.text import needs_no_escape
 
 __all__ = ["Context"]
 
@@ -43,6 +44,8 @@ class Context:
         "_id",
         "_killed",
         "_metadata",
+        "_needs_no_escape",
+        "_needs_no_escape",
         "_stopped",
         "_trace_headers",
         "parent_span_id",
@@ -57,6 +60,7 @@ class Context:
         if id is not None and not isinstance(id, str):
             raise TypeError(f"id must be str, not {type(id).__name__}")
         self._id = random_uuid() if id is None else id
+        self._needs_no_escape = id is None  # True or, for an id that was given, not looked at yet
         self._metadata = {} if metadata is None else _checked_metadata(metadata)
         self._trace_headers = None if trace_headers is None else dict(trace_headers)
         self.parent_span_id: str | None = None
@@ -73,6 +77,12 @@ class Context:
     def id(self) -> str:
         """The request id, as on the wire."""
         return self._id
+
+    def id_needs_no_escape(self) -> bool:
+        """Whether the id stands in JSON as it is."""
+        if not self._needs_no_escape:
+            self._needs_no_escape = needs_no_escape(self._id)
+        return self._needs_no_escape
 
     @property
     def metadata(self) -> dict[str, str]:

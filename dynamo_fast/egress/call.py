@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`Call`: one request from the choice of its worker to its first item. `RoutedStream`: its answer."""
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dynamo_fast.context import Context
 from dynamo_fast.egress.instance_table import Entry
 from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_stream import ResponseStream
-from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest, EncodedBody, Exchange
+from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest, EncodedBody, Exchange, encoded
 from dynamo_fast.errors import DynamoError
 from dynamo_fast.wire.payload import Annotated, Data
 
@@ -66,6 +67,7 @@ class Call:
         "_reader",
         "_request",
         "_retries",
+        "_router",
         "_tried",
         "context",
         "entry",
@@ -83,13 +85,14 @@ class Call:
     ) -> None:
         """`how`: the `response_type` of the items, and whether they are `raw`."""
         self._owner = owner
+        self._router = owner.router
         self.context = context
         self.entry: Entry | None = None
         """The worker that has the request; None before that, and when the request is over."""
         self._request = request
         self._headers = headers
         self._retries = retries
-        self._tried: set[Entry] = set()
+        self._tried: set[Entry] | None = None
         self._error: DynamoError | None = None
         self._attempt: AddressedRequest | None = None
         self._how = how
@@ -106,7 +109,7 @@ class Call:
         codec = instance.payload_codec
         self._reader = codec.reader(*self._how)
         stream_of_requests = isinstance(self._request, ManyIn)
-        data = self._request if stream_of_requests else EncodedBody(codec.encode(self._request))
+        data = self._request if stream_of_requests else EncodedBody(encoded(codec, self._request))
         self._attempt = AddressedRequest(
             data,
             instance.transport.address,
@@ -129,7 +132,7 @@ class Call:
             if self._error is not None:
                 raise self._error
             assert self._attempt is not None
-            router = self._owner.router
+            router = self._router
             router.metrics.route.observe(perf_counter() - self._began)
             try:
                 return await router.begin(self._attempt, self._reader, self.context).answer()
@@ -145,7 +148,7 @@ class Call:
         if self._error is not None:
             raise self._error
         assert self._attempt is not None
-        router = self._owner.router
+        router = self._router
         router.metrics.route.observe(perf_counter() - self._began)
         return router.begin(self._attempt, self._reader, self.context, established)
 
@@ -159,9 +162,15 @@ class Call:
         if not self._retries or not error.migratable or self.context.is_stopped():
             return False
         self._retries -= 1
+        if self._tried is None:
+            self._tried = set()
         self._tried.add(entry)
-        self.prepare(lambda: self._owner.selection.another(self._tried))
+        self.prepare(self._another)
         return self._error is None
+
+    def _another(self) -> Entry:
+        assert self._tried is not None
+        return self._owner.selection.another(self._tried)
 
     def begun(self) -> None:
         """The first item has come: no other worker is tried from now on."""
@@ -176,7 +185,7 @@ class Call:
         """As `release`, on any thread."""
         if self.entry is None:
             return
-        loop = self._owner.router.response_server.loop
+        loop = self._router.response_server.loop
         if asyncio._get_running_loop() is loop:
             self.release()
         elif not loop.is_closed():
@@ -192,7 +201,7 @@ class Call:
         # An answer was dropped, or a call was never sent. The garbage collector may run on any thread; the table belongs
         # to the event loop's thread.
         if self.entry is not None:
-            loop = self._owner.router.response_server.loop
+            loop = self._router.response_server.loop
             if asyncio._get_running_loop() is loop:
                 self.release()
             elif not loop.is_closed():

@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`InstanceTable`: the instances of one endpoint that discovery lists, and how many requests each has in flight."""
 
 from __future__ import annotations
@@ -6,6 +7,7 @@ import asyncio
 import weakref
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator
+from operator import attrgetter
 from typing import Protocol
 
 from dynamo_fast.discovery.base import Added, Discovery, DiscoveryEvent, Watch
@@ -28,9 +30,6 @@ class Entry:
         self.queue = queue
         self.in_flight = 0
         """Requests that all routers of this table have sent there, and whose answers have not ended."""
-
-    def __lt__(self, other: Entry) -> bool:
-        return self.instance.instance_id < other.instance.instance_id
 
     def begin(self) -> None:
         """A request goes there."""
@@ -70,16 +69,17 @@ class LoadQueue:
 
     def shift(self, entry: Entry, by: int) -> None:
         """`entry` has one request more or one less. A removed entry only keeps its own count."""
-        present = entry in self._levels[entry.in_flight]
-        if present:
-            del self._levels[entry.in_flight][entry]
-        entry.in_flight += by
-        if entry.in_flight == len(self._levels):
-            self._levels.append({})
-        if present:
+        levels, before, after = self._levels, entry.in_flight, entry.in_flight + by
+        entry.in_flight = after
+        if after == len(levels):
+            levels.append({})
+        level: dict[Entry, None] = levels[before]
+        if entry in level:
+            del level[entry]
+            level = levels[after]
+            level[entry] = None
             self.total += by
-            self._levels[entry.in_flight][entry] = None
-            self._lowest = min(self._lowest, entry.in_flight)
+            self._lowest = min(self._lowest, after)
 
     def least(self, out: Collection[Entry] = ()) -> Entry | None:
         """The entry with the fewest requests in flight that is not in `out`; None if there is none."""
@@ -91,6 +91,9 @@ class LoadQueue:
                 if entry not in out:
                     return entry
         return None
+
+
+_id_of = attrgetter("instance.instance_id")
 
 
 class TableListener(Protocol):
@@ -178,7 +181,7 @@ class InstanceTable:
         if known is not None:
             self._take_out(known)
         entry = Entry(instance, self.cpu if instance.device_type == "cpu" else self.other)
-        insort(self.entries, entry)
+        insort(self.entries, entry, key=_id_of)
         self._by_id[instance.instance_id] = entry
         entry.queue.add(entry)
         self._filled.set()
@@ -192,7 +195,8 @@ class InstanceTable:
         self._response_server.cancel_instance_streams(entry.instance.endpoint_instance_id)
 
     def _take_out(self, entry: Entry) -> None:
-        del self.entries[bisect_left(self.entries, entry)]  # ids are unique; `remove` would compare them one by one
+        place = bisect_left(self.entries, entry.instance.instance_id, key=_id_of)
+        del self.entries[place]  # ids are unique; `remove` would compare them one by one
         del self._by_id[entry.instance.instance_id]
         entry.queue.remove(entry)
 

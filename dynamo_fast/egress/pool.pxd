@@ -1,21 +1,28 @@
 # The types with which Cython translates `pool.py`.
 cimport cython
 
+from dynamo_fast.deadlines cimport Deadlines
 from dynamo_fast.net.frame_protocol cimport FrameProtocol
+from dynamo_fast.observability.metrics cimport RequestPlaneMetrics
+
+cdef class WorkerPool
+cdef class PooledConnection(FrameProtocol)
 
 @cython.final
 cdef class PendingRequest:
-    cdef readonly object _client
-    cdef readonly object _peer
+    cdef readonly WorkerPool _pool
     cdef readonly PooledConnection connection
     cdef readonly bytes frame
-    cdef readonly object future
+    cdef readonly object listener
 
-    cpdef acknowledge(self, ack)
+    cpdef acknowledge(self, bytes text, connection)
 
 @cython.final
 cdef class WorkerPool:
     cdef readonly object _client
+    cdef readonly object loop
+    cdef readonly RequestPlaneMetrics metrics
+    cdef readonly Deadlines deadlines
     cdef readonly object _connect_task
     cdef readonly object _port
     cdef readonly double _last_used
@@ -25,6 +32,7 @@ cdef class WorkerPool:
     cdef readonly object host
     cdef readonly object peer
 
+    @cython.locals(connection=PooledConnection)
     cpdef submit(self, PendingRequest request)
     cpdef dispatch(self)
     @cython.locals(count=Py_ssize_t, offset=Py_ssize_t, index=Py_ssize_t, connection=PooledConnection)
@@ -32,8 +40,8 @@ cdef class WorkerPool:
 
 @cython.final
 cdef class PooledConnection(FrameProtocol):
-    cdef readonly object _client
     cdef readonly WorkerPool _pool
+    cdef readonly Py_ssize_t _most
     cdef readonly object _unacknowledged
     cdef readonly bint _paused
     cdef readonly set _on_lost

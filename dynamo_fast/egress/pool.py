@@ -1,7 +1,7 @@
 # cython: freethreading_compatible=True, annotation_typing=False
 """The connections to one worker process: the pool of `TcpRequestClient` (transport.md 2.4).
 
-A connection carries many requests at once; the worker acknowledges them in order, so a queue of futures is all the
+A connection carries many requests at once; the worker acknowledges them in order, so a queue of requests is all the
 matching that is needed. Another connection to the same worker is opened only when each of the present ones has
 `channel_buffer` requests unacknowledged, or is *retired*: an acknowledgement on it did not come in time. No new request
 is written to a retired connection, and it is closed when nothing waits on it any more.
@@ -16,7 +16,8 @@ from typing import Protocol, cast
 
 from dynamo_fast.codec import TcpResponseDecoder, TcpResponseMessage
 from dynamo_fast.config import TcpClientConfig
-from dynamo_fast.egress.request_client import Ack
+from dynamo_fast.deadlines import Deadlines
+from dynamo_fast.egress.request_client import AckListener
 from dynamo_fast.errors import CannotConnect, CodecError, ConnectionTimeout, ResourceExhausted, TlsError
 from dynamo_fast.net.connector import Connector
 from dynamo_fast.net.frame_protocol import FrameProtocol
@@ -36,57 +37,56 @@ class PoolOwner(Protocol):
     connector: Connector
     connects: asyncio.Semaphore
     """Held by each dial: limits how many there are at once."""
-
-    def settled(self, request: PendingRequest) -> None:
-        """The request is acknowledged or has failed."""
+    deadlines: Deadlines[PendingRequest]
+    """The requests that are not acknowledged, and may time out."""
 
 
 class PendingRequest:
     """A request between the call and its acknowledgement.
 
-    Owned by its pool until it is written, then by its connection. It ends when `future` is done.
+    Owned by its pool until it is written, then by its connection. It ends when `listener` is settled.
     """
 
-    __slots__ = ("_client", "_peer", "connection", "frame", "future")
+    __slots__ = ("_pool", "connection", "frame", "listener")
 
-    def __init__(self, client: PoolOwner, peer: str, frame: bytes) -> None:
-        self._client = client
-        self._peer = peer
+    def __init__(self, pool: WorkerPool, frame: bytes, listener: AckListener) -> None:
+        self._pool = pool
         self.connection: PooledConnection | None = None
         """The connection that it was written to."""
         self.frame = frame
-        self.future: asyncio.Future[Ack] = client.loop.create_future()
+        self.listener = listener
 
-    def acknowledge(self, ack: Ack) -> None:
+    def acknowledge(self, text: bytes, connection: PooledConnection) -> None:
         """Its acknowledgement has come."""
-        self._client.settled(self)
-        if not self.future.done():
-            self._client.metrics.tcp_bytes_received += len(ack.text)
-            self.future.set_result(ack)
+        self._pool.deadlines.discard(self)
+        if not self.listener.is_settled():
+            self._pool.metrics.tcp_bytes_received += len(text)
+            self.listener.acknowledged(text, connection)
 
     def fail(self, cause: BaseException | None) -> None:
         """Its connection could not be made, or is lost."""
-        self._client.settled(self)
-        if not self.future.done():
-            self._client.metrics.tcp_errors += 1
+        self._pool.deadlines.discard(self)
+        if not self.listener.is_settled():
+            self._pool.metrics.tcp_errors += 1
             # The words of Dynamo. For TLS the reason is added: without it such a fault cannot be found.
             kind, why = (TlsError, f": {cause}") if isinstance(cause, TlsError) else (CannotConnect, "")
-            error = kind(f"TCP connection to {self._peer} failed{why}")
+            error = kind(f"TCP connection to {self._pool.peer} failed{why}")
             error.__cause__ = cause
-            self.future.set_exception(error)
+            self.listener.unacknowledged(error)
 
     def refuse(self, waiting: int) -> None:
-        """Too many requests wait for a connection."""
-        self._client.settled(self)
-        self.future.set_exception(
-            ResourceExhausted(f"{waiting} requests wait for a connection to {self._peer} already: try again later")
+        """Too many requests wait for a connection. Told in the next turn: the caller has not got its answer yet."""
+        self._pool.deadlines.discard(self)
+        error = ResourceExhausted(
+            f"{waiting} requests wait for a connection to {self._pool.peer} already: try again later"
         )
+        self._pool.loop.call_soon(self.listener.unacknowledged, error)
 
     def time_out(self) -> None:
         """Its acknowledgement did not come in time."""
-        if not self.future.done():
-            self._client.metrics.tcp_errors += 1
-            self.future.set_exception(ConnectionTimeout(f"TCP request to {self._peer} timed out"))
+        if not self.listener.is_settled():
+            self._pool.metrics.tcp_errors += 1
+            self.listener.unacknowledged(ConnectionTimeout(f"TCP request to {self._pool.peer} timed out"))
         if self.connection is not None:
             self.connection.retire()
 
@@ -105,12 +105,16 @@ class WorkerPool:
         "_port",
         "_waiting",
         "connections",
+        "deadlines",
         "host",
+        "loop",
+        "metrics",
         "peer",
     )
 
     def __init__(self, client: PoolOwner, host: str, port: int) -> None:
         self._client = client
+        self.loop, self.metrics, self.deadlines = client.loop, client.metrics, client.deadlines
         self.host = host
         """The address of the worker."""
         self._port = port
@@ -123,7 +127,7 @@ class WorkerPool:
 
     def submit(self, request: PendingRequest) -> None:
         """Send `request` now if a connection has room, else queue it."""
-        self._last_used = self._client.loop.time()
+        self._last_used = self.loop.time()
         connection = None if self._waiting else self._with_room()
         if connection is not None:
             connection.send(request)
@@ -137,7 +141,7 @@ class WorkerPool:
     def dispatch(self) -> None:
         """There may be room: send queued requests."""
         while self._waiting:
-            if self._waiting[0].future.done():  # the caller gave it up
+            if self._waiting[0].listener.is_settled():  # the caller gave it up
                 self._waiting.popleft()
                 continue
             connection = self._with_room()
@@ -212,12 +216,12 @@ class PooledConnection(FrameProtocol):
     connection, ends it.
     """
 
-    __slots__ = ("_client", "_failure", "_on_lost", "_paused", "_pool", "_unacknowledged", "retired")
+    __slots__ = ("_failure", "_most", "_on_lost", "_paused", "_pool", "_unacknowledged", "retired")
 
     def __init__(self, client: PoolOwner, pool: WorkerPool) -> None:
         super().__init__(TcpResponseDecoder(client.config.max_message_size))
-        self._client = client
         self._pool = pool
+        self._most = client.config.channel_buffer
         self._unacknowledged: deque[PendingRequest] = deque()
         self._paused = False
         self._on_lost: set[Callable[[], None]] = set()
@@ -236,7 +240,7 @@ class PooledConnection(FrameProtocol):
 
     def is_full(self) -> bool:
         """Whether `channel_buffer` requests are unacknowledged."""
-        return len(self._unacknowledged) >= self._client.config.channel_buffer
+        return len(self._unacknowledged) >= self._most
 
     def is_idle(self) -> bool:
         """Whether no acknowledgement and no call home is expected."""
@@ -262,7 +266,7 @@ class PooledConnection(FrameProtocol):
             self._close_if_unused()
 
     def _close_if_unused(self) -> None:
-        if not self._on_lost and all(request.future.done() for request in self._unacknowledged):
+        if not self._on_lost and all(request.listener.is_settled() for request in self._unacknowledged):
             self.close()
 
     def send(self, request: PendingRequest) -> None:
@@ -270,7 +274,7 @@ class PooledConnection(FrameProtocol):
         self._unacknowledged.append(request)
         request.connection = self
         self._transport.write(request.frame)
-        self._client.metrics.tcp_bytes_sent += len(request.frame)
+        self._pool.metrics.tcp_bytes_sent += len(request.frame)
         request.frame = b""  # the transport has it: do not hold a large one until the acknowledgement
 
     def close(self) -> None:
@@ -298,7 +302,9 @@ class PooledConnection(FrameProtocol):
 
     def message_received(self, message: TcpResponseMessage) -> None:
         if self._unacknowledged:
-            self._unacknowledged.popleft().acknowledge(Ack(bytes(message.data), self))
+            request: PendingRequest = self._unacknowledged.popleft()
+            data = message.data
+            request.acknowledge(data if type(data) is bytes else bytes(data), self)
         else:
             self._transport.abort()  # it acknowledges no request: the other end is no Dynamo worker
 

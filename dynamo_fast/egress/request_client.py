@@ -9,7 +9,9 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-__all__ = ["Ack", "RequestConnection", "RequestPlaneClient"]
+from dynamo_fast.errors import DynamoError
+
+__all__ = ["Ack", "AckListener", "RequestConnection", "RequestPlaneClient"]
 
 
 class RequestConnection(Protocol):
@@ -33,6 +35,19 @@ class Ack(msgspec.Struct, frozen=True):
     """Empty: the request is taken. Anything else is a refusal, in words."""
     connection: RequestConnection | None = None
     """The connection that carried the request; None for a transport that has no such thing."""
+
+
+class AckListener(Protocol):
+    """What is told how a request was taken, at once and without a future."""
+
+    def acknowledged(self, text: bytes, connection: RequestConnection) -> None:
+        """The acknowledgement has come on `connection`. An empty `text`: the request is taken."""
+
+    def unacknowledged(self, error: DynamoError) -> None:
+        """It does not come, because of `error`."""
+
+    def is_settled(self) -> bool:
+        """Whether neither matters any more."""
 
 
 @runtime_checkable

@@ -12,6 +12,8 @@ cdef class ResponseReceiver:
     cdef readonly object _inactivity
     cdef readonly object _inactivity_timer
     cdef readonly object _owner
+    cdef readonly Deadlines _call_home
+    cdef readonly Deadlines _orphans
     cdef readonly bint _ready
     cdef readonly object _request_connection
     cdef readonly object _silent_since
@@ -30,7 +32,9 @@ cdef class ResponseReceiver:
     cdef readonly object subject
     cdef public Py_ssize_t unread
 
-    cpdef follow(self, ack, RequestTiming timing)
+    cpdef follow(self, RequestTiming timing)
+    cpdef bint is_settled(self) except -1
+    cpdef acknowledged(self, bytes text, connection)
     cpdef _forget_request_connection(self)
     cpdef dialled(self, connection)
     cpdef ready(self)

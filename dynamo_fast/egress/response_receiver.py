@@ -68,9 +68,11 @@ class ResponseReceiver:
 
     __slots__ = (
         "_acknowledged",
+        "_call_home",
         "_connection",
         "_inactivity",
         "_inactivity_timer",
+        "_orphans",
         "_owner",
         "_reader",
         "_ready",
@@ -100,6 +102,7 @@ class ResponseReceiver:
         self.instance: EndpointInstanceId | None = None
         self.established: asyncio.Future[Any] = owner.loop.create_future() if established is None else established
         """Done when the request is acknowledged and the worker's handler started; or the error that came instead."""
+        self._call_home, self._orphans = owner.call_home, owner.orphans
         self.frames: deque[bytes | memoryview] = deque()
         """Wrapped items that the caller has not taken yet."""
         self.unread = 0
@@ -123,7 +126,7 @@ class ResponseReceiver:
         self._inactivity: float | None = None
         self._inactivity_timer: asyncio.TimerHandle = None  # type: ignore[assignment]  # as long as there is a limit
         self._silent_since: float | None = None  # when the caller began to wait; None if it has not waited yet
-        context.on_cancel(self._context_changed, owner.loop)
+        self.context.on_cancel(self._context_changed, owner.loop)
 
     @property
     def connection_info(self) -> TcpStreamConnectionInfo:
@@ -137,35 +140,51 @@ class ResponseReceiver:
 
     # The request connection -------------------------------------------------------------------------------------
 
-    def follow(self, ack: asyncio.Future[Ack], timing: RequestTiming) -> None:
-        """Wait for the acknowledgement of the request, and report it and the first item to `timing`."""
+    def follow(self, timing: RequestTiming) -> None:
+        """The request is sent: report its acknowledgement and the first item to `timing`."""
         self.on_first_frame = timing.first_item
         self._timing = timing
-        ack.add_done_callback(self._on_ack)
 
-    def _on_ack(self, ack: asyncio.Future[Ack]) -> None:
-        self._timing.acknowledged()
-        if self.established.done():
-            ack.cancelled() or ack.exception()  # the call has ended: mark the error as retrieved
+    def is_settled(self) -> bool:
+        """See AckListener. The call has its stream, or has ended."""
+        return self.established.done()
+
+    def on_ack(self, ack: asyncio.Future[Ack]) -> None:
+        """`ack` is done, where the transport has a future of it."""
+        if self.is_settled():
+            self._timing.acknowledged()
+            ack.cancelled() or ack.exception()  # mark the error as retrieved
         elif ack.cancelled():
-            self.fail(Disconnected("The request was dropped before it was acknowledged"))
+            self.unacknowledged(Disconnected("The request was dropped before it was acknowledged"))
         elif (error := ack.exception()) is not None:
-            self.fail(error)
-        elif text := ack.result().text:
-            self.fail(refusal(text.decode("utf-8", "replace")))
+            self.unacknowledged(error)
         else:
-            self._acknowledged = True
-            if self._connection is None and not self.ended:  # a short answer may be over before its acknowledgement
-                self._owner.call_home.add(self)
-                self._request_connection = ack.result().connection
-                if self._request_connection is not None:
-                    self._request_connection.on_lost(self._request_connection_lost)
-            self._establish_if_complete()
+            self.acknowledged(ack.result().text, ack.result().connection)
+
+    def unacknowledged(self, error: BaseException) -> None:
+        """See AckListener."""
+        self._timing.acknowledged()
+        if not self.is_settled():
+            self.fail(error)
+
+    def acknowledged(self, text: bytes, connection: RequestConnection | None) -> None:
+        """See AckListener."""
+        self._timing.acknowledged()
+        if text:
+            self.fail(refusal(text.decode("utf-8", "replace")))
+            return
+        self._acknowledged = True
+        if self._connection is None and not self.ended:  # a short answer may be over before its acknowledgement
+            self._call_home.add(self)
+            self._request_connection = connection
+            if connection is not None:
+                connection.on_lost(self._request_connection_lost)
+        self._establish_if_complete()
 
     def _request_connection_lost(self) -> None:
         # The worker may have dialled before, and its connection may be about to be accepted: hence the grace.
         if not self.established.done() and self._connection is None:
-            self._owner.orphans.add(self)
+            self._orphans.add(self)
 
     def _forget_request_connection(self) -> None:
         if self._request_connection is not None:
@@ -179,18 +198,18 @@ class ResponseReceiver:
         self._connection = connection
         if self._acknowledged:
             self._forget_request_connection()
-            self._owner.orphans.discard(self)
-            self._owner.call_home.discard(self)
-        self._owner.call_home.add(self)  # the same time again, for the prologue
+            self._orphans.discard(self)
+            self._call_home.discard(self)
+        self._call_home.add(self)  # the same time again, for the prologue
         if self.context.is_stopped():
             self._context_changed()
 
     def ready(self) -> None:
         """The prologue has come, and the handler was started."""
         self._ready = True
-        self._owner.call_home.discard(self)
+        self._call_home.discard(self)
         if self.sender is not None and not self.sender.is_dialled:
-            self._owner.call_home.add(self)  # the same time once more: a worker dials for its input first
+            self._call_home.add(self)  # the same time once more: a worker dials for its input first
         self._establish_if_complete()
 
     def _establish_if_complete(self) -> None:
@@ -219,7 +238,7 @@ class ResponseReceiver:
                 self._owner.forget(self)
                 self.ready()  # a stream that ended before its prologue, and was not refused, is a stream without items
             if self.sender is not None:
-                self._owner.call_home.discard(self)
+                self._call_home.discard(self)
                 self._owner.forget_input(self.sender)
             self.wake()
             self._connection = None  # break the reference cycle
@@ -310,7 +329,7 @@ class ResponseReceiver:
 
     def timed_out(self) -> None:
         """The worker did not dial, did not send its prologue, or did not dial for its input in time."""
-        seconds = self._owner.call_home.seconds
+        seconds = self._call_home.seconds
         if self._ready:
             if self.sender is not None and not self.sender.is_dialled:
                 self.input_failed(ConnectionTimeout(f"Worker did not dial for its input within {seconds:g} s"))

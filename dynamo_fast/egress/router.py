@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 import msgspec
 
@@ -30,17 +30,23 @@ from dynamo_fast.observability.metrics import (
 from dynamo_fast.observability.nvtx import RequestRanges, load_nvtx
 from dynamo_fast.wire._plain import encode_plain
 from dynamo_fast.wire.address import EndpointInstanceId
-from dynamo_fast.wire.control import MAX_CONTROL_MESSAGE_SIZE, RequestControlMessage, RequestType, encode_single_in
+from dynamo_fast.wire.control import (
+    MAX_CONTROL_MESSAGE_SIZE,
+    RequestControlMessage,
+    RequestType,
+    encode_plain_single_in,
+    encode_single_in,
+)
 from dynamo_fast.wire.headers import REQUEST_ID
 from dynamo_fast.wire.instance import Instance, TransportType, not_offered
 from dynamo_fast.wire.payload import Annotated, ItemReader, PayloadCodec
 
-__all__ = ["AddressedPushRouter", "AddressedRequest", "EncodedBody", "MarkedPushRouter"]
+__all__ = ["AddressedPushRouter", "AddressedRequest", "EncodedBody", "MarkedPushRouter", "encoded"]
 
 _T = TypeVar("_T")
 
 
-class EncodedBody(NamedTuple):
+class EncodedBody(msgspec.Struct, frozen=True):
     """The `data` of a request that was encoded before, with the codec that the request names."""
 
     body: bytes
@@ -240,18 +246,34 @@ class AddressedPushRouter:
 
     def _send(
         self, request: AddressedRequest, receiver: ResponseReceiver, timing: RequestTiming
-    ) -> asyncio.Future[Ack]:
-        server, context = self.response_server, receiver.context
-        client = self.clients.get(request.kind)
+    ) -> asyncio.Future[Ack] | None:
+        server, kind = self.response_server, request.kind
+        client = self.client if kind == "tcp" else self.clients.get(kind)
         if client is None:
-            raise not_offered(request.instance or "the worker", TransportType(request.kind, request.address))
+            raise not_offered(request.instance or "the worker", TransportType(kind, request.address))
         if request.instance is not None and not server.associate_instance(receiver.subject, request.instance):
             raise Disconnected("Worker removed before request could be sent (tombstoned instance)")
         payload = _payload(request, receiver, server)
-        headers = {**(context.trace_headers() or {}), **request.headers, REQUEST_ID: context.id()}
         timing.sending()
-        ack = client.send_request(request.address, payload, headers)
-        receiver.follow(ack, timing)
+        receiver.follow(timing)
+        return self._hand_over(client, request, payload, receiver)
+
+    def _hand_over(
+        self, client: RequestPlaneClient, request: AddressedRequest, payload: bytes, receiver: ResponseReceiver
+    ) -> asyncio.Future[Ack] | None:
+        """Returns the acknowledgement, or None if the client tells the receiver of it."""
+        if type(client) is not TcpRequestClient:
+            return self._ask(client, request, payload, receiver)
+        tcp = client
+        tcp.send(request.address, payload, _encoded_headers(request, receiver.context), receiver)
+        return None
+
+    def _ask(
+        self, client: RequestPlaneClient, request: AddressedRequest, payload: bytes, receiver: ResponseReceiver
+    ) -> asyncio.Future[Ack]:
+        """As every client offers it: with a future of the acknowledgement."""
+        ack = client.send_request(request.address, payload, _headers(request, receiver.context))
+        ack.add_done_callback(receiver.on_ack)
         return ack
 
 
@@ -282,7 +304,7 @@ class Exchange:
         self._reader = reader
         self.receiver = receiver
         self.ack: asyncio.Future[Ack] | None = None
-        """The acknowledgement; None before the request is sent."""
+        """The acknowledgement; None before the request is sent, and where the receiver is told of it."""
 
     async def answer(self) -> ResponseStream[Any]:
         """Wait until the answer begins. Raises why it does not."""
@@ -314,18 +336,41 @@ class Exchange:
 class MarkedPushRouter(AddressedPushRouter):
     """A router that marks the steps of each request for NVIDIA's profilers. `AddressedPushRouter.create` makes it."""
 
-    def _send(
-        self, request: AddressedRequest, receiver: ResponseReceiver, timing: RequestTiming
+    def _hand_over(
+        self, client: RequestPlaneClient, request: AddressedRequest, payload: bytes, receiver: ResponseReceiver
     ) -> asyncio.Future[Ack]:
         ranges = RequestRanges(request.kind)
         try:
-            ack = AddressedPushRouter._send(self, request, receiver, timing)
+            ack = self._ask(client, request, payload, receiver)
         except BaseException:
             ranges.end()
             raise
         ack.add_done_callback(ranges.acknowledged)
         receiver.established.add_done_callback(ranges.end)
         return ack
+
+
+def encoded(codec: PayloadCodec, value: Any) -> bytes:
+    """As `codec.encode`, faster for a plain value."""
+    plain = encode_plain(codec.write, value)
+    return codec.encode(value) if plain is None else plain
+
+
+def _headers(request: AddressedRequest, context: Context) -> dict[str, str]:
+    return {**(context.trace_headers() or {}), **request.headers, REQUEST_ID: context.id()}
+
+
+def _encoded_headers(request: AddressedRequest, context: Context) -> bytes:
+    """The same as `TcpRequestClient.send` takes them. Nearly every request has its id alone."""
+    if request.headers or context.trace_headers() or not context.id_needs_no_escape():
+        return TcpRequestClient.encoded(_headers(request, context))
+    return f'{{"{REQUEST_ID}":"{context.id()}"'.encode()
+
+
+def _control(context: Context, address: str, subject: str, codec: PayloadCodec) -> bytes:
+    if context._metadata or not context.id_needs_no_escape():
+        return encode_single_in(context.id(), address, subject, codec, context.metadata)
+    return encode_plain_single_in(context.id(), address, subject, codec)
 
 
 def _payload(request: AddressedRequest, receiver: ResponseReceiver, server: TcpStreamServer) -> bytes:
@@ -343,9 +388,8 @@ def _payload(request: AddressedRequest, receiver: ResponseReceiver, server: TcpS
         ).encode()
         body = b""
     else:
-        control = encode_single_in(context.id(), server.address, receiver.subject, codec, context.metadata)
-        plain = data.body if isinstance(data, EncodedBody) else encode_plain(codec.write, data)
-        body = codec.encode(data) if plain is None else plain
+        control = _control(context, server.address, receiver.subject, codec)
+        body = data.body if type(data) is EncodedBody else encoded(codec, data)
     if len(control) > MAX_CONTROL_MESSAGE_SIZE:
         raise RequestTooLarge(
             f"Generic error: request control message too large: {len(control)} bytes exceeds limit "

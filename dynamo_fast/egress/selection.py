@@ -1,3 +1,4 @@
+# cython: freethreading_compatible=True, annotation_typing=False
 """`Selection`: which worker gets a request. `PushRouter` asks it, for each call (runtime.md section 3).
 
     all workers of the endpoint             what discovery lists
@@ -54,6 +55,8 @@ class RouterMode(enum.Enum):
     PowerOfTwoChoices = "power_of_two_choices"
     LeastLoaded = "least_loaded"
     DeviceAwareWeighted = "device_aware_weighted"
+
+    __hash__ = object.__hash__  # each call looks its mode up, and that of `Enum` is Python
 
     def __repr__(self) -> str:
         return str(self)

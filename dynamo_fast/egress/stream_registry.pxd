@@ -1,5 +1,10 @@
 # The types with which Cython translates `stream_registry.py`.
+cimport cython
+
+from dynamo_fast.context cimport Context
 from dynamo_fast.deadlines cimport Deadlines
+from dynamo_fast.egress.response_receiver cimport ResponseReceiver
+from dynamo_fast.net.descriptors cimport Descriptors
 from dynamo_fast.wire.ids cimport random_uuid
 
 cdef class StreamRegistry:
@@ -20,3 +25,11 @@ cdef class StreamRegistry:
     cdef readonly dict _tombstones
     cdef readonly dict _refusals
     cdef readonly bint _closed
+
+    @cython.locals(receiver=ResponseReceiver, sockets=Py_ssize_t)
+    cpdef ResponseReceiver register(self, Context context, established=*)
+    @cython.locals(receiver=ResponseReceiver)
+    cpdef bint associate_instance(self, subject, instance) except -1
+    cpdef bint _is_tombstoned(self, instance) except -1
+
+cdef _promise_descriptor()

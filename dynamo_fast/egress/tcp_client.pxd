@@ -15,13 +15,12 @@ cdef class TcpRequestClient(Native):
     cdef readonly object connects
     cdef readonly object connector
     cdef readonly object _codec
-    cdef readonly Deadlines _deadlines
+    cdef readonly Deadlines deadlines
     cdef readonly dict _pools
     cdef readonly object _idle_timer
     cdef readonly bint _closed
 
     @cython.locals(pool=WorkerPool, request=PendingRequest)
-    cpdef send_request(self, address, bytes payload, headers)
-    cpdef settled(self, PendingRequest request)
-    @cython.locals(given=bytes, sent=bytes)
-    cpdef bytes _frame(self, target, bytes payload, headers)
+    cpdef send(self, address, bytes payload, bytes headers, listener)
+    @cython.locals(now=cython.longlong)
+    cpdef bytes _frame(self, target, bytes payload, bytes headers)

@@ -14,8 +14,8 @@ from dynamo_fast.codec import TcpRequestCodec, TcpRequestMessage
 from dynamo_fast.config import TcpClientConfig, TlsConfig
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.egress.pool import PendingRequest, WorkerPool
-from dynamo_fast.egress.request_client import Ack
-from dynamo_fast.errors import CannotConnect, MessageTooLarge, RequestTooLarge
+from dynamo_fast.egress.request_client import Ack, AckListener, RequestConnection
+from dynamo_fast.errors import CannotConnect, DynamoError, MessageTooLarge, RequestTooLarge
 from dynamo_fast.net.connector import Connector
 from dynamo_fast.net.sockets import close_in_forked_children
 from dynamo_fast.net.tls import client_tls
@@ -46,6 +46,21 @@ class Target(NamedTuple):
         return cls((host, port), path.encode(), headers.removeprefix(b"{").removesuffix(b'"}'))
 
 
+class _FutureAck(asyncio.Future[Ack]):
+    """The acknowledgement as a future, whose holder may cancel it."""
+
+    def acknowledged(self, text: bytes, connection: RequestConnection) -> None:
+        """See AckListener."""
+        self.set_result(Ack(text, connection))
+
+    def unacknowledged(self, error: DynamoError) -> None:
+        """See AckListener."""
+        if not self.done():
+            self.set_exception(error)
+
+    is_settled = asyncio.Future.done
+
+
 _target = lru_cache(maxsize=4096)(Target.of)
 
 
@@ -74,7 +89,7 @@ class TcpRequestClient(Native):
             tls=client_tls(tls or TlsConfig.from_env(), "the request client"),
         )
         self._codec = TcpRequestCodec(self.config.max_message_size)
-        self._deadlines: Deadlines[PendingRequest] = Deadlines(
+        self.deadlines: Deadlines[PendingRequest] = Deadlines(
             self.loop, self.config.request_timeout, PendingRequest.time_out
         )
         self._pools: dict[tuple[str, int], WorkerPool] = {}
@@ -84,20 +99,29 @@ class TcpRequestClient(Native):
 
     def send_request(self, address: str, payload: bytes, headers: Mapping[str, str]) -> asyncio.Future[Ack]:
         """See RequestPlaneClient. `address` is `[tcp://]IP:PORT/PATH`; the two headers of the transport are added."""
+        future = _FutureAck(loop=self.loop)
+        self.send(address, payload, self.encoded(headers), future)
+        return future
+
+    def send(self, address: str, payload: bytes, headers: bytes, listener: AckListener) -> None:
+        """As `send_request`, and `listener` is told of the acknowledgement, or why there is none: never during this call.
+
+        `headers` are the JSON text of the request's own, without its closing brace and without those of the transport.
+        """
         target = _target(address)
         frame = self._frame(target, payload, headers)
-        pool = self._pools.get(target.worker) or self._new_pool(*target.worker)
-        request = PendingRequest(self, pool.peer, frame)
-        self._deadlines.add(request)
+        worker = target.worker
+        pool = self._pools.get(worker) or self._new_pool(*worker)
+        request = PendingRequest(pool, frame, listener)
+        self.deadlines.add(request)
         pool.submit(request)
-        return request.future
 
     async def close(self) -> None:
         """See RequestPlaneClient."""
         self._closed = True
         if self._idle_timer is not None:
             self._idle_timer.cancel()
-        self._deadlines.close()
+        self.deadlines.close()
         for pool in self._pools.values():
             pool.close()
         self._pools.clear()
@@ -109,16 +133,16 @@ class TcpRequestClient(Native):
             for connection in pool.connections:
                 yield from connection.open_sockets()
 
-    def settled(self, request: PendingRequest) -> None:
-        """The request is acknowledged or has failed: it cannot time out any more."""
-        self._deadlines.discard(request)
-
-    def _frame(self, target: Target, payload: bytes, headers: Mapping[str, str]) -> bytes:
+    @staticmethod
+    def encoded(headers: Mapping[str, str]) -> bytes:
+        """As `send` takes them."""
         if not _OWN.isdisjoint(headers):
             headers = {name: value for name, value in headers.items() if name not in _OWN}
-        given = encode_headers(headers).removesuffix(b"}")
-        sent = str(time_ns()).encode()
-        all_headers = b"".join((given, b"," if headers else b"", target.headers, sent, b'"}'))
+        return encode_headers(headers).removesuffix(b"}")
+
+    def _frame(self, target: Target, payload: bytes, headers: bytes) -> bytes:
+        now = time_ns()
+        all_headers = b"".join((headers, b"" if headers == b"{" else b",", target.headers, f'{now}"}}'.encode()))
         message = TcpRequestMessage.from_parts(target.path, all_headers, payload)
         try:
             return self._codec.encode_message(message)

@@ -27,6 +27,10 @@ from dynamo_fast.wire.instance import TransportType
 
 __all__ = ["AsyncResponseStream", "Client", "Instance"]
 
+# Looked up once; `super()` makes an object for each use.
+_Future = asyncio.Future
+_set_result = asyncio.Future.set_result
+
 _BY_LOAD = (RouterMode.PowerOfTwoChoices, RouterMode.LeastLoaded, RouterMode.DeviceAwareWeighted)
 
 
@@ -223,7 +227,7 @@ class AsyncResponseStream(FutureItems):
     def __init__(
         self, call: Call, stream: ResponseStream[Any], annotated: bool, unlink: Callable[[], None] | None
     ) -> None:
-        super().__init__(stream, asyncio.get_running_loop())
+        FutureItems.__init__(self, stream, stream.loop)
         stream._bare = not annotated
         self._call = call
         self._unlink = unlink
@@ -360,7 +364,7 @@ class _Answer(asyncio.Future[Any]):
         sink: Sink[Any] | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        super().__init__(loop=loop)
+        _Future.__init__(self, loop=loop)
         self._call = call
         self._annotated = annotated
         self._unlink = unlink
@@ -381,10 +385,10 @@ class _Answer(asyncio.Future[Any]):
         assert exchange is not None
         stream = exchange.stream()
         if self._sink is None:
-            super().set_result(AsyncResponseStream(self._call, stream, self._annotated, self._unlink))
+            _set_result(self, AsyncResponseStream(self._call, stream, self._annotated, self._unlink))
         else:
             stream._bare = not self._annotated
-            super().set_result(Delivery(stream, self._sink, self._call, self._at_end).begin())
+            _set_result(self, Delivery(stream, self._sink, self._call, self._at_end).begin())
 
     def _at_end(self, error: BaseException | None) -> BaseException | None:
         _undo(self._unlink)

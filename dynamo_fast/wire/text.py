@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MAX_SHOWN", "UNREADABLE", "printable", "printable_json", "printable_lines", "reason", "shown"]
+__all__ = [
+    "MAX_SHOWN",
+    "UNREADABLE",
+    "needs_no_escape",
+    "printable",
+    "printable_json",
+    "printable_lines",
+    "reason",
+    "shown",
+]
 
 MAX_SHOWN = 500
 """Characters of one text that a log line or an error shows by default; what is left is counted."""
@@ -33,6 +42,11 @@ _repr = reprlib.Repr()
 _repr.maxlevel = 4
 _repr.maxstring = _repr.maxother = _MAX_REPR
 _repr.maxlong = 40
+
+
+def needs_no_escape(text: str) -> bool:
+    """Whether `text` stands in JSON as it is."""
+    return text.isascii() and text.isprintable() and '"' not in text and "\\" not in text
 
 
 def printable(text: str, limit: int = MAX_SHOWN) -> str:

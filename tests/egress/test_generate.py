@@ -202,6 +202,16 @@ async def test_texts_that_are_not_unicode_are_refused_before_anything_is_sent(
         await router.generate(AddressedRequest({}, worker.address), context)
 
 
+@pytest.mark.parametrize("id", [None, "plain", 'a "quote"', "a back\\slash", "a line\nfeed", "\xfcml\xe4ut"])
+async def test_any_id_stands_in_the_headers_and_in_the_control_message(
+    router: AddressedPushRouter, worker: RawWorker, id: str | None
+) -> None:
+    context = Context(id)
+    call, request = await begin(router, worker, context)
+    assert request.headers["request-id"] == request.control["id"] == request.info["context"] == context.id()
+    call.cancel()
+
+
 async def test_headers_that_are_not_unicode_are_refused_before_anything_is_sent(
     router: AddressedPushRouter, worker: RawWorker
 ) -> None:

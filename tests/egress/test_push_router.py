@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dynamo_fast.config import PushRouterConfig, TcpClientConfig
 from dynamo_fast.context import Context
 from dynamo_fast.discovery.memory import MemoryDiscovery
-from dynamo_fast.egress.call import Call, RoutedStream
+from dynamo_fast.egress.call import RoutedStream
 from dynamo_fast.egress.instance_table import Entry, LoadQueue
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.egress.router import AddressedPushRouter
@@ -835,24 +835,31 @@ class Ending:
 
 @pytest.mark.parametrize("how", ["closed before it is sent again", "closed while it is", "cannot be sent again"])
 async def test_a_sink_hears_of_the_end_while_its_request_is_sent_again(
-    how: str, discovery: MemoryDiscovery, routers: Routers, worker: RawWorker, monkeypatch: pytest.MonkeyPatch
+    how: str, discovery: MemoryDiscovery, routers: Routers, worker: RawWorker
 ) -> None:
     sink, broken, sending = Ending(), KeyError("on purpose"), asyncio.Event()
-    failed, send = Call.failed, Call.send
 
-    async def send_again(call: Call) -> Any:
-        if how == "cannot be sent again":
-            raise broken
-        sending.set()
-        with contextlib.suppress(asyncio.CancelledError):  # it has gone too far
-            await asyncio.Event().wait()
-        return await send(call)
+    class Disturbed:
+        """The call, which is disturbed when its first attempt has failed."""
 
-    def fail(call: Call, error: DynamoError) -> bool:
-        monkeypatch.setattr(Call, "send", send_again)
-        if how == "closed before it is sent again":
-            asyncio.get_running_loop().call_soon(sink.delivery.close)  # before the first step of the task
-        return failed(call, error)
+        def __init__(self, call: Any) -> None:
+            self._call = call
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._call, name)
+
+        async def send(self) -> Any:
+            if how == "cannot be sent again":
+                raise broken
+            sending.set()
+            with contextlib.suppress(asyncio.CancelledError):  # it has gone too far
+                await asyncio.Event().wait()
+            return await self._call.send()
+
+        def failed(self, error: DynamoError) -> Any:
+            if how == "closed before it is sent again":
+                asyncio.get_running_loop().call_soon(sink.delivery.close)  # before the first step of the task
+            return self._call.failed(error)
 
     async with RawWorker() as other:
         await discovery.register(record(1, worker.address))
@@ -863,7 +870,7 @@ async def test_a_sink_hears_of_the_end_while_its_request_is_sent_again(
         request.acknowledge()
         stream = await request.dial()
         delivery = await asyncio.wait_for(calling, LIMIT)
-        monkeypatch.setattr(Call, "failed", fail)
+        delivery._call = Disturbed(delivery._call)
         stream.reset()
         if how == "closed while it is":
             await asyncio.wait_for(sending.wait(), LIMIT)

@@ -57,6 +57,41 @@ async def test_requests_are_written_in_one_piece_and_acknowledged_in_order(worke
     await requests.close()
 
 
+class Told:
+    """A listener that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+        self.settled = False
+
+    def acknowledged(self, text: bytes, connection: object) -> None:
+        self.told.append(text)
+
+    def unacknowledged(self, error: Exception) -> None:
+        self.told.append(error)
+
+    def is_settled(self) -> bool:
+        return self.settled
+
+
+async def test_a_listener_is_told_of_its_acknowledgement_and_never_during_the_call(worker: RawWorker) -> None:
+    requests = client(max_waiting=2)
+    first, other, refused = Told(), Told(), Told()
+    for each in (first, other, refused):
+        requests.send(worker.address, PAYLOAD, b"{", each)
+    assert refused.told == []
+    arrived = await received(worker, 2)
+    assert [type(each) for each in refused.told] == [ResourceExhausted]
+    other.settled = True
+    arrived[0].writer.write(struct.pack(">I", 0) * 2)
+    await until(lambda: first.told == [b""])
+    assert other.told == []  # it needs none any more, and the one after it gets its own
+    requests.send(worker.address, PAYLOAD, b"{", last := Told())
+    (await worker.request()).acknowledge()
+    await until(lambda: last.told == [b""])
+    await requests.close()
+
+
 async def test_a_large_request_does_not_hold_up_its_memory(worker: RawWorker) -> None:
     requests = client()
     ack = requests.send_request(worker.address, two_part(CONTROL, b"x" * 5_000_000), {})
@@ -145,8 +180,8 @@ async def test_a_closed_client_says_so(worker: RawWorker) -> None:
 
 def time_out_oldest(requests: TcpRequestClient) -> None:
     """As if the time were over for the request that waits for longest."""
-    oldest = requests._deadlines.keys()[0]
-    requests._deadlines.discard(oldest)
+    oldest = requests.deadlines.keys()[0]
+    requests.deadlines.discard(oldest)
     oldest.time_out()
 
 

@@ -95,14 +95,14 @@ MUTANTS = [
     Mutant(
         "a retired connection is closed under a dial-back",
         EGRESS,
-        "        if not self._on_lost and all(request.future.done() for request in self._unacknowledged):\n",
-        "        if all(request.future.done() for request in self._unacknowledged):\n",
+        "        if not self._on_lost and all(request.listener.is_settled() for request in self._unacknowledged):\n",
+        "        if all(request.listener.is_settled() for request in self._unacknowledged):\n",
         "tests/egress/test_tcp_client.py::test_a_retired_connection_stays_open_while_a_dial_back_is_waited_for",
     ),
     Mutant(
         "a retired connection is closed under requests that wait",
         EGRESS,
-        "        if not self._on_lost and all(request.future.done() for request in self._unacknowledged):\n",
+        "        if not self._on_lost and all(request.listener.is_settled() for request in self._unacknowledged):\n",
         "        if not self._on_lost:\n",
         "tests/egress/test_tcp_client.py::test_a_late_acknowledgement_is_not_taken_for_anothers",
     ),
@@ -138,7 +138,7 @@ MUTANTS = [
     Mutant(
         "a request without an answer waits for ever",
         EGRESS,
-        "        self._deadlines.add(request)\n        pool",
+        "        self.deadlines.add(request)\n        pool",
         "        pool",
         "tests/egress/test_tcp_client.py::test_a_request_that_waits_for_room_times_out",
         hangs=True,
@@ -229,7 +229,7 @@ MUTANTS = [
     Mutant(
         "a worker that died is waited for",
         EGRESS,
-        "            self._owner.orphans.add(self)\n",
+        "            self._orphans.add(self)\n",
         "            pass\n",
         "tests/egress/test_refused.py::test_a_worker_that_dies_after_its_acknowledgement",
         hangs=True,
@@ -237,8 +237,8 @@ MUTANTS = [
     Mutant(
         "a worker that never dials is waited for",
         EGRESS,
-        "                self._owner.call_home.add(self)\n                self._request_connection",
-        "                self._request_connection",
+        "            self._call_home.add(self)\n            self._request_connection",
+        "            self._request_connection",
         "tests/egress/test_refused.py::test_a_worker_that_acknowledges_and_never_dials",
         hangs=True,
     ),
@@ -370,7 +370,7 @@ MUTANTS = [
     Mutant(
         "a client that sends what was given up",
         EGRESS,
-        "            if self._waiting[0].future.done():  # the caller gave it up\n",
+        "            if self._waiting[0].listener.is_settled():  # the caller gave it up\n",
         "            if False:\n",
         "tests/egress/test_pool.py::test_a_request_that_was_given_up_while_it_waited_is_not_sent",
     ),
@@ -385,8 +385,8 @@ MUTANTS = [
     Mutant(
         "the time for the dial is not lifted by the dial",
         EGRESS,
-        "            self._owner.call_home.discard(self)\n"
-        "        self._owner.call_home.add(self)  # the same time again, for the prologue\n",
+        "            self._call_home.discard(self)\n"
+        "        self._call_home.add(self)  # the same time again, for the prologue\n",
         "",
         "tests/egress/test_clocked.py::test_each_deadline_is_lifted_when_what_it_waits_for_has_come",
     ),
@@ -408,7 +408,7 @@ MUTANTS = [
     Mutant(
         "a request that was acknowledged times out",
         EGRESS,
-        'Its acknowledgement has come."""\n        self._client.settled(self)\n',
+        'Its acknowledgement has come."""\n        self._pool.deadlines.discard(self)\n',
         'Its acknowledgement has come."""\n',
         "tests/egress/test_clocked.py::test_a_request_connection_that_was_acknowledged_on_is_used_again",
     ),
@@ -423,14 +423,14 @@ MUTANTS = [
     Mutant(
         "a request that nobody waits for keeps a deaf connection in use",
         EGRESS,
-        "        if not self.future.done():\n"
-        "            self._client.metrics.tcp_errors += 1\n"
-        "            self.future.set_exception(ConnectionTimeout",
-        "        if self.future.done():\n"
+        "        if not self.listener.is_settled():\n"
+        "            self._pool.metrics.tcp_errors += 1\n"
+        "            self.listener.unacknowledged(ConnectionTimeout",
+        "        if self.listener.is_settled():\n"
         "            return\n"
         "        if True:\n"
-        "            self._client.metrics.tcp_errors += 1\n"
-        "            self.future.set_exception(ConnectionTimeout",
+        "            self._pool.metrics.tcp_errors += 1\n"
+        "            self.listener.unacknowledged(ConnectionTimeout",
         "tests/egress/test_pool.py::test_a_request_that_was_given_up_alone_shows_that_its_connection_is_deaf",
         hangs=True,
     ),
@@ -479,7 +479,7 @@ MUTANTS = [
     Mutant(
         "a worker that dials and starts no answer is waited for",
         EGRESS,
-        "        self._owner.call_home.add(self)  # the same time again, for the prologue\n",
+        "        self._call_home.add(self)  # the same time again, for the prologue\n",
         "",
         "tests/egress/test_clocked.py::test_a_worker_that_stops_on_its_way_is_given_up",
         hangs=True,
@@ -487,7 +487,7 @@ MUTANTS = [
     Mutant(
         "the time for the input's dial has no limit",
         EGRESS,
-        "            self._owner.call_home.add(self)  # the same time once more: a worker dials for its input first\n",
+        "            self._call_home.add(self)  # the same time once more: a worker dials for its input first\n",
         "            pass\n",
         "tests/egress/test_clocked.py::test_a_worker_that_never_dials_for_its_input_is_given_up",
         hangs=True,
@@ -545,22 +545,22 @@ MUTANTS = [
     Mutant(
         "a prologue that has only what is left of the call home",
         EGRESS,
-        "            self._owner.call_home.discard(self)\n"
-        "        self._owner.call_home.add(self)  # the same time again, for the prologue\n",
-        "            return\n        self._owner.call_home.add(self)\n",
+        "            self._call_home.discard(self)\n"
+        "        self._call_home.add(self)  # the same time again, for the prologue\n",
+        "            return\n        self._call_home.add(self)\n",
         "tests/egress/test_time.py::test_a_prologue_has_2_minutes_of_its_own",
     ),
     Mutant(
         "a prologue that does not lift its deadline",
         EGRESS,
-        "        self._ready = True\n        self._owner.call_home.discard(self)\n",
+        "        self._ready = True\n        self._call_home.discard(self)\n",
         "        self._ready = True\n",
         "tests/egress/test_time.py::test_an_answer_that_has_begun_has_no_limit",
     ),
     Mutant(
         "a dial-back that does not lift the grace",
         EGRESS,
-        "            self._owner.orphans.discard(self)\n",
+        "            self._orphans.discard(self)\n",
         "",
         "tests/egress/test_time.py::test_a_dial_within_the_second_lifts_it",
     ),
@@ -595,8 +595,8 @@ MUTANTS = [
     Mutant(
         "an acknowledgement that does not lift its deadline",
         EGRESS,
-        'time out any more."""\n        self._deadlines.discard(request)\n',
-        'time out any more."""\n',
+        'acknowledgement has come."""\n        self._pool.deadlines.discard(self)\n',
+        'acknowledgement has come."""\n',
         "tests/egress/test_time.py::test_an_acknowledgement_lifts_its_limit",
     ),
     Mutant(
@@ -617,7 +617,7 @@ MUTANTS = [
     Mutant(
         "a pool that is idle from its first request",
         EGRESS,
-        "        self._last_used = self._client.loop.time()\n",
+        "        self._last_used = self.loop.time()\n",
         "        self._last_used = self._last_used or self._client.loop.time()\n",
         "tests/egress/test_time.py::test_idle_connections_are_closed_between_300_and_450_seconds_after_their_"
         "last_request",
