@@ -20,6 +20,13 @@ from dynamo_fast.config import CodecConfig
 
 if TYPE_CHECKING:
     from dynamo_fast._codec_py import (
+        MUX_BODY_LIMIT,
+        MUX_DATA,
+        MUX_PART,
+        MUX_PREFIX_SIZE,
+        MuxCodec,
+        MuxDecoder,
+        MuxFrame,
         TcpRequestCodec,
         TcpRequestDecoder,
         TcpRequestMessage,
@@ -31,11 +38,21 @@ if TYPE_CHECKING:
         TwoPartMessage,
         TwoPartMessageType,
         encode_data_frames,
+        encode_mux_frame,
+        encode_mux_items,
         encode_two_part,
+        mux_frames_within,
     )
 
 __all__ = [
     "BACKEND",
+    "MUX_BODY_LIMIT",
+    "MUX_DATA",
+    "MUX_PART",
+    "MUX_PREFIX_SIZE",
+    "MuxCodec",
+    "MuxDecoder",
+    "MuxFrame",
     "TcpRequestCodec",
     "TcpRequestDecoder",
     "TcpRequestMessage",
@@ -47,7 +64,10 @@ __all__ = [
     "TwoPartMessage",
     "TwoPartMessageType",
     "encode_data_frames",
+    "encode_mux_frame",
+    "encode_mux_items",
     "encode_two_part",
+    "mux_frames_within",
 ]
 
 
@@ -90,6 +110,13 @@ def _python() -> Any:
 BACKEND, _backend = _load()
 
 if not TYPE_CHECKING:
+    MUX_BODY_LIMIT = _backend.MUX_BODY_LIMIT
+    MUX_DATA = _backend.MUX_DATA
+    MUX_PART = _backend.MUX_PART
+    MUX_PREFIX_SIZE = _backend.MUX_PREFIX_SIZE
+    MuxCodec = _backend.MuxCodec
+    MuxDecoder = _backend.MuxDecoder
+    MuxFrame = _backend.MuxFrame
     TcpRequestCodec = _backend.TcpRequestCodec
     TcpRequestDecoder = _backend.TcpRequestDecoder
     TcpRequestMessage = _backend.TcpRequestMessage
@@ -101,4 +128,7 @@ if not TYPE_CHECKING:
     TwoPartMessage = _backend.TwoPartMessage
     TwoPartMessageType = _backend.TwoPartMessageType
     encode_data_frames = _backend.encode_data_frames
+    encode_mux_frame = _backend.encode_mux_frame
+    encode_mux_items = _backend.encode_mux_items
     encode_two_part = _backend.encode_two_part
+    mux_frames_within = _backend.mux_frames_within
