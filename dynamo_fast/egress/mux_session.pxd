@@ -10,7 +10,6 @@ cdef class MuxSession:
     cdef object __weakref__
     cdef readonly object _decoder
     cdef readonly bint _flush_is_due
-    cdef readonly Py_ssize_t _half
     cdef readonly bint _is_blocked
     cdef readonly object _last
     cdef readonly Py_ssize_t _may_be_ignored
@@ -22,7 +21,6 @@ cdef class MuxSession:
     cdef readonly object _transport
     cdef readonly Py_ssize_t _unanswered
     cdef readonly Py_ssize_t _unknown
-    cdef readonly Py_ssize_t _window
     cdef readonly Py_ssize_t ignored
     cdef readonly object name
     cdef readonly Py_ssize_t stream_window
@@ -57,6 +55,6 @@ cdef class MuxStream(ResponseConnection):
     cpdef _receive_part(self, int kind, body)
     @cython.locals(receiver=ResponseReceiver)
     cpdef took(self, Py_ssize_t size)
-    cpdef _give_credit(self)
+    cpdef resume_reading(self)
     @cython.locals(machine=StreamMachine, session=MuxSession, receiver=ResponseReceiver, takes_items=bint)
     cpdef step(self, event, detail=*)

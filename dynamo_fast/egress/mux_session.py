@@ -87,7 +87,6 @@ class MuxSession:
         "__weakref__",
         "_decoder",
         "_flush_is_due",
-        "_half",
         "_is_blocked",
         "_last",
         "_may_be_ignored",
@@ -99,7 +98,6 @@ class MuxSession:
         "_transport",
         "_unanswered",
         "_unknown",
-        "_window",
         "ignored",
         "name",
         "stream_window",
@@ -117,9 +115,7 @@ class MuxSession:
         self._sinks: dict[int, Callable[[bytes | memoryview], object]] = {}  # of those that take items
         self.stream_window = _window(server.config)
         """Credit of each stream at its beginning, in bytes."""
-        self._window = _CONNECTION_WINDOW  # what the worker may still write
-        self._owed = 0  # what it has written since it was given credit
-        self._half = _CONNECTION_WINDOW // 2
+        self._owed = 0  # what has come since the worker was given credit
         self._last = 0  # the highest number that was used
         self.ignored = 0
         """Frames for streams that are gone."""
@@ -141,7 +137,7 @@ class MuxSession:
             transport.close()
             return
         self._server.sessions[self.name] = self
-        transport.write(Hello(VERSION, self.stream_window, self._window).encode())
+        transport.write(Hello(VERSION, self.stream_window, _CONNECTION_WINDOW).encode())
 
     def close(self, why: str, *, cut: bool = False) -> None:
         """End it: the worker is told `why`, and each stream is lost. `cut`: the streams end as if they were dropped."""
@@ -217,14 +213,9 @@ class MuxSession:
 
     def _give_credit(self, size: int) -> None:
         """`size` bytes have come: whatever became of them, they are under way no longer."""
-        self._window -= size
-        if self._window < 0:
-            self.close(f"the worker has written {-self._window} bytes more than its credit")
-            return
         self._owed += size
-        if self._owed >= self._half:
+        if self._owed >= _CONNECTION_WINDOW // 2:
             self.write(credit_frame(0, self._owed))
-            self._window += self._owed
             self._owed = 0
 
     # Frames
@@ -232,14 +223,12 @@ class MuxSession:
     def _receive(self, frame: MuxFrame) -> None:
         number = frame.stream
         stream = self.streams.get(number)
-        if stream is not None:
+        if frame.kind == OPEN or number > self._last:
+            self._open(frame)
+        elif stream is not None:
             stream.receive(frame.kind, frame.body)
         elif not number:
             self._receive_for_session(frame)
-        elif number > self._last:
-            self._open(frame)
-        elif frame.kind == OPEN:
-            self.close(f"stream {number} was opened before")
         else:
             self.ignored += 1
             if self.ignored > self._may_be_ignored:
@@ -265,10 +254,14 @@ class MuxSession:
             self.close("it sends pings and does not read their answers")
 
     def _open(self, frame: MuxFrame) -> None:
-        if frame.kind != OPEN or not 0 < len(frame.body) <= _LONGEST_SUBJECT:
+        number = frame.stream
+        if frame.kind != OPEN or not number or not 0 < len(frame.body) <= _LONGEST_SUBJECT:
             self.close(f"unexpected {described(frame)}, which is not open")
             return
-        self._last = number = frame.stream
+        if number <= self._last:
+            self.close(f"stream {number} was opened before")
+            return
+        self._last = number
         receiver = self._server.take(bytes(frame.body).decode("utf-8", "replace"))
         if receiver is None:
             self._refuse(number)
@@ -402,31 +395,29 @@ class MuxStream(ResponseConnection):
         return body if parts is None else b"".join((*parts, body))
 
     def took(self, size: int) -> None:
-        """Frames of `size` bytes have come: give credit, and wake the consumer if there are items for it."""
+        """Frames of `size` bytes have come: wake the consumer if there are items for it, else give credit."""
         self._window -= size
         self._owed += size
         receiver = self._receiver
         if self._window < 0:
             self.step(_VIOLATION, ControlError(f"the worker has written {-self._window} bytes more than its credit"))
             return
-        if receiver is not None and receiver.frames and self._parts is None:
+        if receiver is None:
+            return
+        if not receiver.frames:  # a part of a large item
+            self.resume_reading()
+        elif self._parts is None:
             self._wake(receiver, size)
-        self._give_credit()
 
-    def _give_credit(self) -> None:
-        if self._owed >= self._half and not self._paused and self._machine.state is not _CLOSED:
+    def _pause_reading(self) -> None:
+        """More waits than may: nothing to do, as there is no credit while something waits."""
+
+    def resume_reading(self) -> None:
+        """All frames were taken: give credit, if half of the window was used."""
+        if self._owed >= self._half and self._machine.state is not _CLOSED:
             self._session.write(credit_frame(self._number, self._owed))
             self._window += self._owed
             self._owed = 0
-
-    def _pause_reading(self) -> None:
-        self._paused = True
-
-    def resume_reading(self) -> None:
-        """All frames were taken: give credit again."""
-        if self._paused:
-            self._paused = False
-            self._give_credit()
 
     # What the table says
 

@@ -222,6 +222,8 @@ class SessionOwner(Protocol):
 
     loop: asyncio.AbstractEventLoop
 
+    def greeted(self, session: MuxSession) -> None: ...
+
     def lost(self, session: MuxSession) -> None: ...
 
 
@@ -405,6 +407,7 @@ class MuxSession:
             raise ControlError(f"version {hello.version} of the multiplexed response plane: {VERSION} was asked for")
         self._window, self._credit = hello.stream_window, hello.connection_window
         self.opened = True
+        self._owner.greeted(self)
         self._look_whether_idle()
         if not self.ready.done():
             self.ready.set_result(True)
@@ -423,9 +426,12 @@ class MuxSession:
             raise ControlError(f"{self.ignored} frames for streams that are gone")
 
     def _answer_ping(self, body: bytes) -> None:
-        pong = encode_mux_frame(0, PONG, body)
-        if not self._blocked and self.push(pong):
+        if not self._blocked:
             self._unanswered = 0
+            pong = encode_mux_frame(0, PONG, body)
+            self._out.append(pong)
+            self._out_size += len(pong)
+            self._schedule()
             return
         self._unanswered += 1
         if self._unanswered > _MAY_BE_UNANSWERED:
@@ -572,6 +578,10 @@ class MuxSessions:
             self._dialling.add(task)
             task.add_done_callback(self._dialling.discard)
         return session if await asyncio.shield(session.ready) else None
+
+    def greeted(self, session: MuxSession) -> None:
+        """The router has said `HELLO`."""
+        self._greeting.discard(session)
 
     def lost(self, session: MuxSession) -> None:
         """`session` is over."""
