@@ -176,6 +176,7 @@ class KvEventSource(Source):
     def _source_record(self, recovery: Instance) -> bytes:
         target = orjson.loads(recovery.encode())
         del target["type"]
+        target.pop("dynamo_fast_mux", None)  # for callers of the endpoint only
         return orjson.dumps(
             {
                 "type": "EventSource",
