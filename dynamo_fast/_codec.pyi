@@ -1,4 +1,4 @@
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, NoReturn, TypeVar
 
 from typing_extensions import disjoint_base
@@ -7,7 +7,14 @@ from dynamo_fast._codec_py import TwoPartMessageType as TwoPartMessageType
 from dynamo_fast.errors import CodecError
 
 __all__ = [
+    "MUX_BODY_LIMIT",
+    "MUX_DATA",
+    "MUX_PART",
+    "MUX_PREFIX_SIZE",
     "VIEW_THRESHOLD",
+    "MuxCodec",
+    "MuxDecoder",
+    "MuxFrame",
     "TcpRequestCodec",
     "TcpRequestDecoder",
     "TcpRequestMessage",
@@ -20,13 +27,20 @@ __all__ = [
     "TwoPartMessageType",
     "decode_two_part",
     "encode_data_frames",
+    "encode_mux_frame",
+    "encode_mux_items",
     "encode_two_part",
+    "mux_frames_within",
 ]
 
 _BytesLike = bytes | bytearray | memoryview
 _Body = bytes | memoryview
 _M = TypeVar("_M")
 
+MUX_BODY_LIMIT: int
+MUX_DATA: int
+MUX_PART: int
+MUX_PREFIX_SIZE: int
 VIEW_THRESHOLD: int
 
 @disjoint_base
@@ -75,6 +89,18 @@ class TcpResponseMessage:
     def __hash__(self) -> int: ...
 
 @disjoint_base
+class MuxFrame:
+    def __init__(self, stream: int, kind: int, body: _BytesLike = b"") -> None: ...
+    @property
+    def stream(self) -> int: ...
+    @property
+    def kind(self) -> int: ...
+    @property
+    def body(self) -> bytes: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
+
+@disjoint_base
 class _Codec(Generic[_M]):
     def decode_message(self, frame: _BytesLike) -> _M: ...
 
@@ -91,6 +117,16 @@ class TcpResponseCodec(_Codec[TcpResponseMessage]):
     def encode_message(self, message: TcpResponseMessage) -> bytes: ...
 
 def decode_two_part(frame: _BytesLike, *, views: bool = False) -> TwoPartMessage: ...
+
+class MuxCodec(_Codec[MuxFrame]):
+    def __init__(self, max_message_size: int | None = None) -> None: ...
+    def encode_message(self, message: MuxFrame) -> bytes: ...
+
+def encode_mux_frame(stream: int, kind: int, body: _BytesLike = b"") -> bytes: ...
+def encode_mux_items(
+    stream: int, bodies: Iterable[_BytesLike], head: _BytesLike = b"", tail: _BytesLike = b""
+) -> bytes: ...
+def mux_frames_within(frames: bytes, at: int, limit: int) -> int: ...
 def encode_data_frames(bodies: Iterable[_BytesLike], head: _BytesLike = b"", tail: _BytesLike = b"") -> bytes: ...
 def encode_two_part(header: _BytesLike, data: _BytesLike) -> bytes: ...
 
@@ -114,3 +150,9 @@ class TcpRequestDecoder(_Decoder[TcpRequestMessage]):
 
 class TcpResponseDecoder(_Decoder[TcpResponseMessage]):
     def __init__(self, max_message_size: int | None = None, *, views: bool = False) -> None: ...
+
+class MuxDecoder(_Decoder[MuxFrame]):
+    def __init__(self, max_message_size: int | None = None) -> None: ...
+    def feed_items(
+        self, chunk: _BytesLike, sinks: dict[int, Callable[[_Body], object]]
+    ) -> tuple[dict[int, int], list[MuxFrame]]: ...

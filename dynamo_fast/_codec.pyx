@@ -18,6 +18,10 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from dynamo_fast._codec_py import (
+    MUX_BODY_LIMIT as _MUX_BODY_LIMIT,
+    MUX_DATA as _MUX_DATA,
+    MUX_PART as _MUX_PART,
+    MUX_PREFIX_SIZE as _MUX_PREFIX_SIZE,
     VIEW_THRESHOLD as _VIEW_THRESHOLD,
     TwoPartMessageType,
     borrowed,
@@ -25,9 +29,11 @@ from dynamo_fast._codec_py import (
     copied,
     elided,
     expect,
+    field_of,
     incomplete,
     interrupted,
     message_limit,
+    mux_too_large,
     owned,
     part_too_large,
     request_too_large,
@@ -49,7 +55,14 @@ cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
 
 __all__ = [
+    "MUX_BODY_LIMIT",
+    "MUX_DATA",
+    "MUX_PART",
+    "MUX_PREFIX_SIZE",
     "VIEW_THRESHOLD",
+    "MuxCodec",
+    "MuxDecoder",
+    "MuxFrame",
     "TcpRequestCodec",
     "TcpRequestDecoder",
     "TcpRequestMessage",
@@ -62,14 +75,24 @@ __all__ = [
     "TwoPartMessageType",
     "decode_two_part",
     "encode_data_frames",
+    "encode_mux_frame",
+    "encode_mux_items",
     "encode_two_part",
+    "mux_frames_within",
 ]
 
 VIEW_THRESHOLD = _VIEW_THRESHOLD
 
+MUX_BODY_LIMIT, MUX_DATA, MUX_PART, MUX_PREFIX_SIZE = _MUX_BODY_LIMIT, _MUX_DATA, _MUX_PART, _MUX_PREFIX_SIZE
+cdef Py_ssize_t mux_body_limit = _MUX_BODY_LIMIT
+cdef uint32_t mux_data = _MUX_DATA, mux_part = _MUX_PART
+
 cdef enum:
     TWO_PART_PREFIX = 24
+    MUX_PREFIX = 8
+    U8_MAX = 0xFF
     U16_MAX = 0xFFFF
+    U24_MAX = 0xFFFFFF
 cdef uint64_t U32_MAX = 0xFFFFFFFF
 
 cdef bytes EMPTY = b""
@@ -229,6 +252,42 @@ cdef Py_ssize_t limit_of(object max_message_size) except -1:
     if type(max_message_size) is int and 0 <= max_message_size <= U32_MAX:
         return max_message_size
     return message_limit(max_message_size)
+
+
+@cython.no_gc
+@cython.freelist(256)
+cdef class MuxFrame:
+    """MuxFrame(stream, kind, body=b"")\n--\n\nOne frame of the multiplexed response plane: number of a stream, kind (see `wire.mux`), and body.
+
+    A body that is bytes-like is copied. Raises TypeError for another one, and ValueError for a number that does not fit
+    its field.
+    """
+
+    cdef readonly uint32_t stream
+    cdef readonly unsigned char kind
+    cdef readonly object body
+
+    def __init__(self, stream, kind, body=EMPTY):
+        if self.body is not None:
+            raise unchangeable(self)
+        self.stream = field_of("stream", stream, U32_MAX)
+        self.kind = field_of("kind", kind, U8_MAX)
+        self.body = body if type(body) is bytes else copied("body", body)
+
+    def __eq__(self, other):
+        if type(other) is not type(self):
+            return NotImplemented
+        cdef MuxFrame that = other
+        return self.stream == that.stream and self.kind == that.kind and self.body == that.body
+
+    def __hash__(self):
+        return hash((self.stream, self.kind, self.body))
+
+    def __reduce__(self):
+        return type(self), (self.stream, self.kind, self.body)
+
+    def __repr__(self):
+        return f"{type(self).__name__}(stream={self.stream}, kind={self.kind}, body={elided(self.body)})"
 
 
 # -- memory ---------------------------------------------------------------------------------------------------------
@@ -521,6 +580,164 @@ cdef class TcpResponseCodec(_Codec):
         cdef TcpResponseMessage message = TcpResponseMessage.__new__(TcpResponseMessage)
         message.data = cut(base, at + 4, at + size, self.threshold)
         return message
+
+
+cdef class MuxCodec(_Codec):
+    """Mux frames of at most `max_message_size` bytes; the whole frame counts (None: no limit of its own)."""
+
+    def __init__(self, max_message_size=None):
+        self.name = "mux frame"
+        self.limit = message_limit(max_message_size)
+
+    def encode_message(self, message):
+        """The frame of `message`. Raises MessageTooLarge, also for a body that does not fit its length field."""
+        if not isinstance(message, MuxFrame):
+            expect(message, MuxFrame)
+        cdef MuxFrame frame = message
+        cdef Span body
+        span_of(frame.body, &body)
+        if body.size > U24_MAX:
+            raise part_too_large("body", body.size, U24_MAX)
+        if self.limit < MUX_PREFIX or body.size > self.limit - MUX_PREFIX:
+            raise mux_too_large(None, frame.stream, frame.kind, body.size, self.limit)
+        return mux_frame(frame.stream, frame.kind, &body)
+
+    cdef Py_ssize_t required(self, bytes base, Py_ssize_t at, Py_ssize_t available, uint64_t offset) except -1:
+        cdef const unsigned char *prefix = <const unsigned char *>PyBytes_AS_STRING(base) + at
+        cdef Py_ssize_t size
+        if available < MUX_PREFIX:
+            return MUX_PREFIX
+        size = load_u32(prefix + 4) & U24_MAX
+        if self.limit < MUX_PREFIX or size > self.limit - MUX_PREFIX:
+            raise mux_too_large(offset, load_u32(prefix), prefix[4], size, self.limit)
+        return MUX_PREFIX + size
+
+    cdef object parse(self, bytes base, Py_ssize_t at, Py_ssize_t size, uint64_t offset):
+        return mux_frame_of(base, at, size)
+
+
+cdef inline MuxFrame mux_frame_of(bytes base, Py_ssize_t at, Py_ssize_t size):
+    cdef const unsigned char *prefix = <const unsigned char *>PyBytes_AS_STRING(base) + at
+    cdef MuxFrame frame = MuxFrame.__new__(MuxFrame)
+    frame.stream = load_u32(prefix)
+    frame.kind = prefix[4]
+    frame.body = (<const char *>prefix)[MUX_PREFIX:size]
+    return frame
+
+
+cdef bytes mux_frame(uint32_t stream, uint32_t kind, Span *body):
+    cdef bytes frame = PyBytes_FromStringAndSize(NULL, MUX_PREFIX + body.size)
+    put_mux(<unsigned char *>PyBytes_AS_STRING(frame), stream, kind, body.start, body.size)
+    return frame
+
+
+cdef inline unsigned char *put_mux(
+    unsigned char *to, uint32_t stream, uint32_t kind, const unsigned char *start, Py_ssize_t size
+) noexcept:
+    """Write a frame; returns where the next one goes."""
+    store_u32(to, stream)
+    store_u32(to + 4, kind << 24 | <uint32_t>size)
+    memcpy(to + MUX_PREFIX, start, size)
+    return to + MUX_PREFIX + size
+
+
+def encode_mux_frame(stream, kind, body=EMPTY):
+    """One mux frame, without an object. Raises what `MuxFrame` and `MuxCodec` raise."""
+    cdef uint32_t number = field_of("stream", stream, U32_MAX), of_kind = field_of("kind", kind, U8_MAX)
+    cdef Span span
+    if type(body) is not bytes:
+        body = borrowed("body", body)
+    span_of(body, &span)
+    if span.size > U24_MAX:
+        raise part_too_large("body", span.size, U24_MAX)
+    return mux_frame(number, of_kind, &span)
+
+
+def encode_mux_items(stream, bodies, head=b"", tail=b""):
+    """The frames of items of one stream, one after the other.
+
+    An item is `head`, one of the bodies, and `tail`, as in `encode_data_frames`. One that is longer than `MUX_BODY_LIMIT`
+    is cut. Raises TypeError if a part is not bytes-like, ValueError for a number that is none of a stream; MemoryError or
+    OverflowError if there are more than memory can hold.
+    """
+    cdef uint32_t number
+    if type(stream) is int and 0 <= stream <= U32_MAX:
+        number = stream
+    else:
+        number = field_of("stream", stream, U32_MAX)
+    cdef tuple parts = tuple(bodies)  # nobody can change it while its sizes are relied upon
+    cdef Span before, span, after
+    if type(head) is not bytes:
+        head = borrowed("head", head)
+    if type(tail) is not bytes:
+        tail = borrowed("tail", tail)
+    span_of(head, &before)
+    span_of(tail, &after)
+    if before.size > PY_SSIZE_T_MAX // 4 - after.size:
+        raise OverflowError("the frames are too long")
+    cdef Py_ssize_t around = before.size + after.size, room = PY_SSIZE_T_MAX // 2, size, needed
+    for part in parts:
+        if type(part) is not bytes:
+            parts = tuple([borrowed("data", each) for each in parts])
+            break
+    for part in parts:
+        span_of(part, &span)
+        if span.size > room - around:  # memory that is there many times may be longer than all memory
+            raise OverflowError("the frames are too long")
+        size = around + span.size
+        needed = size + MUX_PREFIX * (1 if size <= mux_body_limit else (size + mux_body_limit - 1) // mux_body_limit)
+        if needed > room:
+            raise OverflowError("the frames are too long")
+        room -= needed
+    cdef bytes frames = PyBytes_FromStringAndSize(NULL, PY_SSIZE_T_MAX // 2 - room)
+    cdef unsigned char *to = <unsigned char *>PyBytes_AS_STRING(frames)
+    cdef bytes item
+    cdef const unsigned char *rest
+    for part in parts:
+        span_of(part, &span)
+        size = around + span.size
+        if size <= mux_body_limit:
+            store_u32(to, number)
+            store_u32(to + 4, mux_data << 24 | <uint32_t>size)
+            to += MUX_PREFIX
+            memcpy(to, before.start, before.size)
+            memcpy(to + before.size, span.start, span.size)
+            memcpy(to + before.size + span.size, after.start, after.size)
+            to += size
+            continue
+        item = b"".join((head, part, tail))
+        rest = <const unsigned char *>PyBytes_AS_STRING(item)
+        while size > mux_body_limit:
+            to = put_mux(to, number, mux_part, rest, mux_body_limit)
+            rest += mux_body_limit
+            size -= mux_body_limit
+        to = put_mux(to, number, mux_data, rest, size)
+    assert to == <unsigned char *>PyBytes_AS_STRING(frames) + PyBytes_GET_SIZE(frames)
+    return frames
+
+
+def mux_frames_within(frames, at, limit):
+    """Where the last whole frame ends, of those from `at` on that have at most `limit` bytes together; `at` if none.
+
+    `frames` are whole mux frames, one after the other, that this package has written. Raises TypeError and ValueError.
+    """
+    if type(frames) is not bytes:
+        raise TypeError(f"frames must be bytes, not {type(frames).__name__}")
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(frames), end, stop, most
+    cdef const unsigned char *start = <const unsigned char *>PyBytes_AS_STRING(frames)
+    if not 0 <= at <= size:
+        raise ValueError(f"there is no byte {at} in {size} bytes")
+    end = stop = at
+    most = max(0, min(limit, size - end))
+    if most == size - end:
+        return size
+    most += end
+    while stop <= most:
+        end = stop
+        if size - end < MUX_PREFIX:
+            break
+        stop = end + MUX_PREFIX + (load_u32(start + end + 4) & U24_MAX)
+    return end
 
 
 def encode_two_part(header, data):
@@ -838,3 +1055,74 @@ cdef class TcpResponseDecoder(_Decoder):
 
     def __init__(self, max_message_size=None, *, bint views=False):
         self.codec = TcpResponseCodec(max_message_size, views=views)
+
+
+cdef class MuxDecoder(_Decoder):
+    """A stream of mux frames; the argument is that of MuxCodec."""
+
+    def __init__(self, max_message_size=None):
+        self.codec = MuxCodec(max_message_size)
+
+    @cython.critical_section
+    def feed_items(self, chunk, dict sinks):
+        """As `feed`, for streams of items: `(taken, frames)`.
+
+        The body of a DATA frame goes to the function that `sinks` has for its stream, if it is not empty; `taken` says how
+        many bytes of such frames each stream had. `frames` are the others. The order within a stream is kept: a frame of
+        another kind removes its stream from `sinks`. The error is raised by this call if both are empty.
+        """
+        self.check()
+        cdef Py_ssize_t at = 0, stop = 0
+        cdef bytes base = base_of("chunk", chunk, &at, &stop)
+        cdef list resumed = [], frames = []
+        cdef dict taken = {}
+        cdef MuxFrame frame
+        try:
+            if self.pending:
+                at = self.resume(base, at, stop, resumed)
+                for frame in resumed:
+                    deliver(frame, sinks, taken, frames)
+            at = self.run_items(base, at, stop, sinks, taken, frames)
+            if at < stop:
+                self.run(base, at, stop, frames)  # it holds what there is, or fails
+        except CodecError as error:
+            self.fail(error)
+            if not frames and not taken:
+                raise
+        except BaseException:
+            self.fail(interrupted(self.offset))
+            raise
+        return taken, frames
+
+    cdef Py_ssize_t run_items(
+        self, bytes base, Py_ssize_t at, Py_ssize_t stop, dict sinks, dict taken, list frames
+    ) except -1:
+        """Take the complete frames from `at` on, as far as they are not too long; returns where the next one begins."""
+        cdef const unsigned char *prefix
+        cdef Py_ssize_t largest, size
+        while True:
+            largest = min(stop - at, self.codec.limit)
+            if largest < MUX_PREFIX:
+                return at
+            prefix = <const unsigned char *>PyBytes_AS_STRING(base) + at
+            size = MUX_PREFIX + (load_u32(prefix + 4) & U24_MAX)
+            if size > largest:
+                return at
+            deliver(mux_frame_of(base, at, size), sinks, taken, frames)
+            self.offset += <uint64_t>size
+            at += size
+
+
+cdef inline int deliver(MuxFrame frame, dict sinks, dict taken, list frames) except -1:
+    number = frame.stream
+    sink = sinks.get(number)
+    if sink is None:
+        frames.append(frame)
+    elif frame.kind == mux_data and len(frame.body):
+        sink(frame.body)
+        before = taken.get(number)
+        taken[number] = MUX_PREFIX + len(frame.body) + (<Py_ssize_t>before if before is not None else 0)
+    else:
+        del sinks[number]
+        frames.append(frame)
+    return 0

@@ -6,6 +6,7 @@ error and message. All integers are big-endian. Frames follow each other back to
     two-part message    u64 header_len  u64 data_len  u64 checksum  header  data        (either end of a response stream)
     TCP request frame   u16 path_len  path  u16 headers_len  headers  u32 payload_len  payload       (router to worker)
     TCP response frame  u32 data_len  data                                  (the acknowledgement: worker to router)
+    mux frame           u32 stream  u8 kind  u24 length  body            (between ends of this package only: mux.md 4)
 
 The payload of a request is itself one two-part message. The checksum is xxh3-64 of header and data; 0 means "none".
 
@@ -32,7 +33,14 @@ from dynamo_fast.errors import (
 )
 
 __all__ = [
+    "MUX_BODY_LIMIT",
+    "MUX_DATA",
+    "MUX_PART",
+    "MUX_PREFIX_SIZE",
     "VIEW_THRESHOLD",
+    "MuxCodec",
+    "MuxDecoder",
+    "MuxFrame",
     "TcpRequestCodec",
     "TcpRequestDecoder",
     "TcpRequestMessage",
@@ -45,7 +53,10 @@ __all__ = [
     "TwoPartMessageType",
     "decode_two_part",
     "encode_data_frames",
+    "encode_mux_frame",
+    "encode_mux_items",
     "encode_two_part",
+    "mux_frames_within",
 ]
 
 BytesLike = bytes | bytearray | memoryview
@@ -56,12 +67,21 @@ VIEW_THRESHOLD = 16 * 1024
 twice that on it is worth it (docs/performance.md).
 """
 
+MUX_PREFIX_SIZE = 8
+MUX_BODY_LIMIT = 16 * 1024
+"""Bytes of the longest body that is written; a longer item is cut (mux.md 4)."""
+MUX_DATA, MUX_PART = 3, 4
+"""The kinds of frames that carry an item: all of it or its last part; a part that is not the last one."""
+
 _TWO_PART_PREFIX = Struct(">QQQ")
 _TWO_PART_LENGTHS = Struct(">QQ")
 _TWO_PART_PREFIX_SIZE = 24
 _U16 = Struct(">H")
 _U32 = Struct(">I")
+_TWO_U32 = Struct(">II")
+_U8_MAX = 0xFF
 _U16_MAX = 0xFFFF
+_U24_MAX = 0xFF_FFFF
 _U32_MAX = 0xFFFF_FFFF
 
 _SHOWN = 64
@@ -235,6 +255,52 @@ class TcpResponseMessage(_Message):
         return f"{type(self).__name__}(data={elided(self._data)})"
 
 
+class MuxFrame(_Message):
+    """One frame of the multiplexed response plane: number of a stream, kind (see `wire.mux`), and body.
+
+    A body that is bytes-like is copied. Raises TypeError for another one, and ValueError for a number that does not fit
+    its field.
+    """
+
+    __slots__ = ("_body", "_kind", "_stream")
+    _stream: int
+    _kind: int
+    _body: bytes
+
+    def __init__(self, stream: int, kind: int, body: BytesLike = b"") -> None:
+        if hasattr(self, "_body"):
+            raise unchangeable(self)
+        self._stream = field_of("stream", stream, _U32_MAX)
+        self._kind = field_of("kind", kind, _U8_MAX)
+        self._body = copied("body", body)
+
+    @property
+    def stream(self) -> int:
+        return self._stream
+
+    @property
+    def kind(self) -> int:
+        return self._kind
+
+    @property
+    def body(self) -> bytes:
+        return self._body
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return (self._stream, self._kind, self._body) == (other._stream, other._kind, other._body)
+
+    def __hash__(self) -> int:
+        return hash((self._stream, self._kind, self._body))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self._stream, self._kind, self._body)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(stream={self._stream}, kind={self._kind}, body={elided(self._body)})"
+
+
 # -- what both backends use off the hot path: arguments and errors --------------------------------------------------
 
 M = TypeVar("M", bound=_Message)
@@ -339,6 +405,19 @@ def _too_large(name: str, at: int | None, lengths: str, size: int, limit: int) -
 def part_too_large(name: str, size: int, limit: int) -> MessageTooLarge:
     """A part of a request that does not fit its length field."""
     return MessageTooLarge(f"{name} is too large: {size} bytes (limit: {limit} bytes)", size=size, limit=limit)
+
+
+def mux_too_large(at: int | None, stream: int, kind: int, size: int, limit: int) -> MessageTooLarge:
+    """A mux frame that is too long, with what else its prefix says."""
+    name = f"mux frame (stream {stream}, kind {kind})"
+    return _too_large(name, at, f"prefix {MUX_PREFIX_SIZE} + body {size}", MUX_PREFIX_SIZE + size, limit)
+
+
+def field_of(name: str, value: int, limit: int) -> int:
+    """A number for a field of a mux frame. Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= limit:
+        raise ValueError(f"{name} must be a whole number from 0 to {limit}, not {value!r}")
+    return value
 
 
 def checksum_mismatch(at: int, expected: int, actual: int) -> ChecksumMismatch:
@@ -539,6 +618,96 @@ class TcpResponseCodec(_Codec["TcpResponseMessage"]):
         return message
 
 
+class MuxCodec(_Codec["MuxFrame"]):
+    """Mux frames of at most `max_message_size` bytes; the whole frame counts (None: no limit of its own)."""
+
+    _name = "mux frame"
+
+    def encode_message(self, message: MuxFrame) -> bytes:
+        """The frame of `message`. Raises MessageTooLarge, also for a body that does not fit its length field."""
+        frame = expect(message, MuxFrame)
+        size = len(frame._body)
+        if size > _U24_MAX:
+            raise part_too_large("body", size, _U24_MAX)
+        if MUX_PREFIX_SIZE + size > self._limit:
+            raise mux_too_large(None, frame._stream, frame._kind, size, self._limit)
+        return b"".join((_TWO_U32.pack(frame._stream, frame._kind << 24 | size), frame._body))
+
+    def _required(self, source: Body, at: int, available: int, offset: int) -> int:
+        if available < MUX_PREFIX_SIZE:
+            return MUX_PREFIX_SIZE
+        stream, word = _TWO_U32.unpack_from(source, at)
+        size: int = word & _U24_MAX
+        if MUX_PREFIX_SIZE + size > self._limit:
+            raise mux_too_large(offset, stream, word >> 24, size, self._limit)
+        return MUX_PREFIX_SIZE + size
+
+    def _parse(self, source: Body, at: int, size: int, offset: int) -> MuxFrame:
+        stream, word = _TWO_U32.unpack_from(source, at)
+        frame = _new_mux(MuxFrame)
+        frame._stream = stream
+        frame._kind = word >> 24
+        frame._body = bytes(source[at + MUX_PREFIX_SIZE : at + size])
+        return frame
+
+
+def encode_mux_frame(stream: int, kind: int, body: BytesLike = b"") -> bytes:
+    """One mux frame, without an object. Raises what `MuxFrame` and `MuxCodec` raise."""
+    field_of("stream", stream, _U32_MAX)
+    field_of("kind", kind, _U8_MAX)
+    part = borrowed("body", body)
+    if len(part) > _U24_MAX:
+        raise part_too_large("body", len(part), _U24_MAX)
+    return b"".join((_TWO_U32.pack(stream, kind << 24 | len(part)), part))
+
+
+def encode_mux_items(stream: int, bodies: Iterable[BytesLike], head: BytesLike = b"", tail: BytesLike = b"") -> bytes:
+    """The frames of items of one stream, one after the other.
+
+    An item is `head`, one of the bodies, and `tail`, as in `encode_data_frames`. One that is longer than `MUX_BODY_LIMIT`
+    is cut. Raises TypeError if a part is not bytes-like, ValueError for a number that is none of a stream; MemoryError or
+    OverflowError if there are more than memory can hold.
+    """
+    field_of("stream", stream, _U32_MAX)
+    before, after = borrowed("head", head), borrowed("tail", tail)
+    pack, around, limit = _TWO_U32.pack, len(before) + len(after), MUX_BODY_LIMIT
+    pieces: list[Body] = []
+    for body in bodies:
+        part = body if type(body) is bytes else borrowed("data", body)
+        size = around + len(part)
+        if size <= limit:
+            pieces += (pack(stream, MUX_DATA << 24 | size), before, part, after)
+            continue
+        item = memoryview(b"".join((before, part, after)))
+        for at in range(0, size, limit):
+            rest = size - at
+            kind, length = (MUX_DATA, rest) if rest <= limit else (MUX_PART, limit)
+            pieces += (pack(stream, kind << 24 | length), item[at : at + length])
+    return b"".join(pieces)
+
+
+def mux_frames_within(frames: bytes, at: int, limit: int) -> int:
+    """Where the last whole frame ends, of those from `at` on that have at most `limit` bytes together; `at` if none.
+
+    `frames` are whole mux frames, one after the other, that this package has written. Raises TypeError and ValueError.
+    """
+    if type(frames) is not bytes:
+        raise TypeError(f"frames must be bytes, not {type(frames).__name__}")
+    size = len(frames)
+    if not 0 <= at <= size:
+        raise ValueError(f"there is no byte {at} in {size} bytes")
+    limit = max(0, min(limit, size - at))
+    if limit == size - at:
+        return size
+    end = stop = at
+    while stop - at <= limit:
+        end = stop
+        if end + MUX_PREFIX_SIZE > size:
+            break
+        stop = end + MUX_PREFIX_SIZE + (_U32.unpack_from(frames, end + 4)[0] & _U24_MAX)
+    return end
+
+
 def encode_two_part(header: BytesLike, data: BytesLike) -> bytes:
     """The frame of a two-part message, without a message object: no limit, checksum 0. Raises TypeError."""
     if type(header) is bytes and type(data) is bytes:
@@ -585,6 +754,7 @@ _COPYING, _VIEWING = TwoPartCodec(), TwoPartCodec(views=True)
 _new_two_part = TwoPartMessage.__new__
 _new_request = TcpRequestMessage.__new__
 _new_response = TcpResponseMessage.__new__
+_new_mux = MuxFrame.__new__
 
 
 # -- decoders: a stream of frames, in chunks of any size ------------------------------------------------------------
@@ -786,3 +956,33 @@ class TcpResponseDecoder(_Decoder["TcpResponseMessage"]):
 
     def __init__(self, max_message_size: int | None = None, *, views: bool = False) -> None:
         super().__init__(TcpResponseCodec(max_message_size, views=views))
+
+
+class MuxDecoder(_Decoder["MuxFrame"]):
+    """A stream of mux frames; the argument is that of MuxCodec."""
+
+    def __init__(self, max_message_size: int | None = None) -> None:
+        super().__init__(MuxCodec(max_message_size))
+
+    def feed_items(
+        self, chunk: BytesLike, sinks: dict[int, Callable[[Body], object]]
+    ) -> tuple[dict[int, int], list[MuxFrame]]:
+        """As `feed`, for streams of items: `(taken, frames)`.
+
+        The body of a DATA frame goes to the function that `sinks` has for its stream, if it is not empty; `taken` says how
+        many bytes of such frames each stream had. `frames` are the others. The order within a stream is kept: a frame of
+        another kind removes its stream from `sinks`. The error is raised by this call if both are empty.
+        """
+        taken: dict[int, int] = {}
+        frames: list[MuxFrame] = []
+        for frame in self.feed(chunk):
+            sink = sinks.get(frame._stream)
+            if sink is None:
+                frames.append(frame)
+            elif frame._kind == MUX_DATA and frame._body:
+                sink(frame._body)
+                taken[frame._stream] = taken.get(frame._stream, 0) + MUX_PREFIX_SIZE + len(frame._body)
+            else:
+                del sinks[frame._stream]
+                frames.append(frame)
+        return taken, frames

@@ -22,6 +22,13 @@ from dynamo_fast.config.backend import backend
 
 if TYPE_CHECKING:
     from dynamo_fast._codec_py import (
+        MUX_BODY_LIMIT,
+        MUX_DATA,
+        MUX_PART,
+        MUX_PREFIX_SIZE,
+        MuxCodec,
+        MuxDecoder,
+        MuxFrame,
         TcpRequestCodec,
         TcpRequestDecoder,
         TcpRequestMessage,
@@ -34,11 +41,21 @@ if TYPE_CHECKING:
         TwoPartMessageType,
         decode_two_part,
         encode_data_frames,
+        encode_mux_frame,
+        encode_mux_items,
         encode_two_part,
+        mux_frames_within,
     )
 
 __all__ = [
     "BACKEND",
+    "MUX_BODY_LIMIT",
+    "MUX_DATA",
+    "MUX_PART",
+    "MUX_PREFIX_SIZE",
+    "MuxCodec",
+    "MuxDecoder",
+    "MuxFrame",
     "TcpRequestCodec",
     "TcpRequestDecoder",
     "TcpRequestMessage",
@@ -53,7 +70,10 @@ __all__ = [
     "decode_two_part",
     "encode",
     "encode_data_frames",
+    "encode_mux_frame",
+    "encode_mux_items",
     "encode_two_part",
+    "mux_frames_within",
 ]
 
 
@@ -98,6 +118,13 @@ def _python() -> Any:
 BACKEND, _backend = _load()
 
 if not TYPE_CHECKING:
+    MUX_BODY_LIMIT = _backend.MUX_BODY_LIMIT
+    MUX_DATA = _backend.MUX_DATA
+    MUX_PART = _backend.MUX_PART
+    MUX_PREFIX_SIZE = _backend.MUX_PREFIX_SIZE
+    MuxCodec = _backend.MuxCodec
+    MuxDecoder = _backend.MuxDecoder
+    MuxFrame = _backend.MuxFrame
     TcpRequestCodec = _backend.TcpRequestCodec
     TcpRequestDecoder = _backend.TcpRequestDecoder
     TcpRequestMessage = _backend.TcpRequestMessage
@@ -110,7 +137,10 @@ if not TYPE_CHECKING:
     TwoPartMessageType = _backend.TwoPartMessageType
     decode_two_part = _backend.decode_two_part
     encode_data_frames = _backend.encode_data_frames
+    encode_mux_frame = _backend.encode_mux_frame
+    encode_mux_items = _backend.encode_mux_items
     encode_two_part = _backend.encode_two_part
+    mux_frames_within = _backend.mux_frames_within
 
 # Shorter names for `codec.encode(...)` and `codec.decode(...)`.
 encode = encode_two_part

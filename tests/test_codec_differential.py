@@ -31,10 +31,18 @@ def request(path: bytes, headers: bytes, payload: bytes) -> bytes:
     return head + struct.pack(">I", len(payload)) + payload
 
 
+def mux(stream: int, kind: int, body: bytes) -> bytes:
+    return struct.pack(">II", stream, kind << 24 | len(body)) + body
+
+
+# Few streams, so that several frames belong to one; and mostly items.
+STREAMS = st.one_of(st.integers(0, 3), st.sampled_from([2**31, 2**32 - 1]))
+KINDS = st.one_of(st.just(3), st.integers(0, 6), st.integers(0, 255))
 CHECKSUMS = st.sampled_from([0, 1, 2**64 - 1])
 GOOD = {
     "TwoPart": st.builds(two_part, SMALL, BODIES, CHECKSUMS),
     "TcpRequest": st.builds(request, SMALL, SMALL, BODIES),
+    "Mux": st.builds(mux, STREAMS, KINDS, BODIES),
     "TcpResponse": BODIES.map(lambda data: struct.pack(">I", len(data)) + data),
 }
 BAD = {
@@ -45,6 +53,7 @@ BAD = {
         SMALL,
         LENGTHS,
     ),
+    "Mux": st.builds(lambda a, b: struct.pack(">II", a % 2**32, b % 2**32), LENGTHS, LENGTHS),
     "TcpResponse": LENGTHS.map(lambda size: struct.pack(">I", size % 2**32)),
 }
 
@@ -57,7 +66,9 @@ def stream_of(kind: str) -> st.SearchStrategy[bytes]:
 
 def shown(message: Any) -> tuple[str, tuple[tuple[str, bytes], ...]]:
     """A message, its parts, and of which types those are."""
-    names = [name for name in ("header", "data", "endpoint_path", "headers", "payload") if hasattr(message, name)]
+    names = [
+        name for name in ("body", "header", "data", "endpoint_path", "headers", "payload") if hasattr(message, name)
+    ]
     parts = [getattr(message, name) for name in names]
     return repr(message), tuple((type(part).__name__, bytes(part)) for part in parts)
 
@@ -88,6 +99,11 @@ def fed(decoder: Any, feed: str, chunk: bytes) -> list[Any]:
     """What the decoder returns."""
     if feed == "feed":
         return list(map(shown, decoder.feed(chunk)))
+    if feed == "feed_items":
+        got: list[Any] = []
+        sinks = {number: (lambda body, number=number: got.append((number, bytes(body)))) for number in (1, 2)}
+        taken, frames = decoder.feed_items(chunk, sinks)
+        return [got, list(taken.items()), sorted(sinks), *map(shown, frames)]
     data, messages = decoder.feed_data(chunk)
     return [(type(each).__name__, bytes(each)) for each in data] + list(map(shown, messages))
 
@@ -98,6 +114,8 @@ def announced(kind: str, total: int, size: int) -> bytes:
         return struct.pack(">QQQ", size, (total - size - 24) % 2**64, 0)
     if kind == "TcpRequest":
         return request(b"p" * size, b"", b"")[:-4] + struct.pack(">I", (total - size - 8) % 2**32)
+    if kind == "Mux":
+        return struct.pack(">II", 1, 3 << 24 | (total - 8) % 2**24)
     return struct.pack(">I", (total - 4) % 2**32)
 
 
@@ -111,7 +129,9 @@ def conversations(draw: st.DrawFn) -> tuple[str, dict[str, Any], list[bytes]]:
         data += announced(kind, edge + draw(st.integers(-1, 1)), draw(st.integers(0, 60))) + draw(SMALL)
     cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=8)))
     chunks = [data[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(data)], strict=True)]
-    options: dict[str, Any] = {"max_message_size": limit, "views": draw(st.booleans())}
+    options: dict[str, Any] = {"max_message_size": limit}
+    if kind != "Mux":
+        options["views"] = draw(st.booleans())
     if kind == "TwoPart":
         options["checksum"] = draw(st.booleans())
     return kind, options, chunks
@@ -124,6 +144,9 @@ def test_decoders_agree(conversation: tuple[str, dict[str, Any], list[bytes]]) -
     assert first == second
     if conversation[0] == "TwoPart":
         first, second = (decoded(backend, *conversation, feed="feed_data") for backend in BACKENDS)
+        assert first == second
+    if conversation[0] == "Mux":
+        first, second = (decoded(backend, *conversation, feed="feed_items") for backend in BACKENDS)
         assert first == second
 
 
@@ -158,6 +181,10 @@ def test_encoders_agree(first: bytes, second: bytes, third: bytes, limit: int | 
             outcome(
                 lambda: backend.TcpResponseCodec(limit).encode_message(backend.TcpResponseMessage.from_parts(third))
             ),
+            outcome(lambda: backend.MuxCodec(limit).encode_message(backend.MuxFrame(1, 3, second))),
+            outcome(lambda: backend.encode_mux_frame(2**32 - 1, 255, memoryview(second))),
+            outcome(lambda: backend.encode_mux_items(7, [first, memoryview(second), third])),
+            outcome(lambda: backend.encode_mux_items(7, [first, memoryview(second)], third, first)),
         ]
 
     one, other = map(encode, BACKENDS)

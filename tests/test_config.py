@@ -78,7 +78,7 @@ def test_the_configuration_needs_nothing_that_is_heavy() -> None:
 
 
 #: For each setting there is one that is another than its default.
-WORDS = ("40000000", "7", "1", "0", "python", "nats", "ready", "container")
+WORDS = ("40000000", "7", "1", "0", "python", "nats", "ready", "container", "auto", "off")
 
 
 def test_variables_are_dynamos_ours_or_in_common_use() -> None:

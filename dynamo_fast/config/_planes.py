@@ -109,6 +109,9 @@ class ResponseServerConfig(FromEnvironment):
     max_pending_connections: int | None = setting("DYNAMO_FAST_MAX_PENDING_CONNECTIONS", None, POSITIVE)
     """Connections that have not said which request they answer, beyond the calls that wait for one; at a further one the
     oldest silent one is reset. Unset: an eighth of the streams, 16 to 1,024."""
+    mux: str = setting("DYNAMO_FAST_MUX", "auto", choice("auto", "off"))
+    """`auto`: workers of this package that offer it may send all their answers on one connection (docs/spec/mux.md);
+    others, and all with `off`, dial one for each answer."""
 
 
 # Both ends ------------------------------------------------------------------------------------------------------------
@@ -317,6 +320,8 @@ class WorkerConfig(FromEnvironment):
     response_networks: str = setting("DYNAMO_FAST_RESPONSE_NETWORKS", "", networks)
     """Networks (CIDR, separated by commas) in which the addresses must lie that a requester wants to be dialled at; a
     request with another one is refused. Empty: any address."""
+    mux: str = setting("DYNAMO_FAST_MUX", "auto", choice("auto", "off"))
+    """`auto`: offer routers of this package to send all answers on one connection (docs/spec/mux.md)."""
     shutdown_timeout: float | None = setting("DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS", None, seconds(zero=True))
     """How long the requests in flight may take to end when a worker shuts down; unset: as long as they need."""
 

@@ -118,6 +118,7 @@ class Call:
             self._headers,
             self._owner.config.inactivity_timeout,
             instance.transport.kind,
+            instance.mux,
         )
         if stream_of_requests:
             self._retries = 0  # it can be read only once

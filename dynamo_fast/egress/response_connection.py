@@ -42,9 +42,10 @@ from dynamo_fast.wire.control import (
     ResponseStreamPrologue,
     StreamType,
 )
+from dynamo_fast.wire.mux import MuxHandshake
 from dynamo_fast.wire.stream import REQUESTER, Action, Event, State, StreamMachine, classify
 
-__all__ = ["EXECUTORS", "ConnectionOwner", "ResponseConnection"]
+__all__ = ["EXECUTORS", "ConnectionOwner", "ResponseConnection", "no_prologue"]
 
 _STOP = encode_two_part(ControlMessage.STOP.encode(), b"")
 _KILL = encode_two_part(ControlMessage.KILL.encode(), b"")
@@ -56,6 +57,7 @@ _DELIVERING = frozenset(state for state, row in REQUESTER.items() if row[_DATA] 
 _HANDSHAKE, _PROLOGUE, _CLOSED = State.HANDSHAKE, State.PROLOGUE, State.CLOSED
 _DIALLED, _STARTED, _SENTINEL = Event.HANDSHAKE, Event.PROLOGUE_OK, Event.SENTINEL
 _REQUEST, _RESPONSE = StreamType.REQUEST, StreamType.RESPONSE
+_NOT_STARTED = "Worker generate() failed before response stream: "
 _LINGER_NOT = struct.pack("ii", 1, 0)
 # What a worker may send before it is known, and before it has begun to answer: whole frames, in bytes.
 _HANDSHAKE_LIMIT, _PROLOGUE_LIMIT = 4096, MAX_CONTROL_MESSAGE_SIZE
@@ -83,6 +85,8 @@ class ConnectionOwner(Protocol):
     def take(self, subject: str) -> ResponseReceiver | None: ...
 
     def take_input(self, subject: str) -> RequestSender | None: ...
+
+    def open_session(self, handshake: MuxHandshake, transport: asyncio.Transport) -> bool: ...
 
 
 class ResponseConnection(DataFrameProtocol):
@@ -185,7 +189,8 @@ class ResponseConnection(DataFrameProtocol):
         try:
             handshake = CallHomeHandshake.decode(message.header)
         except ControlError:
-            self.step(Event.VIOLATION)  # the connection is reset without a reason; the caller goes on waiting
+            if not self._become_session(message.header):
+                self.step(Event.VIOLATION)  # the connection is reset without a reason; the caller goes on waiting
             return
         if handshake.stream_type is _REQUEST and (sender := self._server.take_input(handshake.subject)):
             self._become_input(sender)
@@ -199,24 +204,42 @@ class ResponseConnection(DataFrameProtocol):
         self._server.connections.discard(self)
         sender.dialled(self._transport)
 
+    def _become_session(self, header: bytes | memoryview) -> bool:
+        """The connection is to carry many answers: hand it over. Returns whether the registry has taken it."""
+        try:
+            handshake = MuxHandshake.decode(header)
+        except ControlError:
+            return False
+        # The worker waits for our answer: more bytes are a mistake. And this decoder could not read them.
+        has_more = self._decoder.pending or self._decoder.failed is not None
+        if has_more or not self._server.open_session(handshake, self._transport):
+            return False
+        self._server.strangers.discard(self)
+        self._server.connections.discard(self)
+        self._machine.state = _CLOSED
+        return True
+
     def _receive_prologue(self, message: TwoPartMessage) -> None:
-        prefix = "Worker generate() failed before response stream: "
         if message.message_type is not _HEADER_ONLY:
-            self.step(Event.VIOLATION, CannotConnect(prefix + "malformed prologue: expected HeaderOnly ControlMessage"))
+            self.step(Event.VIOLATION, no_prologue())
             return
         size = _PREFIX_SIZE + len(message.header)
         if size > _PROLOGUE_LIMIT:
             self._too_large(size, _PROLOGUE_LIMIT)
             return
+        self.read_prologue(message.header)
+
+    def read_prologue(self, text: bytes | memoryview) -> None:
+        """The worker says whether its handler was started."""
         try:
-            prologue = ResponseStreamPrologue.decode(message.header)
+            prologue = ResponseStreamPrologue.decode(text)
         except ControlError as error:
-            self.step(Event.VIOLATION, CannotConnect(f"{prefix}malformed prologue: {error}"))
+            self.step(Event.VIOLATION, CannotConnect(f"{_NOT_STARTED}malformed prologue: {error}"))
             return
         if prologue.error is None:
             self.step(_STARTED)
         else:
-            self.step(Event.PROLOGUE_ERROR, _prologue_error(prefix + prologue.error, prologue.typed_error))
+            self.step(Event.PROLOGUE_ERROR, _prologue_error(_NOT_STARTED + prologue.error, prologue.typed_error))
 
     # What the table says ----------------------------------------------------------------------------------------
 
@@ -318,6 +341,11 @@ EXECUTORS: dict[Action, Callable[[ResponseConnection, Any], None]] = {
     Action.SEND_KILL: ResponseConnection._send_kill,
     Action.END: ResponseConnection._close,
 }
+
+
+def no_prologue() -> CannotConnect:
+    """The error of a worker that sends something else in place of its prologue."""
+    return CannotConnect(_NOT_STARTED + "malformed prologue: expected HeaderOnly ControlMessage")
 
 
 def _prologue_error(text: str, typed_error: RemoteError | None) -> DynamoError:

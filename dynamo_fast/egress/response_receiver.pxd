@@ -27,6 +27,7 @@ cdef class ResponseReceiver:
     cdef readonly object frames
     cdef public object input_error
     cdef public object instance
+    cdef public object offer
     cdef public object on_first_frame
     cdef public object sender
     cdef readonly object subject

@@ -31,6 +31,7 @@ from dynamo_fast.errors import (
 from dynamo_fast.observability.metrics import RequestTiming
 from dynamo_fast.wire.address import EndpointInstanceId
 from dynamo_fast.wire.control import StreamType, TcpStreamConnectionInfo
+from dynamo_fast.wire.mux import MuxOffer
 from dynamo_fast.wire.stream import Event
 
 __all__ = ["ResponseReceiver", "refusal"]
@@ -87,6 +88,7 @@ class ResponseReceiver:
         "frames",
         "input_error",
         "instance",
+        "offer",
         "on_first_frame",
         "sender",
         "subject",
@@ -103,6 +105,8 @@ class ResponseReceiver:
         self.established: asyncio.Future[Any] = owner.loop.create_future() if established is None else established
         """Done when the request is acknowledged and the worker's handler started; or the error that came instead."""
         self._call_home, self._orphans = owner.call_home, owner.orphans
+        self.offer: MuxOffer | None = None
+        """What the worker was told of the multiplexed plane."""
         self.frames: deque[bytes | memoryview] = deque()
         """Wrapped items that the caller has not taken yet."""
         self.unread = 0

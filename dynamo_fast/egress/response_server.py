@@ -72,3 +72,5 @@ class TcpStreamServer(StreamRegistry):
         yield from self._listener.open_sockets()
         for connection in self.connections:
             yield from connection.open_sockets()
+        for session in self.sessions.values():
+            yield from session.open_sockets()

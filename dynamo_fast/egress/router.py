@@ -69,6 +69,8 @@ class AddressedRequest(msgspec.Struct, frozen=True):
     headers: Mapping[str, str] = {}  # msgspec copies the default for each object
     inactivity_timeout: float | None = None
     kind: str = "tcp"
+    mux: int | None = None
+    """The newest version of the multiplexed response plane that the worker speaks, as its record says; None: none."""
 
     @classmethod
     def new(cls, data: Any, address: str) -> AddressedRequest:
@@ -84,7 +86,14 @@ class AddressedRequest(msgspec.Struct, frozen=True):
     def for_instance(cls, data: Any, instance: Instance) -> AddressedRequest:
         """A request to a worker as its record says: the transport, the identity, and the codec that it asks for."""
         transport = instance.transport
-        return cls(data, transport.address, instance.endpoint_instance_id, instance.payload_codec, kind=transport.kind)
+        return cls(
+            data,
+            transport.address,
+            instance.endpoint_instance_id,
+            instance.payload_codec,
+            kind=transport.kind,
+            mux=instance.mux,
+        )
 
 
 class AddressedPushRouter:
@@ -232,7 +241,7 @@ class AddressedPushRouter:
         """
         context = Context() if context is None else context
         timing = RequestTiming(self.metrics)
-        receiver = self.response_server.register(context, established)
+        receiver = self.response_server.register(context, established, request.mux)
         self.metrics.inflight += 1
         exchange = Exchange(self, request, reader, receiver)
         try:
@@ -397,4 +406,4 @@ def _payload(request: AddressedRequest, receiver: ResponseReceiver, server: TcpS
             size=len(control),
             limit=MAX_CONTROL_MESSAGE_SIZE,
         )
-    return encode_two_part(control, body)
+    return encode_two_part(control if receiver.offer is None else receiver.offer.added_to(control), body)

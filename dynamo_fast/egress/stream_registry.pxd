@@ -16,6 +16,10 @@ cdef class StreamRegistry:
     cdef readonly Deadlines orphans
     cdef readonly set connections
     cdef readonly Deadlines strangers
+    cdef readonly object offer
+    cdef readonly dict sessions
+    cdef public Py_ssize_t multiplexed
+    cdef readonly long long forgotten
     cdef public long long strangers_reset
     cdef readonly Py_ssize_t _max_streams
     cdef public Py_ssize_t max_strangers
@@ -27,7 +31,7 @@ cdef class StreamRegistry:
     cdef readonly bint _closed
 
     @cython.locals(receiver=ResponseReceiver, sockets=Py_ssize_t)
-    cpdef ResponseReceiver register(self, Context context, established=*)
+    cpdef ResponseReceiver register(self, Context context, established=*, mux=*)
     @cython.locals(receiver=ResponseReceiver)
     cpdef bint associate_instance(self, subject, instance) except -1
     cpdef bint _is_tombstoned(self, instance) except -1

@@ -16,6 +16,7 @@ from typing import Any
 from dynamo_fast.config import ResponseServerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
+from dynamo_fast.egress.mux_session import MuxSession
 from dynamo_fast.egress.request_sender import ManyIn, RequestSender
 from dynamo_fast.egress.response_connection import ResponseConnection
 from dynamo_fast.egress.response_receiver import ResponseReceiver
@@ -24,6 +25,7 @@ from dynamo_fast.logs import get_logger
 from dynamo_fast.net.descriptors import PROCESS
 from dynamo_fast.wire.address import EndpointInstanceId
 from dynamo_fast.wire.ids import random_uuid
+from dynamo_fast.wire.mux import VERSION, MuxHandshake, MuxOffer
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.stream import Event
 
@@ -35,6 +37,7 @@ _FEWEST_STRANGERS, _MOST_STRANGERS = 16, 1024
 _SECONDS_BETWEEN_WARNINGS = 10.0
 _STRANGERS_TO_LOOK_AT = 16
 _TOMBSTONE_SECONDS = 5.0
+_MOST_SESSIONS = 4096  # further workers dial for each answer
 _REFUSED_SECONDS = 3.0  # as long as a handshake may take by default
 
 
@@ -62,6 +65,14 @@ class StreamRegistry:
             self.loop, config.handshake_timeout, lambda connection: connection.step(Event.TIMEOUT)
         )
         """Those among them whose handshake has not come."""
+        self.offer = MuxOffer(VERSION, random_uuid()) if config.mux == "auto" else None
+        """What lets a worker answer on a session of its own."""
+        self.sessions: dict[str, MuxSession] = {}
+        """The sessions that are open, by the name of the worker process."""
+        self.multiplexed = 0
+        """Streams that are open on them."""
+        self.forgotten = 0
+        """Calls that were given up before their worker had dialled, since the registry was made."""
         self.strangers_reset = 0
         """Connections that were reset without a valid handshake, since the registry was made."""
         self._max_streams = config.max_streams or sys.maxsize
@@ -82,6 +93,8 @@ class StreamRegistry:
             receiver.fail(Disconnected("The response server was closed"))
         for connection in list(self.connections):
             connection.step(Event.DROPPED)
+        for session in list(self.sessions.values()):
+            session.close("the response server was closed", cut=True)
         for deadlines in (self.strangers, self.call_home, self.orphans):
             deadlines.close()
         for timer in self._refusals.values():
@@ -92,22 +105,29 @@ class StreamRegistry:
         """Registered streams whose worker has not dialled yet."""
         return len(self._waiting)
 
-    def register(self, context: Context, established: asyncio.Future[Any] | None = None) -> ResponseReceiver:
+    def register(
+        self, context: Context, established: asyncio.Future[Any] | None = None, mux: int | None = None
+    ) -> ResponseReceiver:
         """A new subject, whose answer will be cancelled by `context`; see the receiver for `established`.
+
+        `mux`: the newest version of the multiplexed plane that the worker speaks; None: none.
 
         Raises ResourceExhausted if as many streams are open as may be, or if the process has no descriptor for the
         worker's connection, and Disconnected once the server is closed.
         """
         if self._closed:
             raise Disconnected("The response server was closed")
-        sockets = len(self._waiting) + len(self.connections)
-        if sockets >= self._max_streams and sockets - len(self.strangers) >= self._max_streams:
+        streams = len(self._waiting) + len(self.connections) + self.multiplexed
+        if streams >= self._max_streams and streams - len(self.strangers) >= self._max_streams:
             raise ResourceExhausted(
                 f"{self._max_streams} response streams are open already, as many as DYNAMO_FAST_MAX_STREAMS allows"
             )
-        _promise_descriptor()
+        offer = self.offer if mux is not None else None  # the worker speaks all versions up to that one
+        if offer is None:
+            _promise_descriptor()
         subject = random_uuid()
         receiver = ResponseReceiver(self, subject, context, established)
+        receiver.offer = offer
         self._waiting[subject] = receiver
         return receiver
 
@@ -127,9 +147,31 @@ class StreamRegistry:
         """The stream that waits for `subject`, which is used up by this; None if none does."""
         return self._waiting.pop(subject, None)
 
+    def open_session(self, handshake: MuxHandshake, transport: asyncio.Transport) -> bool:
+        """Take a connection as a session; false if it was not asked for. An older session of that name is closed."""
+        if self.offer is None or handshake.session != self.offer.session:
+            return False
+        session = MuxSession(self, handshake.worker)
+        older = self.sessions.get(handshake.worker)
+        if older is not None:
+            older.close("the worker has opened another session")
+        session.begin(transport, self._why_not(handshake))
+        return True
+
+    def _why_not(self, handshake: MuxHandshake) -> str:
+        """Why a session is refused; empty if it is not."""
+        if handshake.mux != VERSION:
+            return f"version {handshake.mux} of the multiplexed response plane is not spoken here: expected {VERSION}"
+        if self._closed:
+            return "the response server was closed"
+        if len(self.sessions) >= _MOST_SESSIONS:
+            return f"{_MOST_SESSIONS} sessions are open already"
+        return ""
+
     def forget(self, receiver: ResponseReceiver) -> None:
         """Remove a stream that has ended before its worker began to answer."""
-        self._waiting.pop(receiver.subject, None)
+        if self._waiting.pop(receiver.subject, None) is not None:
+            self.forgotten += 1
         self.call_home.discard(receiver)
         self.orphans.discard(receiver)
 
@@ -148,7 +190,9 @@ class StreamRegistry:
 
     def descriptors(self) -> tuple[int, int]:
         """See `net.descriptors.Promiser`."""
-        return len(self._waiting) + len(self._inputs), len(self.connections) - len(self.strangers)
+        on_sessions = sum(receiver.offer is not None for receiver in self._waiting.values()) if self.offer else 0
+        waiting = len(self._waiting) - on_sessions + len(self._inputs)
+        return waiting, len(self.connections) - len(self.strangers)
 
     # Strangers --------------------------------------------------------------------------------------------
 

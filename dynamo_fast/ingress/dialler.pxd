@@ -10,9 +10,11 @@ cdef class Dialler:
     cdef readonly object clock
     cdef readonly Deadlines closing
     cdef readonly Deadlines stalled
+    cdef readonly Deadlines draining
     cdef readonly Deadlines young
     cdef readonly set started
     cdef readonly object _connector
+    cdef readonly object sessions
     cdef readonly object _all_closed
 
     cpdef object dial_directly(self, object info, object protocol)

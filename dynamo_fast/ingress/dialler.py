@@ -14,6 +14,7 @@ from dynamo_fast.config import TlsConfig, WorkerConfig
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CannotConnect, ConnectionTimeout
 from dynamo_fast.ingress.clock import clock_of
+from dynamo_fast.ingress.mux_session import MuxSender, MuxSessions
 from dynamo_fast.ingress.response_addresses import host_and_port
 from dynamo_fast.ingress.response_connection import ResponseConnection
 from dynamo_fast.net._direct import DirectTransport
@@ -21,6 +22,7 @@ from dynamo_fast.net.connector import Connector
 from dynamo_fast.net.sockets import close_in_forked_children, descriptors_of
 from dynamo_fast.net.tls import client_tls
 from dynamo_fast.wire.control import CallHomeHandshake, StreamType, TcpStreamConnectionInfo
+from dynamo_fast.wire.mux import MuxOffer
 
 __all__ = ["Dialler"]
 
@@ -45,6 +47,10 @@ class Dialler:
         """Connections whose end is written; the router must close them within the close timeout."""
         self.stalled: Deadlines[ResponseConnection] = Deadlines(loop, config.stall_timeout, ResponseConnection.not_read)
         """Connections that wait for the router to read."""
+        self.draining: Deadlines[ResponseConnection] = Deadlines(
+            loop, config.stall_timeout, ResponseConnection.not_closed
+        )
+        """Streams of sessions whose end waits for the router to read."""
         self.young: Deadlines[ResponseConnection] = Deadlines(loop, _LASTING_SECONDS, ResponseConnection.lasts)
         """Connections that were started less than 5 seconds ago."""
         self.started: set[ResponseConnection] = set()
@@ -55,6 +61,8 @@ class Dialler:
             direct=True,
             tls=client_tls(tls or TlsConfig.from_env(), "the worker"),
         )
+        self.sessions = MuxSessions(loop, self._connector, config.connect_timeout) if config.mux == "auto" else None
+        """Connections that carry many answers each; None: none are used."""
         self._all_closed: asyncio.Future[None] | None = None
         close_in_forked_children(self)
 
@@ -87,6 +95,17 @@ class Dialler:
         except OSError as error:
             raise _unreachable(info, error) from error
 
+    async def open_stream(
+        self, info: TcpStreamConnectionInfo, offer: MuxOffer, protocol: ResponseConnection
+    ) -> MuxSender | None:
+        """Open a stream for `protocol` on the session with the router at `info.address`; None if it cannot be had.
+
+        The first one dials; see `MuxSessions.find` for a session that is open.
+        """
+        assert self.sessions is not None
+        session = await self.sessions.connected(*host_and_port(info.address), info.address, offer)
+        return None if session is None else session.open(protocol, info.subject)
+
     async def connected(self, info: TcpStreamConnectionInfo, transport: DirectTransport) -> None:
         """Wait until it is connected. Raises as `dial`."""
         try:
@@ -97,15 +116,22 @@ class Dialler:
             raise _unreachable(info, error) from error
 
     def close(self) -> None:
-        """Close what connections share, when the last one is closed."""
+        """Close the sessions, and what connections share when the last one is closed."""
+        if self.sessions is not None:
+            self.sessions.close("the worker leaves")
         self._connector.close()
 
     def open_sockets(self) -> Iterable[int]:
         """See SocketHolder."""
-        return descriptors_of(connection._transport for connection in self.started)
+        sessions = () if self.sessions is None else self.sessions.open_sockets()
+        return [*descriptors_of(connection._transport for connection in self.started), *sessions]
 
     async def all_closed(self) -> None:
         """Wait until every finished connection is closed, which takes no longer than the close timeout."""
+        if self.draining:
+            for connection in list(self.draining):
+                self.draining.discard(connection)
+                self.closing.add(connection)  # until now it had the stall timeout
         while self.closing:
             if self._all_closed is None or self._all_closed.done():
                 self._all_closed = self.loop.create_future()
@@ -116,6 +142,8 @@ class Dialler:
         self.started.discard(connection)
         self.young.discard(connection)
         self.closing.discard(connection)
+        if self.draining:
+            self.draining.discard(connection)
         if not self.closing and self._all_closed is not None and not self._all_closed.done():
             self._all_closed.set_result(None)
 

@@ -18,6 +18,7 @@ cdef class Request:
     cdef readonly object _input
     cdef readonly object _input_info
     cdef readonly object _message
+    cdef readonly object _offer
     cdef readonly double accepted_at
     cdef readonly Cancellation cancellation
     cdef readonly Context context
@@ -27,6 +28,7 @@ cdef class Request:
     cdef readonly ResponseConnection stream
 
     cpdef Uncorking run(self)
+    cdef object _consider(self, object offer, Dialler dialler)
     cdef object _ended(self)
     @cython.locals(admission=Admission, dialler=Dialler)
     cdef object _dial_directly(self)

@@ -34,6 +34,7 @@ from dynamo_fast.ingress.answer import Answer, HandlingEndpoint
 from dynamo_fast.ingress.buffered_bytes import BufferedBytes
 from dynamo_fast.ingress.cancellation import Cancellation
 from dynamo_fast.ingress.dialler import Dialler
+from dynamo_fast.ingress.mux_session import MuxSender
 from dynamo_fast.ingress.request_stream import RequestStream
 from dynamo_fast.ingress.response_addresses import ResponseAddresses
 from dynamo_fast.ingress.response_connection import ResponseConnection, Uncorking
@@ -47,6 +48,7 @@ from dynamo_fast.wire.control import (
     RequestType,
     TcpStreamConnectionInfo,
 )
+from dynamo_fast.wire.mux import MuxOffer
 from dynamo_fast.wire.text import shown
 
 __all__ = ["AcceptingEndpoint", "Host", "Request", "endpoint_of"]
@@ -94,6 +96,7 @@ class Request:
         "_input",
         "_input_info",
         "_message",
+        "_offer",
         "accepted_at",
         "cancellation",
         "context",
@@ -115,14 +118,17 @@ class Request:
         self._info = TcpStreamConnectionInfo.from_connection_info(self._control.connection_info)
         endpoint.addresses.check(self._info.address)
         self._input_info: TcpStreamConnectionInfo | None = None
+        self._offer = self._control.mux
         self.descriptors = 1
         """See `Job`."""
         self.size = len(payload)
         """See `Job`."""
+        if self._offer is not None:
+            self._consider(self._offer, endpoint.worker.dialler)
         if endpoint.bidirectional and (info := self._control.request_stream_connection_info) is not None:
             self._input_info = TcpStreamConnectionInfo.from_connection_info(info)
             endpoint.addresses.check(self._input_info.address)
-            self.descriptors = 2
+            self.descriptors += 1
         self.endpoint = endpoint
         """That accepted it."""
         self.context = _context(endpoint, self._control, headers)
@@ -133,6 +139,13 @@ class Request:
         self._input: RequestStream | None = None
         self.accepted_at = _now()
         """Seconds, for metrics and logs."""
+
+    def _consider(self, offer: MuxOffer, dialler: Dialler) -> None:
+        """The router offers a session: whether this worker takes the offer, and whether that session is open already."""
+        if dialler.sessions is None:
+            self._offer = None
+        elif dialler.sessions.find(self._info.address, offer) is not None:
+            self.descriptors = 0
 
     def run(self) -> Uncorking:
         """A coroutine: dial, call the handler, and stream its items. Raises nothing."""
@@ -183,16 +196,32 @@ class Request:
         await worker.dialler.dial(self._input_info, stream)
         self._input = stream
 
-    def _dial_directly(self) -> DirectTransport | None:
+    def _dial_directly(self) -> DirectTransport | MuxSender | None:
         """Dial for the answer, without a wait if that can be. See `_connected` if it is not connected."""
         admission, dialler = self.endpoint.worker.admission, self.endpoint.worker.dialler
-        admission.dials(self)
+        if self._offer is not None and dialler.sessions is not None:
+            session = dialler.sessions.find(self._info.address, self._offer)
+            return None if session is None else session.open(self.stream, self._info.subject)
+        if self.descriptors:  # none was promised for a stream on a session
+            admission.dials(self)
         return dialler.dial_directly(self._info, self.stream)
 
-    async def _connected(self, transport: DirectTransport | None) -> asyncio.Transport | DirectTransport:
+    async def _connected(
+        self, transport: DirectTransport | MuxSender | None
+    ) -> asyncio.Transport | DirectTransport | MuxSender:
         """Wait until the answer is dialled: on `transport` if there is one."""
         dialler, info = self.endpoint.worker.dialler, self._info
-        if transport is None:
+        if self._offer is not None:
+            sender = await dialler.open_stream(info, self._offer, self.stream)
+            if sender is not None:
+                if self.descriptors:  # of the session
+                    self.endpoint.worker.admission.dials(self)
+                return sender
+            self._offer = None  # there is no session: as if it had not been offered
+            transport = self._dial_directly()
+            if transport is not None and transport.connected:
+                return transport
+        if not isinstance(transport, DirectTransport):
             return await dialler.dial(info, cast(asyncio.Protocol, self.stream))
         await dialler.connected(info, transport)
         return transport

@@ -26,6 +26,7 @@ cdef class ResponseConnection:
     cdef readonly str _end
     cdef readonly object _ended_in
     cdef readonly Py_ssize_t items
+    cdef public Py_ssize_t number
     cdef public bint open
     cdef readonly bint orderly
 
@@ -40,6 +41,7 @@ cdef class ResponseConnection:
     cpdef object abandon(self)
     cpdef object finish(self, bytes final)
     cpdef object message_received(self, object message)
+    cpdef object told(self, object event)
     cpdef object stream_failed(self, object error)
     cpdef object eof_received(self)
     cpdef object connection_lost(self, object error)

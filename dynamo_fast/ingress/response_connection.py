@@ -19,16 +19,25 @@ from collections.abc import Callable, Coroutine
 from functools import cache
 from typing import Any, Protocol
 
-from dynamo_fast.codec import TwoPartDecoder, TwoPartMessage, encode_data_frames, encode_two_part
+from dynamo_fast.codec import (
+    TwoPartDecoder,
+    TwoPartMessage,
+    encode_data_frames,
+    encode_mux_frame,
+    encode_mux_items,
+    encode_two_part,
+)
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CodecError
 from dynamo_fast.ingress._cork import Cork
+from dynamo_fast.ingress.mux_session import MuxSender
 from dynamo_fast.logs import get_logger
 from dynamo_fast.net import frame_log
 from dynamo_fast.net._direct import DirectTransport
 from dynamo_fast.net.sockets import keep_alive
 from dynamo_fast.wire.control import ControlMessage, ResponseStreamPrologue
+from dynamo_fast.wire.mux import END, PROLOGUE, refused_prologue
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classify
 
@@ -74,6 +83,10 @@ def _final_frames(final: bytes) -> bytes:
     return encode_two_part(b"", final) + _SENTINEL
 
 
+def _final_mux_frames(number: int, final: bytes) -> bytes:
+    return encode_mux_items(number, (final,)) + encode_mux_frame(number, END)
+
+
 class ConnectionOwner(Protocol):
     """What a response connection asks of the dialler that made it."""
 
@@ -84,6 +97,8 @@ class ConnectionOwner(Protocol):
     """Connections whose end is written: the router has to close them."""
     stalled: Deadlines[ResponseConnection]
     """Connections that wait for the router to read."""
+    draining: Deadlines[ResponseConnection]
+    """Streams of sessions whose end waits for the router to read."""
     young: Deadlines[ResponseConnection]
     """Connections that were started a short time ago."""
     started: set[ResponseConnection]
@@ -122,6 +137,7 @@ class ResponseConnection:
         "bytes",
         "corked",
         "items",
+        "number",
         "open",
         "orderly",
     )
@@ -141,6 +157,8 @@ class ResponseConnection:
         """Plain items that wait behind the frames, without frame and envelope. `add` to it only while this is `open`."""
         self._room: asyncio.Future[None] | None = None
         self._peer_finished = False
+        self.number = 0
+        """Of its stream on a session (mux.md); 0: it has a connection of its own. Set before `dialled`."""
         self.open = True
         """Whether items are still written."""
         self.items = 0
@@ -157,14 +175,18 @@ class ResponseConnection:
 
     # Called by the request
 
-    def dialled(self, transport: asyncio.Transport | DirectTransport) -> None:
-        """The handshake is written on `transport`; from now on this writes there.
+    def dialled(self, transport: asyncio.Transport | DirectTransport | MuxSender) -> None:
+        """The handshake is written on `transport`, or the stream is open there; from now on this writes there.
 
         The input of the request may kill the context while the router is dialled. The connection is closed only now: if
         it ended without a handshake, the router would wait for the call home.
         """
         self._transport = transport
-        if not self.open:
+        if self.number:
+            self._peer_finished = True  # a stream has no end of file of the router, which it would wait for
+            if not self.open:
+                self._transport.abort()
+        elif not self.open:
             self._finish()
 
     @property
@@ -178,11 +200,13 @@ class ResponseConnection:
 
     def start(self) -> None:
         """The handler was started: write the prologue."""
-        self._step(_STARTED, "", _PROLOGUE_OK)
+        self._step(_STARTED, "", encode_mux_frame(self.number, PROLOGUE) if self.number else _PROLOGUE_OK)
 
     def refuse(self, prologue: ResponseStreamPrologue) -> None:
         """The handler was not started: write the reason, and end the stream."""
-        self._step(Event.PROLOGUE_ERROR, "refused by the worker", encode_two_part(prologue.encode(), b"") + _SENTINEL)
+        text = prologue.encode()
+        frames = refused_prologue(self.number, text) if self.number else encode_two_part(text, b"") + _SENTINEL
+        self._step(Event.PROLOGUE_ERROR, "refused by the worker", frames)
 
     def send(self, item: bytes) -> bool:
         """Write an item in its envelope. Returns whether `room()` must be awaited before the next."""
@@ -193,7 +217,7 @@ class ResponseConnection:
         """As `send`, but nothing is written before `uncork`."""
         if self.open:
             self._frame_plain()
-            self._frames.append(encode_data_frames((item,)))
+            self._frames.append(encode_mux_items(self.number, (item,)) if self.number else encode_data_frames((item,)))
             self.corked.bytes += len(item)
             self.items += 1
             self.bytes += len(item)
@@ -237,7 +261,8 @@ class ResponseConnection:
 
     def finish(self, final: bytes) -> None:
         """The handler has no more items: write the final data frame, and end the stream."""
-        if self._step(_FINISHED, "finished by the handler", _final_frames(final)) is _WRITE_END:
+        frames = _final_mux_frames(self.number, final) if self.number else _final_frames(final)
+        if self._step(_FINISHED, "finished by the handler", frames) is _WRITE_END:
             self.bytes += len(final)
 
     # Called by the event loop
@@ -261,7 +286,10 @@ class ResponseConnection:
             self.stream_failed(self._decoder.failed)
 
     def message_received(self, message: TwoPartMessage) -> None:
-        event = classify(message)
+        self.told(classify(message))
+
+    def told(self, event: Event) -> None:
+        """The router says `event`."""
         self._step(event, f"ended by the router ({event.name.lower()})")
 
     def stream_failed(self, error: CodecError) -> None:
@@ -373,12 +401,18 @@ class ResponseConnection:
         self._cut_short()
 
     def _begins(self) -> None:
+        if self.number:  # it has no connection of its own that should be looked after
+            return
         # Not when it is made: uvloop does not tell a connection of its loss if its dial is cancelled just then.
         young = self._dialler.young
         young.add(self)
         self._dialler.started.add(self)
 
     def _ends(self) -> None:
+        if self.number:
+            if self._transport.get_write_buffer_size():  # it has left, but for this
+                self._dialler.draining.add(self)
+            return
         closing = self._dialler.closing
         closing.add(self)
 
@@ -386,10 +420,14 @@ class ResponseConnection:
 
     def _frame_plain(self) -> None:
         if data := self.corked.data:
-            frames = encode_data_frames(data, self._head, self._tail)
+            if self.number:
+                frames = encode_mux_items(self.number, data, self._head, self._tail)
+                self.bytes += sum(map(len, data)) + (len(self._head) + len(self._tail)) * len(data)
+            else:
+                frames = encode_data_frames(data, self._head, self._tail)
+                self.bytes += len(frames) - _FRAME_OVERHEAD * len(data)
             self._frames.append(frames)
             self.items += len(data)
-            self.bytes += len(frames) - _FRAME_OVERHEAD * len(data)
             data.clear()
 
     def flush(self, end: bytes = b"") -> None:

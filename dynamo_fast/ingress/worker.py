@@ -49,6 +49,7 @@ from dynamo_fast.observability.worker_metrics import EndpointMetrics, WorkerMetr
 from dynamo_fast.wire.address import EndpointId, endpoint_path, legacy_endpoint_path
 from dynamo_fast.wire.instance import Instance
 from dynamo_fast.wire.model_card import slug
+from dynamo_fast.wire.mux import VERSION
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.text import printable
 
@@ -229,6 +230,7 @@ class Worker:
             transport=self.server.transport(path),
             device_type=config.device_type,
             request_plane_codec=PayloadCodec.JSON if config.request_plane_codec == "json" else PayloadCodec.MSGPACK,
+            mux=VERSION if self.config.mux == "auto" else None,
         )
 
     async def __aenter__(self) -> Worker:

@@ -5,8 +5,9 @@
     for frame in conversation.close(): ...
 
 The router dials the worker on the request plane, and the worker dials the router on the response plane. The dialler's
-first bytes tell which plane it is. Nothing is raised: bytes that cannot be read become a `damage` frame, which says at
-which byte and why, and ends its direction.
+first bytes tell which plane it is; on the response plane its first message tells whether many answers follow (mux.md).
+Nothing is raised: bytes that cannot be read become a `damage` frame, which says at which byte and why, and ends its
+direction.
 """
 
 from __future__ import annotations
@@ -14,21 +15,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 
-from dynamo_fast.codec import TcpRequestDecoder, TcpResponseDecoder, TwoPartDecoder
+from dynamo_fast.codec import MuxDecoder, MuxFrame, TcpRequestDecoder, TcpResponseDecoder, TwoPartDecoder
 from dynamo_fast.inspect.describe import (
     MAX_FRAME_SIZE,
     PREFIX,
+    AnswerDecoder,
     Decoder,
     Frame,
     Message,
     complete_messages,
     describe,
 )
+from dynamo_fast.wire.mux import PART
 
 __all__ = ["Conversation", "Frame", "Plane", "frames", "plane_of"]
 
 _MAX_UNDECIDED = 1 << 16
 """Bytes that are held until the plane is known."""
+_HELLO = bytes.fromhex("000000001000000c")
+"""What a router writes first on a session: the prefix of a frame."""
 _SHOWN_BYTES = 24
 """Bytes of a damage that are kept to be shown."""
 
@@ -49,6 +54,8 @@ def frames(data: bytes, plane: Plane | None = None) -> list[Frame]:
     from_dialler = True
     if plane is not Plane.RESPONSE and _are_acks(data):
         plane, from_dialler = Plane.REQUEST, False
+    if plane is not Plane.REQUEST and data.startswith(_HELLO):
+        return _read_words_of_a_session(data)
     found = _read(data, plane or plane_of(data, ended=True), from_dialler)
     if found and found[0].direction == "<" and found[0].kind in ("stop", "kill", "input"):
         found = _read(data, Plane.RESPONSE, from_dialler=False)
@@ -58,6 +65,11 @@ def frames(data: bytes, plane: Plane | None = None) -> list[Frame]:
 def _read(data: bytes, plane: Plane | None, from_dialler: bool) -> list[Frame]:
     conversation = Conversation(plane)
     return [*conversation.feed(from_dialler, data), *conversation.close()]
+
+
+def _read_words_of_a_session(data: bytes) -> list[Frame]:
+    direction = _Direction(">", MuxDecoder)
+    return [*direction.feed(data), *direction.close()]
 
 
 def _are_acks(data: bytes) -> bool:
@@ -91,7 +103,7 @@ class Conversation:
         """The frames that `data` completes."""
         from_dialler ^= self._is_reversed
         if self.plane is not None or not self._directions[from_dialler].open:
-            return self._directions[from_dialler].feed(data)
+            return self._read(from_dialler, data)
         self._undecided.append((from_dialler, data))
         self._held[from_dialler] += data[:_MAX_UNDECIDED]
         if self._midway and plane_of(self._held[True]) is None and plane_of(self._held[False]) is Plane.REQUEST:
@@ -112,6 +124,12 @@ class Conversation:
         found = self._decide(plane_of(self._held[True], ended=True)) if self.plane is None else []
         return found + self._directions[True].close() + self._directions[False].close()
 
+    def _read(self, from_dialler: bool, data: bytes) -> list[Frame]:
+        found = self._directions[from_dialler].feed(data)
+        if from_dialler and any(frame.kind == "session" for frame in found):
+            self._directions[False] = _Direction(">", MuxDecoder)  # the router speaks after the handshake only
+        return found
+
     def _reverse(self) -> None:
         self._is_reversed = True
         self._undecided = [(not from_dialler, data) for from_dialler, data in self._undecided]
@@ -124,7 +142,7 @@ class Conversation:
             False: _Direction(*_DIRECTIONS[plane, False]) if plane else _Direction("<"),
         }
         undecided, self._undecided, self._held = self._undecided, [], {True: b"", False: b""}
-        found = [frame for from_dialler, data in undecided for frame in self._directions[from_dialler].feed(data)]
+        found = [frame for from_dialler, data in undecided for frame in self._read(from_dialler, data)]
         if plane is None:
             for from_dialler in {from_dialler for from_dialler, _ in undecided}:
                 found += self._directions[from_dialler].fail("these are the bytes of neither plane")
@@ -181,6 +199,7 @@ class _Direction:
         self._offset = 0  # of the next frame
         self._unread = b""
         self._size = 0
+        self._parts: dict[int, bytes] = {}  # of items of a session, until their last part comes
 
     def feed(self, data: bytes) -> list[Frame]:
         if not self.open:
@@ -211,15 +230,25 @@ class _Direction:
         return [frame]
 
     def _frame(self, message: Message) -> Frame:
-        frame = describe(message, direction=self._arrow, offset=self._offset)
+        before = self._before(message) if isinstance(message, MuxFrame) else b""
+        frame = describe(message, direction=self._arrow, offset=self._offset, before=before)
         self._offset += frame.size
         return frame
+
+    def _before(self, frame: MuxFrame) -> bytes:
+        """The parts of the item that `frame` ends; if it is a part itself, it is kept."""
+        before = self._parts.pop(frame.stream, b"")
+        if frame.kind != PART:
+            return before
+        if len(before) < MAX_FRAME_SIZE:
+            self._parts[frame.stream] = before + bytes(frame.body)
+        return b""
 
 
 _DIRECTIONS: dict[tuple[Plane, bool], tuple[str, Callable[[int], Decoder]]] = {
     (Plane.REQUEST, True): (">", TcpRequestDecoder),
     (Plane.REQUEST, False): ("<", TcpResponseDecoder),
-    (Plane.RESPONSE, True): ("<", TwoPartDecoder),
+    (Plane.RESPONSE, True): ("<", AnswerDecoder),
     (Plane.RESPONSE, False): (">", TwoPartDecoder),
 }
 """By plane and whether the dialler speaks: which way that is, and what reads it."""

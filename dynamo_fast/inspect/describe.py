@@ -10,6 +10,9 @@ from typing import Any
 import msgspec
 
 from dynamo_fast.codec import (
+    MUX_PREFIX_SIZE,
+    MuxDecoder,
+    MuxFrame,
     TcpRequestDecoder,
     TcpRequestMessage,
     TcpResponseDecoder,
@@ -18,9 +21,10 @@ from dynamo_fast.codec import (
     TwoPartMessage,
 )
 from dynamo_fast.errors import CodecError
+from dynamo_fast.wire.mux import CLOSE, CREDIT, DATA, HELLO, KILL, OPEN, PROLOGUE, STOP, kind_name
 from dynamo_fast.wire.text import UNREADABLE, reason
 
-__all__ = ["MAX_FRAME_SIZE", "PREFIX", "Decoder", "Frame", "Message", "complete_messages", "describe"]
+__all__ = ["MAX_FRAME_SIZE", "PREFIX", "AnswerDecoder", "Decoder", "Frame", "Message", "complete_messages", "describe"]
 
 MAX_FRAME_SIZE = 1 << 30
 """Bytes. Dynamo itself has no limit on the response plane; this one keeps a damaged length from filling the memory."""
@@ -30,8 +34,56 @@ _BYTE = re.compile(r"\(byte (\d+)\)")
 _CONTROLS = {"sentinel", "stop", "kill"}
 _FROM_ROUTER = {"stop", "kill", "input"}
 
-Message = TwoPartMessage | TcpRequestMessage | TcpResponseMessage
-Decoder = TwoPartDecoder | TcpRequestDecoder | TcpResponseDecoder
+_SESSION = b'{"mux":'
+"""How the handshake of a session begins (mux.md 3)."""
+_MUX_FROM_ROUTER = {HELLO, STOP, KILL, CREDIT}
+
+Message = TwoPartMessage | TcpRequestMessage | TcpResponseMessage | MuxFrame
+
+
+class AnswerDecoder:
+    """What a worker writes on a connection that it has dialled: two-part messages, or one of them and then mux frames.
+
+    As a decoder of `dynamo_fast.codec`. A direction of a conversation owns it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._decoder: TwoPartDecoder | MuxDecoder = TwoPartDecoder(limit)
+        self._begins = b""  # until it is known what follows the first message
+        self._is_known = False
+        self.is_session = False
+        """Whether mux frames follow the handshake."""
+
+    @property
+    def failed(self) -> CodecError | None:
+        return self._decoder.failed
+
+    @property
+    def pending(self) -> int:
+        return self._decoder.pending
+
+    def feed(self, data: bytes) -> list[Any]:
+        """See `TwoPartDecoder.feed`."""
+        if self._is_known:
+            return list(self._decoder.feed(data))
+        self._begins += data
+        header_len = PREFIX.unpack_from(self._begins)[0] if len(self._begins) >= PREFIX.size else 0
+        header = self._begins[PREFIX.size :][:header_len]
+        may_be_session = len(header) < len(_SESSION) <= header_len and _SESSION.startswith(header)
+        if may_be_session or (header.startswith(_SESSION) and len(header) < header_len <= self._limit):
+            return []
+        self._is_known = True
+        begins, self._begins = self._begins, b""
+        if not header.startswith(_SESSION):
+            return list(self._decoder.feed(begins))
+        size = PREFIX.size + header_len
+        messages: list[Any] = list(self._decoder.feed(begins[:size]))
+        self._decoder, self.is_session = MuxDecoder(self._limit), True
+        return messages + complete_messages(self._decoder, begins[size:])
+
+
+Decoder = TwoPartDecoder | TcpRequestDecoder | TcpResponseDecoder | MuxDecoder | AnswerDecoder
 
 
 @dataclass(slots=True)
@@ -43,6 +95,8 @@ class Frame:
     - on the request plane "request", "ack" or "refusal";
     - on the response plane "handshake", "prologue", "item", "event", "error", "final", "sentinel", "stop", "kill",
       "input" (an item of a bidirectional call), "request payload", "header" (of an unknown form) or "empty";
+    - on a session also "session" (its handshake), "open", "part" (of an item or a prologue), "end", "cut", "hello",
+      "credit", "ping", "pong" and "close" (mux.md 4);
     - "damage" for bytes that cannot be read, which end their direction.
 
     `offset` is where the frame begins in its direction of the connection, `size` counts all its bytes, `lengths` the
@@ -59,8 +113,8 @@ class Frame:
     problems: list[str] = field(default_factory=list)
 
 
-def describe(message: Message, *, direction: str | None = None, offset: int = 0) -> Frame:
-    """What a message of one of the decoders says. `offset` is where its frame begins.
+def describe(message: Message, *, direction: str | None = None, offset: int = 0, before: bytes = b"") -> Frame:
+    """What a message of one of the decoders says. `offset` is where its frame begins, `before` the parts of an item before.
 
     Without `direction`, it follows from the message; a "sentinel" is then taken for the worker's. Content that cannot be
     read is told in `problems`. Raises TypeError for what is not a message of `dynamo_fast.codec`.
@@ -74,6 +128,9 @@ def describe(message: Message, *, direction: str | None = None, offset: int = 0)
     elif isinstance(message, TwoPartMessage):
         _describe_two_part(frame, message)
         frame.direction = ">" if frame.kind in _FROM_ROUTER else "<"
+    elif isinstance(message, MuxFrame):
+        _describe_mux(frame, message, before)
+        frame.direction = ">" if message.kind in _MUX_FROM_ROUTER else "<"
     else:
         raise TypeError(f"{type(message).__name__} is not a message of dynamo_fast.codec, such as a TwoPartMessage")
     frame.direction = direction or frame.direction
@@ -144,6 +201,30 @@ def _describe_two_part(frame: Frame, message: TwoPartMessage) -> None:
             frame.kind = _kind_of_item(value)
 
 
+def _describe_mux(frame: Frame, message: MuxFrame, before: bytes) -> None:
+    body, kind, at = before + bytes(message.body), message.kind, frame.offset + MUX_PREFIX_SIZE
+    frame.size = MUX_PREFIX_SIZE + len(message.body)
+    frame.lengths = {"body": len(message.body)} if message.body else {}
+    frame.kind = kind_name(kind).lower()
+    frame.content = {"stream": message.stream}
+    if kind == DATA:
+        frame.kind = "empty"
+        if body:
+            value = frame.content["data"] = _value(frame, "data", body, at - len(before))
+            frame.kind = _kind_of_item(value)
+    elif kind == PROLOGUE:
+        frame.content["header"] = _json(frame, "header", body, at - len(before)) if body else {"error": None}
+    elif kind == HELLO and len(body) == 12:
+        numbers = (int.from_bytes(body[place : place + 4], "big") for place in (0, 4, 8))
+        frame.content |= zip(("version", "stream_window", "connection_window"), numbers, strict=True)
+    elif kind == CREDIT and len(body) == 4:
+        frame.content["bytes"] = int.from_bytes(body, "big")
+    elif kind in (OPEN, CLOSE):
+        frame.content["subject" if kind == OPEN else "reason"] = body.decode("utf-8", "backslashreplace")
+    elif body:
+        frame.content["body"] = body
+
+
 def _describe_header(frame: Frame, value: Any) -> None:
     frame.kind = "header"
     if isinstance(value, str) and value in _CONTROLS:
@@ -153,6 +234,8 @@ def _describe_header(frame: Frame, value: Any) -> None:
     if isinstance(value, dict):
         if "subject" in value:
             frame.kind = "handshake"
+        elif "mux" in value:
+            frame.kind = "session"
         elif "request_type" in value:
             frame.kind = "request payload"
             frame.content["header"] = _with_info(value)

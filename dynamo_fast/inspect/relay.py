@@ -16,13 +16,14 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 
 from dynamo_fast.codec import TwoPartDecoder
-from dynamo_fast.errors import InvalidRequest, ProtocolError
+from dynamo_fast.errors import ControlError, InvalidRequest, ProtocolError
 from dynamo_fast.inspect.conversation import Conversation, Plane
 from dynamo_fast.inspect.describe import Frame
 from dynamo_fast.inspect.events import Closed, Event, Failed, FrameSeen, Opened
 from dynamo_fast.inspect.rewriter import AnswerRewriter
 from dynamo_fast.wire.address import join_host_port, split_host_port
 from dynamo_fast.wire.control import CallHomeHandshake, TcpStreamConnectionInfo
+from dynamo_fast.wire.mux import MuxHandshake
 
 __all__ = ["Relay"]
 
@@ -110,8 +111,8 @@ class Relay:
 
     async def _response_plane(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            handshake, begins = await asyncio.wait_for(_handshake(reader), _HANDSHAKE_TIMEOUT)
-            router = self._answers_go_to.pop(handshake.subject)
+            subject, begins = await asyncio.wait_for(_handshake(reader), _HANDSHAKE_TIMEOUT)
+            router = self._answers_go_to.pop(subject)
         except (asyncio.TimeoutError, ProtocolError, OSError, EOFError, KeyError) as error:
             reason = f"{_peer(writer)} does not bring an expected answer: {type(error).__name__} {error}"
             self._on_event(Failed(reason))
@@ -176,8 +177,8 @@ class Relay:
             self._on_event(FrameSeen(number, frame, now))
 
 
-async def _handshake(reader: asyncio.StreamReader) -> tuple[CallHomeHandshake, bytes]:
-    """The first frame on a worker's connection, and all the bytes that came with it."""
+async def _handshake(reader: asyncio.StreamReader) -> tuple[str, bytes]:
+    """The subject on a worker's connection, or the token of a session, and all the bytes that came with it."""
     decoder, begins = TwoPartDecoder(_CHUNK), b""
     while True:
         data = await reader.read(_CHUNK)
@@ -186,7 +187,14 @@ async def _handshake(reader: asyncio.StreamReader) -> tuple[CallHomeHandshake, b
         begins += data
         messages = decoder.feed(data)
         if messages:
-            return CallHomeHandshake.decode(messages[0].header), begins
+            return _subject(messages[0].header), begins
+
+
+def _subject(header: bytes | memoryview) -> str:
+    try:
+        return CallHomeHandshake.decode(header).subject
+    except ControlError:
+        return MuxHandshake.decode(header).session
 
 
 async def _pass_on(

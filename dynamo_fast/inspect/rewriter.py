@@ -17,8 +17,9 @@ __all__ = ["AnswerRewriter"]
 class AnswerRewriter:
     """Replaces the router's response address in the requests of one connection by `address`.
 
-    `expect` is called with what the request said: the router's address and the stream's subject. Bytes that are not a
-    request, or a request that cannot be read, pass unchanged.
+    `expect` is called with what the request said: the router's address and the stream's subject; also with the token of
+    a session in place of the subject, if the router offers one (mux.md 2). Bytes that are not a request, or a request that
+    cannot be read, pass unchanged.
 
     Owned by one connection of a relay, which calls `rewrite` with each piece of the stream and `rest` at its end. It
     holds at most one incomplete request.
@@ -54,6 +55,9 @@ class AnswerRewriter:
             control = RequestControlMessage.decode(parts[0].header) if parts else None
             if control is None:
                 return None
+            if control.mux is not None:
+                to = TcpStreamConnectionInfo.from_connection_info(control.connection_info)
+                self._expect(replace(to, subject=control.mux.session))
             second = control.request_stream_connection_info
             control = replace(
                 control,

@@ -175,6 +175,7 @@ class KvEventSource(Source):
     def _source_record(self, recovery: Instance) -> bytes:
         target = loads(recovery.encode())
         del target["type"]
+        target.pop("dynamo_fast_mux", None)  # for callers of the endpoint only
         return dumps(
             {
                 "type": "EventSource",

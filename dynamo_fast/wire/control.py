@@ -21,6 +21,7 @@ from dynamo_fast.errors import ControlError, InvalidAddress, RemoteError, Serial
 from dynamo_fast.wire.address import split_host_port
 from dynamo_fast.wire.error import decode_error, encodable, encode_error
 from dynamo_fast.wire.json_text import dumps
+from dynamo_fast.wire.mux import MuxOffer
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.text import UNREADABLE, needs_no_escape, reason, shown
 
@@ -112,6 +113,8 @@ class RequestControlMessage(msgspec.Struct, frozen=True, gc=False):
     metadata: Mapping[str, str] = {}  # msgspec copies the default for each object
     frontend_send_ts_ns: int | None = None
     request_stream_connection_info: ConnectionInfo | None = None
+    mux: MuxOffer | None = None
+    """Whether the answer may come on a session (mux.md 2). The key is ours; Dynamo ignores it."""
 
     def encode(self) -> bytes:
         """The JSON text, the same for Dynamo 1.3 and 1.6; keys without a value are left out, metadata is sorted.
@@ -129,6 +132,7 @@ class RequestControlMessage(msgspec.Struct, frozen=True, gc=False):
                 metadata=dict(sorted(self.metadata.items())) if self.metadata else {},
                 frontend_send_ts_ns=self.frontend_send_ts_ns,
                 request_stream_connection_info=self.request_stream_connection_info,
+                mux=self.mux,
             ),
         )
 
@@ -145,6 +149,7 @@ class RequestControlMessage(msgspec.Struct, frozen=True, gc=False):
             metadata=raw.metadata,
             frontend_send_ts_ns=raw.frontend_send_ts_ns,
             request_stream_connection_info=raw.request_stream_connection_info,
+            mux=None if raw.mux is None else MuxOffer.of(raw.mux),
         )
 
 
@@ -251,6 +256,7 @@ class _RawRequestControl(msgspec.Struct, kw_only=True, omit_defaults=True, gc=Fa
     metadata: dict[str, str] = {}  # as above
     frontend_send_ts_ns: int | None = None
     request_stream_connection_info: ConnectionInfo | None = None
+    mux: Any = msgspec.field(default=None, name="dynamo_fast_mux")
 
 
 class _RawPrologue(msgspec.Struct):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from dynamo_fast.errors import InvalidAddress, PayloadError
 from dynamo_fast.wire.address import EndpointId, EndpointInstanceId
 from dynamo_fast.wire.json_text import dumps
+from dynamo_fast.wire.mux import offered_version
 from dynamo_fast.wire.payload import PayloadCodec
 from dynamo_fast.wire.text import UNREADABLE, reason
 
@@ -32,13 +33,17 @@ class TransportType:
 
 @dataclass(frozen=True)
 class Instance:
-    """One record. `request_plane_codec` is None for workers older than Dynamo 1.6, which read JSON."""
+    """One record. `request_plane_codec` is None for workers older than Dynamo 1.6, which read JSON.
+
+    `mux` is the newest version of the multiplexed response plane that the worker speaks; None: none (mux.md 2).
+    """
 
     endpoint_id: EndpointId
     instance_id: int
     transport: TransportType
     device_type: DeviceType | None = None
     request_plane_codec: PayloadCodec | None = None
+    mux: int | None = None
 
     @cached_property
     def endpoint_instance_id(self) -> EndpointInstanceId:
@@ -73,6 +78,8 @@ class Instance:
         }
         if self.request_plane_codec is not None:
             record["request_plane_codec"] = self.request_plane_codec.value
+        if self.mux is not None:
+            record["dynamo_fast_mux"] = self.mux
         return dumps(record)
 
     @classmethod
@@ -96,6 +103,7 @@ class Instance:
             transport=TransportType(kind, address),
             device_type=record.device_type,
             request_plane_codec=None if codec is None else PayloadCodec(codec),
+            mux=offered_version(record.mux),
         )
 
 
@@ -116,6 +124,7 @@ class _Record(msgspec.Struct):
     transport: dict[Literal["tcp", "nats_tcp"], str]
     device_type: DeviceType | None = None
     request_plane_codec: Literal["json", "msgpack"] | None = None
+    mux: Any = msgspec.field(default=None, name="dynamo_fast_mux")
 
     def __post_init__(self) -> None:
         if not 0 <= self.instance_id < 1 << 64:

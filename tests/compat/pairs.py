@@ -53,12 +53,12 @@ def theirs(version: str) -> Side:
 
 
 @contextmanager
-def worker(side: Side, folder: Path) -> Iterator[None]:
-    """A worker that is ready."""
+def worker(side: Side, folder: Path, mux: str = "auto") -> Iterator[None]:
+    """A worker that is ready; `mux`: what ours does about the multiplexed response plane."""
     with (folder / "worker.log").open("w") as log:
         process = subprocess.Popen(
             [str(side.python), str(HERE / "process.py"), "serve", side.module],
-            env=_environment(folder),
+            env=_environment(folder, mux),
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -85,11 +85,11 @@ def _leave(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0
 
 
-def call(side: Side, folder: Path, scenarios: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The facts of each scenario."""
+def call(side: Side, folder: Path, scenarios: Sequence[str], mux: str = "auto") -> dict[str, dict[str, Any]]:
+    """The facts of each scenario; `mux` as for a worker."""
     done = subprocess.run(
         [str(side.python), str(HERE / "process.py"), "call", side.module, *scenarios],
-        env={**_environment(folder), **SETTINGS.get(scenarios[0], {})},
+        env={**_environment(folder, mux), **SETTINGS.get(scenarios[0], {})},
         capture_output=True,
         text=True,
         timeout=LIMIT * len(scenarios),
@@ -102,6 +102,7 @@ def call(side: Side, folder: Path, scenarios: Sequence[str]) -> dict[str, dict[s
     return facts
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(folder: Path, mux: str) -> dict[str, str]:
     root = str(HERE.parents[1])
-    return {**environment(folder), "DYN_RUNTIME_INHIBITED_DURATION_SECS": "2", "PYTHONPATH": root}
+    settings = {"DYN_RUNTIME_INHIBITED_DURATION_SECS": "2", "PYTHONPATH": root, "DYNAMO_FAST_MUX": mux}
+    return {**environment(folder), **settings}

@@ -53,10 +53,14 @@ def differences(scenario: str, facts: dict[str, Any], version: str = FOLLOWED) -
     }
 
 
+@pytest.mark.parametrize("mux", ["off", "auto"])
 @pytest.mark.parametrize("scenario", WITH_WORKER + ALONE)
-def test_our_caller_and_our_worker_are_as_dynamo(scenario: str, tmp_path: Path) -> None:
-    with worker(OURS, tmp_path):
-        found = differences(scenario, call(OURS, tmp_path, [scenario])[scenario])
+def test_our_caller_and_our_worker_are_as_dynamo(scenario: str, mux: str, tmp_path: Path) -> None:
+    with worker(OURS, tmp_path, mux):
+        facts = call(OURS, tmp_path, [scenario], mux)[scenario]
+    if scenario == "records" and mux == "auto":  # but for our own key, which Dynamo ignores
+        facts["a record"][1] = facts["a record"][1].replace(',"dynamo_fast_mux":1}', "}")
+    found = differences(scenario, facts)
     told = {case for each, case in told_differences() if each == scenario}
     assert {case: answers for case, answers in found.items() if case not in told} == {}
     assert told - found.keys() == set(), "the table tells of differences that there are not"

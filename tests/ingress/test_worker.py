@@ -20,10 +20,14 @@ from tests.ingress.test_push_handler import begun, data_of
 from tests.waiting import until
 
 
-async def test_its_record_is_dynamos(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("mux", "ours"), [("off", {}), ("auto", {"dynamo_fast_mux": 1})])
+async def test_its_record_is_dynamos(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mux: str, ours: dict[str, int]
+) -> None:
+    """But for one key, which Dynamo ignores."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", " NONE ")
     monkeypatch.setenv("DYN_REQUEST_PLANE_CODEC", "json")
-    worker = await start()
+    worker = await start(mux=mux)
     (file,) = (tmp_path / "v1" / "instances").iterdir()
     number = worker.discovery.connection_id
     assert file.name == f"a%2Fb%2Fc%2F{number:x}"
@@ -36,6 +40,7 @@ async def test_its_record_is_dynamos(start: Start, tmp_path: Path, monkeypatch: 
         "transport": {"tcp": f"{server_of(worker).address}/{number:x}/a/b/c"},
         "device_type": "cpu",
         "request_plane_codec": "json",
+        **ours,
     }
 
 
