@@ -25,7 +25,7 @@ BOOSTS = {
     r"spec/|performance|changelog|compatibility": 0.2,
     r"reference/|scaling|conformance": 0.7,
     r"settings|errors": 1.3,
-    r"install|quickstart|calling|workers|models|troubleshooting|contributing": 2,
+    r"install|quickstart|calling|workers|models|fastapi|gateway|codec|deploy|troubleshooting|contributing": 2,
 }
 """Pages -> how much more a word in them counts in a search: guides come before what was measured and specified."""
 DIAGRAM = re.compile(r"^```mermaid\n(.*?)^```$", re.DOTALL | re.MULTILINE)

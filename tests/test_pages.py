@@ -295,9 +295,9 @@ def used_options() -> list[tuple[str, str, frozenset[str]]]:
     found = []
     for path in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]:
         text = path.read_text(encoding="utf-8")
-        for line in re.findall(r"(?:^(?:\$ )?|`)dynamo-fast (\w+[^`\n]*)", text, re.MULTILINE):
+        for line in re.findall(r"(?:^(?:\$ )?|`)dynamo-fast ([a-z]\w*[^`\n]*)", text, re.MULTILINE):
             words = re.split(r" -- | #", line)[0].split()
-            if words[0] not in ("run", "COMMAND"):  # what follows `run` is another program's
+            if words[0] != "run":  # what follows `run` is another program's
                 options = frozenset(word.partition("=")[0] for word in words[1:] if word.startswith("--"))
                 found.append((path.name, words[0], options - {"--help"}))
     return found
