@@ -68,7 +68,7 @@ class Exchanges:
         """End every answer under way with `error`."""
         for sink in list(self._running.values()):
             if sink is not None:
-                sink.cut(error)
+                sink.cut(HttpError(error.status, error.message))  # each client is told its own id
 
     # The two ways -------------------------------------------------------------------------------------------------
 
@@ -125,6 +125,21 @@ class Exchanges:
             return await self.whole(request, self._last(relay, form, told), headers)
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
+        try:
+            await self._pass_on(request, response, relay, form, told)
+        except Exception as error:
+            if isinstance(error, ConnectionError):
+                raise
+            # The head was sent: nothing but the end of the connection can tell the client.
+            logger.warning("the answer to the request %s is cut", told.request_id, exc_info=error)
+            _transport(request).abort()
+            raise ConnectionResetError("the answer was cut") from error
+        return response
+
+    async def _pass_on(
+        self, request: web.Request, response: web.StreamResponse, relay: Relay, form: Form, told: _Told
+    ) -> None:
+        """The items, as they come, and the end."""
         relay.start(_transport(request), chunked=request.version >= HttpVersion11)
         while not relay.over():
             if relay.full:
@@ -138,7 +153,6 @@ class Exchanges:
             await self._drained(request)
             last = b""
         await response.write_eof(last)
-        return response
 
     def _last(self, relay: Relay, form: Form, told: _Told) -> bytes:
         """The last items, the error if there was one, and the end."""
@@ -149,8 +163,6 @@ class Exchanges:
 
     async def _drained(self, request: web.Request) -> None:
         """Wait until the client has read what was sent. Cuts its connection if that takes too long."""
-        if not request.protocol.writing_paused:
-            return
         try:
             await asyncio.wait_for(request.writer.drain(), self._config.write_timeout)
         except asyncio.TimeoutError:
