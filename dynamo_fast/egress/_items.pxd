@@ -16,6 +16,7 @@ cdef class Items:
     cdef public bint _final_seen
     cdef public bint _open
     cdef public bint _bare
+    cdef public bint _mixed
     cdef public bint _flowing
     cdef public bint _in_take
     cdef readonly object _frames

@@ -45,6 +45,7 @@ class Items:
         "_frames",
         "_head",
         "_in_take",
+        "_mixed",
         "_null",
         "_open",
         "_popleft",
@@ -65,6 +66,8 @@ class Items:
         self._open = True
         self._bare = False
         """Whether `pull` returns the data of the items, and leaves out items without data."""
+        self._mixed = False
+        """Whether it returns, though bare, an item whole that has something beside its data, or no data."""
         self._flowing = True
         self._in_take = False
 
@@ -86,7 +89,7 @@ class Items:
                     return data if self._bare else Annotated(data)
             item = self._unusual(frame)
             if item is not None:
-                if not self._bare:
+                if not self._bare or self._mixed:
                     return item
                 data = item.data()
                 if data is not None:

@@ -33,9 +33,12 @@ class Sink(Protocol[_Item_contra]):
     """What a caller passes as `sink` to `generate`. Its methods are called on the router's event loop.
 
     In this order, once the worker's handler was started: `begin` once, `item` for each item, `end` once. After `end`, or if
-    `generate` raises, nothing is called. The methods must not block; they may use the delivery, write to transports, set
-    futures, and start tasks. What `begin` or `item` raises ends this answer only: the worker is told to stop, and `end`
-    gets it. What `end` raises goes to the loop's exception handler.
+    `generate` raises, nothing is called. A sink may have a method `flush` without arguments, too: it is called when the
+    items that came together were given out, unless the end came with them.
+
+    The methods must not block; they may use the delivery, write to transports, set futures, and start tasks. What `begin`,
+    `item` or `flush` raises ends this answer only: the worker is told to stop, and `end` gets it. What `end` raises goes to
+    the loop's exception handler.
     """
 
     def begin(self, delivery: Delivery) -> None:
@@ -83,6 +86,7 @@ class Delivery:
         "_at_end",
         "_call",
         "_ended",
+        "_flush",
         "_loop",
         "_running",
         "_sink",
@@ -104,6 +108,7 @@ class Delivery:
         self._at_end = at_end
         self._loop = stream.loop
         self._take: Callable[[Any], object] = sink.item if call is None else self._first
+        self._flush: Callable[[], object] | None = getattr(sink, "flush", None)
         self._running = False
         self._again: asyncio.Task[None] | None = None
         """Sends the request to another worker."""
@@ -161,9 +166,9 @@ class Delivery:
     def _first(self, item: Any) -> None:
         """The first item has come: no other worker is tried from now on."""
         assert self._call is not None
-        self._take = self._sink.item
         self._call.begun()
-        self._take(item)
+        self._sink.item(item)
+        self._take = self._sink.item
 
     def _run(self) -> None:
         """Frames have come, or the end has."""
@@ -174,6 +179,10 @@ class Delivery:
         try:
             if stream._flowing:
                 stream.feed(self._take)
+                if self._flush is not None:
+                    stream._in_take = True
+                    self._flush()
+                    stream._in_take = False
             if stream.is_exhausted():
                 stream.pull()  # raises
             if stream._flowing:
@@ -216,7 +225,7 @@ class Delivery:
             if self._ended.done():
                 stream.close()
                 return
-            stream._bare, stream._flowing = failed._bare, failed._flowing
+            stream._bare, stream._mixed, stream._flowing = failed._bare, failed._mixed, failed._flowing
             self._stream = stream
             self._again = None
             self._run()

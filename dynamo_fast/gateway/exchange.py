@@ -21,7 +21,6 @@ from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.egress.call import Call
 from dynamo_fast.egress.push_router import PushRouter
-from dynamo_fast.egress.sink import Delivery
 from dynamo_fast.errors import DynamoError
 from dynamo_fast.gateway.errors import CLIENT_GONE, HttpError, http_error
 from dynamo_fast.gateway.forms import Form
@@ -79,7 +78,8 @@ class Exchanges:
         with self._call(asked) as (call, told):
             relay = Relay(call, told.observers, form, self._silence)
             try:
-                await self._send(call, relay)
+                self._running[call.context.id()] = relay
+                await relay.send()
                 if not (relay.begun or relay.over() or relay.silent):
                     await relay.changed()
                 if relay.error is not None and not relay.begun:
@@ -93,14 +93,13 @@ class Exchanges:
         with self._call(asked) as (call, told):
             collected = Collected(call, told.observers, self._config.max_answer)
             try:
-                await self._send(call, collected)
+                self._running[call.context.id()] = collected
+                await collected.send()
                 if not collected.over():
                     await collected.changed()
             finally:
                 collected.close()
-            if collected.error is not None:
-                raise collected.error
-            return collected.items, told.headers(collected.instance_id)
+            return collected.data(), told.headers(collected.instance_id)
 
     async def whole(self, request: web.Request, body: bytes, headers: Mapping[str, str]) -> web.StreamResponse:
         """An answer of one piece."""
@@ -154,11 +153,6 @@ class Exchanges:
             raise ConnectionResetError("the client does not read: its connection was cut") from None
 
     # Around them --------------------------------------------------------------------------------------------------
-
-    async def _send(self, call: Call, sink: Relay | Collected) -> None:
-        stream = await call.send()
-        self._running[call.context.id()] = sink
-        Delivery(stream, sink, call).begin()
 
     @contextmanager
     def _call(self, asked: Asked) -> Iterator[tuple[Call, _Told]]:

@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from dynamo_fast.gateway.errors import HttpError
 from dynamo_fast.wire.payload import Annotated
 
-__all__ = ["NDJSON", "SSE", "Form", "Ndjson", "Sse", "one_line"]
+__all__ = ["NDJSON", "SSE", "Form", "Item", "Ndjson", "Sse", "one_line"]
+
+Item = bytes | Annotated[bytes]
+"""The data of an item, or an item that has something beside its data, or none."""
 
 
 class Form:
@@ -23,8 +26,15 @@ class Form:
     comment = b""
     """What clients ignore; empty if there is no such thing."""
 
-    def items(self, items: Sequence[bytes]) -> bytes:
-        """Items that have nothing but their data; at least one."""
+    def items(self, items: Sequence[Item]) -> bytes:
+        """Items that came together; at least one."""
+        try:
+            return self.plain(items)  # type: ignore[arg-type]  # nearly always all of them are
+        except TypeError:
+            return b"".join(self.plain([item]) if isinstance(item, bytes) else self.annotated(item) for item in items)
+
+    def plain(self, items: Sequence[bytes]) -> bytes:
+        """Items that have nothing but their data. Raises TypeError if there is another one."""
         raise NotImplementedError
 
     def annotated(self, item: Annotated[bytes]) -> bytes:
@@ -48,7 +58,7 @@ class Sse(Form):
     content_type = "text/event-stream"
     comment = b":\n\n"
 
-    def items(self, items: Sequence[bytes]) -> bytes:
+    def plain(self, items: Sequence[bytes]) -> bytes:
         """See Form."""
         text = b"\n\ndata: ".join(items)
         if b"\r" in text or text.count(b"\n") != 2 * (len(items) - 1):
@@ -82,7 +92,7 @@ class Ndjson(Form):
 
     content_type = "application/x-ndjson"
 
-    def items(self, items: Sequence[bytes]) -> bytes:
+    def plain(self, items: Sequence[bytes]) -> bytes:
         """See Form."""
         text = b"\n".join(items)
         if b"\r" in text or text.count(b"\n") != len(items) - 1:

@@ -8,16 +8,14 @@ reads too slowly, and for the end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.egress.call import Call
 from dynamo_fast.egress.sink import Delivery
 from dynamo_fast.gateway.errors import HttpError
-from dynamo_fast.gateway.forms import Form
+from dynamo_fast.gateway.forms import Form, Item
 from dynamo_fast.gateway.observer import RequestObserver
-from dynamo_fast.wire.payload import Annotated
 
 __all__ = ["MOST_UNSENT", "Collected", "Relay"]
 
@@ -26,7 +24,7 @@ MOST_UNSENT = 64 * 1024
 
 
 class _Sink:
-    """What both kinds share: the waiting task, the observers, the end.
+    """What both kinds share: the items, the waiting task, the observers, the end.
 
     Owned by the exchange of the request, which makes it, waits with `changed`, and ends it with `close`.
     """
@@ -41,9 +39,17 @@ class _Sink:
         """Whether an item has come."""
         self.call = call
         self._observers = observers
+        self._items: list[Item] = []
+        self.item: Callable[[Item], None] = self._first_item
+        """See Sink. From the second item on it is the list's own method."""
         self._delivery: Delivery | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._loop = asyncio.get_running_loop()
+
+    async def send(self) -> None:
+        """Send the request. Returns when the answer begins; raises why it does not."""
+        stream = await self.call.send()
+        stream._bare = stream._mixed = True
+        Delivery(stream, self, self.call).begin()
 
     def begin(self, delivery: Delivery) -> None:
         """See Sink."""
@@ -52,6 +58,7 @@ class _Sink:
 
     def end(self, error: BaseException | None) -> None:
         """See Sink."""
+        self.item = self._items.append
         if not self._ended:
             self._ended, self.error = True, error
             self._wake()
@@ -75,7 +82,7 @@ class _Sink:
 
     async def changed(self) -> None:
         """Wait until there is something to do. Ends with the answer at the latest."""
-        self._waiter = self._loop.create_future()
+        self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter
         finally:
@@ -86,9 +93,11 @@ class _Sink:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def _first_item(self) -> None:
+    def _first_item(self, item: Item) -> None:
         self.begun = True
         self._learn_instance()
+        self.item = self._items.append
+        self.item(item)
 
     def _learn_instance(self) -> None:
         """After a retry it is another one. The call has none any more when the answer is over."""
@@ -111,27 +120,10 @@ class Relay(_Sink):
         """Whether the silence has ended once before `start`: the head cannot wait any longer."""
         self._form = form
         self._silence = silence
-        self._items: list[bytes] = []
-        self._parts: list[bytes] = []
-        self._count = 0
-        self._scheduled = False
+        self._wrote = False
         self._transport: asyncio.WriteTransport | None = None
         self._chunked = False
         silence.add(self)
-
-    def item(self, item: Annotated[bytes]) -> None:
-        """See Sink."""
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._flush)
-            if not self.begun:
-                self._first_item()
-        if item._event is None and item._comment is None and item._id is None and item._data is not None:
-            self._items.append(item._data)
-        else:
-            self._take_plain()
-            self._parts.append(self._form.annotated(item))
-            self._count += 1
 
     def close(self) -> None:
         """See _Sink."""
@@ -141,10 +133,11 @@ class Relay(_Sink):
     def start(self, transport: asyncio.WriteTransport, *, chunked: bool) -> None:
         """The head of the answer was sent: from now on items go to `transport`, in HTTP/1.1 as chunks."""
         self._transport, self._chunked = transport, chunked
+        if self._ended:
+            return
         self._silence.discard(self)
         self._silence.add(self)
-        self._scheduled = True
-        self._flush()
+        self.flush()
         if self._delivery is not None and self._delivery.paused and not self.full:
             self._delivery.resume()
 
@@ -156,40 +149,23 @@ class Relay(_Sink):
 
     def rest(self) -> bytes:
         """What has come and was not written yet."""
-        if not (self._items or self._parts):
+        items = self._items
+        if not items:
             return b""
+        for each in self._observers:
+            each.items(len(items))
         try:
-            self._take_plain()
+            return self._form.items(items)
         except Exception as error:  # the worker's items are not what the form needs
             self.cut(error)
-        block = b"".join(self._parts)
-        self._parts.clear()
-        for each in self._observers:
-            each.items(self._count)
-        self._count = 0
-        return block
+            return b""
+        finally:
+            items.clear()
 
-    def silence_ended(self) -> None:
-        """No item came for a while: tell the client that its connection is alive."""
-        if self._transport is None:
-            self.silent = True
-            self._wake()
+    def flush(self) -> None:
+        """See Sink."""
+        if not self._items:
             return
-        if not self._ended:
-            self._silence.add(self)
-            if self._form.comment:
-                self.write(self._form.comment)
-
-    def _take_plain(self) -> None:
-        items, self._items = self._items, []
-        if items:
-            self._count += len(items)
-            self._parts.append(self._form.items(items))
-
-    def _flush(self) -> None:
-        self._scheduled = False
-        if self._ended:
-            return  # the task writes the rest together with the end
         if self._transport is None:
             assert self._delivery is not None
             self._delivery.pause()
@@ -197,14 +173,26 @@ class Relay(_Sink):
             return
         block = self.rest()
         if block:
-            self._silence.discard(self)
-            self._silence.add(self)
             self.write(block)
+
+    def silence_ended(self) -> None:
+        """A time is over. If nothing was written in it: tell the client that its connection is alive."""
+        if self._ended:
+            return
+        if self._transport is None:
+            self.silent = True
+            self._wake()
+            return
+        self._silence.add(self)
+        if not self._wrote and self._form.comment:
+            self.write(self._form.comment)
+        self._wrote = False
 
     def write(self, block: bytes) -> None:
         """Write to the client, and pause if it does not read."""
         transport = self._transport
         assert transport is not None
+        self._wrote = True
         if transport.is_closing():  # where the server does not cancel handlers whose client has gone
             self.close()
             return
@@ -220,18 +208,26 @@ class Collected(_Sink):
 
     def __init__(self, call: Call, observers: Sequence[RequestObserver], limit: int) -> None:
         super().__init__(call, observers)
-        self.items: list[bytes] = []
-        self._limit = self._left = limit
+        self._limit = limit
+        self._size = 0
+        self._data: list[bytes] = []
 
-    def item(self, item: Annotated[Any]) -> None:
-        """See Sink."""
-        if not self.begun:
-            self._first_item()
-        data: bytes | None = item.data()
-        if data is not None:
-            self._left -= len(data)
-            if self._left < 0:
-                raise HttpError(502, f"the answer has more than {self._limit} bytes: ask for it as a stream")
-            self.items.append(data)
+    def flush(self) -> None:
+        """See Sink. Raises HttpError if there are too many bytes: the answer ends."""
+        items = self._items
         for each in self._observers:
-            each.items(1)
+            each.items(len(items))
+        data = [item if isinstance(item, bytes) else item.data() for item in items]
+        items.clear()
+        self._data += [each for each in data if each is not None]
+        self._size += sum(len(each) for each in data if each is not None)
+        if self._size > self._limit:
+            raise HttpError(502, f"the answer has more than {self._limit} bytes: ask for it as a stream")
+
+    def data(self) -> list[bytes]:
+        """The data of all items, when the answer is over. Raises what ended it."""
+        if self._items:
+            self.flush()
+        if self.error is not None:
+            raise self.error
+        return self._data

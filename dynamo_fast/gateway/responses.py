@@ -220,7 +220,7 @@ class ResponseEvents(Sse):
         self._output: list[_OutputItem] = []
         self._failed: HttpError | None = None
 
-    def items(self, items: Sequence[bytes]) -> bytes:
+    def plain(self, items: Sequence[bytes]) -> bytes:
         """See Form. Raises HttpError for an item that is no chunk of a chat."""
         events = list(self._begin())
         for chunk in decoded(items):
@@ -234,7 +234,7 @@ class ResponseEvents(Sse):
     def annotated(self, item: Annotated[bytes]) -> bytes:
         """See Form. Events of the worker's own have no place in a response."""
         data: bytes | None = item.data()
-        return b"" if data is None else self.items([data])
+        return b"" if data is None else self.plain([data])
 
     def error(self, error: HttpError) -> bytes:
         """See Form. It is told by the last event."""

@@ -246,6 +246,59 @@ async def deliver(
     return await asyncio.wait_for(call, LIMIT), stream
 
 
+class Flushed(Kept):
+    """A sink that is told when the items that came together were given out."""
+
+    def flush(self) -> None:
+        self.got.append("flush")
+
+
+async def test_a_sink_may_be_told_when_items_that_came_together_were_given_out(
+    router: AddressedPushRouter, worker: RawWorker
+) -> None:
+    sink = Flushed()
+    _, stream = await deliver(router, worker, sink)
+    sink.got.clear()
+    stream.items(1, 2)
+    await until(lambda: sink.got[-1:] == ["flush"])
+    assert sink.got == [1, 2, "flush"]
+    stream.items(3)
+    stream.end()
+    await until(lambda: sink.got[-1] == END)
+    assert [each for each in sink.got if each != "flush"] == [1, 2, 3, END]
+    assert sink.got[-2] in (3, "flush")  # nothing is told after the end
+
+
+async def test_a_flush_that_raises_ends_the_answer(router: AddressedPushRouter, worker: RawWorker) -> None:
+    class Failing(Kept):
+        def flush(self) -> None:
+            if 1 in self.got:
+                raise LookupError("on purpose")
+
+    sink = Failing()
+    _, stream = await deliver(router, worker, sink)
+    stream.items(1)
+    await until(lambda: isinstance(sink.got[-1], tuple))
+    assert sink.got[-1][1] is LookupError
+    await asyncio.wait_for(stream.received(), LIMIT)  # the worker is told
+
+
+@CODECS
+async def test_bare_and_mixed_an_item_with_something_beside_its_data_comes_whole(codec: PayloadCodec) -> None:
+    event = {"_dynamo_annotated": True, "data": VALUES[0], "event": "e"}
+    comment = {"_dynamo_annotated": True, "comment": ["c"]}
+    async with both_ends(codec) as calls:
+        stream = await calls.generate({"items": [VALUES[0], event, comment, VALUES[1]]})
+        inner = stream._stream
+        inner._bare = inner._mixed = True
+        items = [each async for each in inner]
+        assert [items[0], items[3]] == VALUES[:2]
+        assert [(each.data(), each.event(), each.comments()) for each in items[1:3]] == [
+            (VALUES[0], "e", None),
+            (None, None, ["c"]),
+        ]
+
+
 async def test_no_task_is_woken_for_an_item_and_nothing_is_left(router: AddressedPushRouter, worker: RawWorker) -> None:
     with no_garbage():
         callers: list[Any] = []
