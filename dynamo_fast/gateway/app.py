@@ -145,8 +145,11 @@ class Gateway:
         async def answer(request: web.Request) -> web.StreamResponse:
             try:
                 self._authorize(request)
-                with self.limits.place(request):
+                place = self.limits.enter(request)
+                try:
                     return await handler(request)
+                finally:
+                    self.limits.exit(place)
             except HttpError as error:
                 return error.response()
 

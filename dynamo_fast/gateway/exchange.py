@@ -9,9 +9,8 @@ Both raise HttpError as long as the head of the answer was not sent. After that 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 from aiohttp import web
 from aiohttp.http import HttpVersion11
@@ -69,37 +68,43 @@ class Exchanges:
         """End every answer under way with `error`."""
         for sink in list(self._running.values()):
             if sink is not None:
-                sink.cut(error)
+                sink.cut(HttpError(error.status, error.message))  # each client is told its own id
 
     # The two ways -------------------------------------------------------------------------------------------------
 
     async def stream(self, asked: Asked, form: Form) -> web.StreamResponse:
         """Answer with a stream of items."""
-        with self._call(asked) as (call, told):
-            relay = Relay(call, told.observers, form, self._silence)
-            try:
-                self._running[call.context.id()] = relay
-                await relay.send()
-                if not (relay.begun or relay.over() or relay.silent):
-                    await relay.changed()
-                if relay.error is not None and not relay.begun:
-                    raise relay.error
-                return await self._stream(asked.request, relay, form, told)
-            finally:
-                relay.close()
+        told = self._begin(asked)
+        relay = None
+        try:
+            relay = Relay(self._prepared(asked, told), told.observers, form, self._silence)
+            self._running[told.request_id] = relay
+            await relay.send()
+            if not (relay.begun or relay.over() or relay.silent):
+                await relay.changed()
+            if relay.error is not None and not relay.begun:
+                raise relay.error
+            return await self._stream(asked.request, relay, form, told)
+        except BaseException as error:
+            self._raise(told, error)
+        finally:
+            self._end(told, relay)
 
     async def collect(self, asked: Asked) -> tuple[list[bytes], dict[str, str]]:
         """The data of all items, JSON each, and the headers of the answer."""
-        with self._call(asked) as (call, told):
-            collected = Collected(call, told.observers, self._config.max_answer)
-            try:
-                self._running[call.context.id()] = collected
-                await collected.send()
-                if not collected.over():
-                    await collected.changed()
-            finally:
-                collected.close()
+        told = self._begin(asked)
+        collected = None
+        try:
+            collected = Collected(self._prepared(asked, told), told.observers, self._config.max_answer)
+            self._running[told.request_id] = collected
+            await collected.send()
+            if not collected.over():
+                await collected.changed()
             return collected.data(), told.headers(collected.instance_id)
+        except BaseException as error:
+            self._raise(told, error)
+        finally:
+            self._end(told, collected)
 
     async def whole(self, request: web.Request, body: bytes, headers: Mapping[str, str]) -> web.StreamResponse:
         """An answer of one piece."""
@@ -120,6 +125,21 @@ class Exchanges:
             return await self.whole(request, self._last(relay, form, told), headers)
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
+        try:
+            await self._pass_on(request, response, relay, form, told)
+        except Exception as error:
+            if isinstance(error, ConnectionError):
+                raise
+            # The head was sent: nothing but the end of the connection can tell the client.
+            logger.warning("the answer to the request %s is cut", told.request_id, exc_info=error)
+            _transport(request).abort()
+            raise ConnectionResetError("the answer was cut") from error
+        return response
+
+    async def _pass_on(
+        self, request: web.Request, response: web.StreamResponse, relay: Relay, form: Form, told: _Told
+    ) -> None:
+        """The items, as they come, and the end."""
         relay.start(_transport(request), chunked=request.version >= HttpVersion11)
         while not relay.over():
             if relay.full:
@@ -133,7 +153,6 @@ class Exchanges:
             await self._drained(request)
             last = b""
         await response.write_eof(last)
-        return response
 
     def _last(self, relay: Relay, form: Form, told: _Told) -> bytes:
         """The last items, the error if there was one, and the end."""
@@ -144,8 +163,6 @@ class Exchanges:
 
     async def _drained(self, request: web.Request) -> None:
         """Wait until the client has read what was sent. Cuts its connection if that takes too long."""
-        if not request.protocol.writing_paused:
-            return
         try:
             await asyncio.wait_for(request.writer.drain(), self._config.write_timeout)
         except asyncio.TimeoutError:
@@ -154,47 +171,66 @@ class Exchanges:
 
     # Around them --------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _call(self, asked: Asked) -> Iterator[tuple[Call, _Told]]:
-        """A call that is prepared for the worker that the client, or the router, chooses; and those who are told of it.
-
-        Whatever ends the exchange before the head of the answer becomes an HttpError, except that the client has gone.
-        """
-        headers, router = asked.request.headers, asked.router
-        to = _instance(headers, asked)
-        span = None
+    def _begin(self, asked: Asked) -> _Told:
+        """An exchange begins: its context, its span, and those who are told of it. Raises HttpError."""
+        headers = asked.request.headers
+        given, metadata = _given_id(headers, self._running), _metadata(headers)
         trace = {name: headers[name] for name in (TRACEPARENT, TRACESTATE) if name in headers} or None
+        span = None
         if self._tracer is not None:
             route = {"http.request.method": "POST", "http.route": asked.request.path}
             span = self._tracer.call("http-request", "server", trace, route)
             trace = span.headers
-        context = Context(_given_id(headers, self._running), _metadata(headers), trace)
+        context = Context(given, metadata, trace)
         request_id = context.id()
-        name = ".".join(asked.endpoint)
-        told = _Told(context, span, [each.request_started(name, asked.model, request_id) for each in self._observers])
         self._running[request_id] = None
+        name = ".".join(asked.endpoint)
+        return _Told(context, span, [each.request_started(name, asked.model, request_id) for each in self._observers])
+
+    def _prepared(self, asked: Asked, told: _Told) -> Call:
+        """The call, for the worker that the client, or the router, chooses. Raises HttpError and DynamoError."""
+        router = asked.router
+        to = _instance(asked)
+        mode, retries = (router.mode, router.retries) if to is None else (to, 0)
+        return router.prepare(mode, asked.body, told.context, retries=retries, how=(None, True))
+
+    def _raise(self, told: _Told, error: BaseException) -> NoReturn:
+        """The exchange ends with `error`."""
+        failure = self._failure(told, error)
         try:
-            mode, retries = (router.mode, router.retries) if to is None else (to, 0)
-            yield router.prepare(mode, asked.body, context, retries=retries, how=(None, True)), told
-        except DynamoError as error:
-            raise told.failed(error, self._config.show_errors) from error
-        except (asyncio.CancelledError, ConnectionError):
-            told.failed(HttpError(CLIENT_GONE, "the client has gone"))
-            raise
-        except Exception as error:
-            if not isinstance(error, HttpError):
-                logger.warning("the request %s to %s failed", request_id, name, exc_info=error)
-            raise told.failed(error, self._config.show_errors) from error
+            if failure is error:
+                raise failure
+            raise failure from error
         finally:
-            del self._running[request_id]
-            told.ended()
+            del failure, error  # break the reference cycle with the traceback
+
+    def _failure(self, told: _Told, error: BaseException) -> BaseException:
+        """What to raise for `error`: an HttpError, unless the client has gone or the program ends."""
+        if isinstance(error, DynamoError | HttpError):
+            return told.failed(error, self._config.show_errors)
+        if isinstance(error, asyncio.CancelledError | ConnectionError):
+            told.failed(HttpError(CLIENT_GONE, "the client has gone"))
+            return error
+        failure = told.failed(error, self._config.show_errors)
+        if not isinstance(error, Exception):
+            return error
+        logger.warning("the request %s failed", told.request_id, exc_info=error)
+        return failure
+
+    def _end(self, told: _Told, sink: Relay | Collected | None) -> None:
+        if sink is not None:
+            sink.close()
+            sink.error = None  # whose traceback refers to the sink
+        del self._running[told.request_id]
+        told.ended()
 
 
 class _Told:
     """Who is told of one request, and what: its observers, its span, the headers of its answer. Owned by its exchange."""
 
     def __init__(self, context: Context, span: spans.RequestSpan | None, observers: Sequence[RequestObserver]) -> None:
-        self._context = context
+        self.context = context
+        self.request_id = context.id()
         self._span = span
         self.observers = observers
         self._error: HttpError | None = None
@@ -202,15 +238,15 @@ class _Told:
     def failed(self, error: BaseException, show: bool = False) -> HttpError:
         """The request ends with `error`; as the client is told it."""
         self._error = http_error(error, show)
-        self._error.headers.setdefault("X-Request-Id", self._context.id())
+        self._error.headers.setdefault("X-Request-Id", self.context.id())
         return self._error
 
     def headers(self, instance_id: int | None) -> dict[str, str]:
         """The headers of an answer."""
-        headers = {"X-Request-Id": self._context.id()}
+        headers = {"X-Request-Id": self.context.id()}
         if instance_id is not None:
             headers[INSTANCE_ID] = f"{instance_id:x}"
-        trace = self._context.trace_headers()
+        trace = self.context.trace_headers()
         if trace and TRACEPARENT in trace:
             headers[TRACEPARENT] = trace[TRACEPARENT]
         return headers
@@ -221,6 +257,7 @@ class _Told:
         status = 200 if error is None else error.status
         for each in self.observers:
             each.ended(status, None if error is None else error.detail)
+        self._error = None
         if self._span is not None:
             self._span.set({"http.response.status_code": str(status)})
             self._span.end(None if error is None else error.kind)
@@ -240,13 +277,13 @@ def _given_id(headers: Mapping[str, str], running: Container[str]) -> str | None
 
 def _metadata(headers: Mapping[str, str]) -> dict[str, str] | None:
     """What `x-dynamo-metadata-KEY: VALUE` says, keys in lower case."""
-    found = {name.lower(): value for name, value in headers.items() if name[:18].lower() == METADATA}
-    return {name[18:]: value for name, value in found.items()} if found else None
+    size = len(METADATA)
+    return {name[size:].lower(): headers[name] for name in headers if name[:size].lower() == METADATA} or None
 
 
-def _instance(headers: Mapping[str, str], asked: Asked) -> int | None:
+def _instance(asked: Asked) -> int | None:
     """The worker that the client names. Raises HttpError."""
-    text = headers.get(INSTANCE_ID)
+    text = asked.request.headers.get(INSTANCE_ID)
     if text is None:
         return None
     try:

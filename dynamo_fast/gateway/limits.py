@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from aiohttp import web
 
@@ -31,29 +29,29 @@ class Limits:
         self._most_per_client = config.max_requests_per_client
         self._per_client: Counter[str] = Counter()
 
-    @contextmanager
-    def place(self, request: web.Request) -> Iterator[None]:
-        """A place for one request. Raises HttpError if there is none."""
+    def enter(self, request: web.Request) -> str | None:
+        """Take a place for one request, which `exit` gives back. Raises HttpError if there is none."""
         if self.leaving:
             raise HttpError(503, "the gateway is leaving: ask another one", headers={"Connection": "close"})
         if self.running >= self._most:
             raise HttpError(503, f"{self._most} requests run already: try again later")
         client = (request.remote or "") if self._most_per_client else None
-        if client is not None and self._per_client[client] >= self._most_per_client:
-            raise HttpError(429, f"{self._most_per_client} requests of {client} run already: try again later")
-        self.running += 1
         if client is not None:
+            if self._per_client[client] >= self._most_per_client:
+                raise HttpError(429, f"{self._most_per_client} requests of {client} run already: try again later")
             self._per_client[client] += 1
-        try:
-            yield
-        finally:
-            self.running -= 1
-            if self._empty is not None and not self.running and not self._empty.done():
-                self._empty.set_result(None)
-            if client is not None:
-                self._per_client[client] -= 1
-                if not self._per_client[client]:
-                    del self._per_client[client]
+        self.running += 1
+        return client
+
+    def exit(self, client: str | None) -> None:
+        """Give the place back: what `enter` returned."""
+        self.running -= 1
+        if self._empty is not None and not self.running and not self._empty.done():
+            self._empty.set_result(None)
+        if client is not None:
+            self._per_client[client] -= 1
+            if not self._per_client[client]:
+                del self._per_client[client]
 
     async def leave(self, seconds: float) -> None:
         """Take no further request, and wait until none runs, for at most so long."""

@@ -72,6 +72,8 @@ class _Sink:
         if not self._ended and self._delivery is not None:
             self.call.context.stop_generating()
             self._delivery.close()
+        self._delivery = None  # break the reference cycles
+        self.item = self._items.append
 
     def cut(self, error: Exception) -> None:
         """End the answer with `error`, from this side."""

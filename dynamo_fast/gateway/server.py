@@ -86,8 +86,12 @@ class Server:
         if self._listener is not None:
             self._listener.close()
         await self._gateway.limits.leave(seconds)
-        self._gateway.exchanges.cut(HttpError(503, "the gateway is leaving"))
+        self.cut()
         await self.close()
+
+    def cut(self) -> None:
+        """End every answer under way with an error."""
+        self._gateway.exchanges.cut(HttpError(503, "the gateway is leaving"))
 
     async def close(self) -> None:
         """Stop listening, end what still runs, and close all connections. May be called again."""

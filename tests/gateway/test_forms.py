@@ -6,12 +6,13 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamo_fast import Annotated, Context
-from dynamo_fast.gateway.forms import NDJSON, SSE
+from dynamo_fast.gateway.forms import NDJSON, SSE, Sse
 from tests.gateway.conftest import Stage
 
 Begin = Callable[..., Awaitable[Stage]]
@@ -90,3 +91,19 @@ async def test_many_items_of_every_size_arrive_whole(begin: Begin) -> None:
         events = (await response.text()).split("\n\n")
     assert [json.loads(event.removeprefix("data: ")) for event in events[:-2]] == items
     assert events[-2:] == ["data: [DONE]", ""]
+
+
+async def test_a_fault_of_the_gateway_after_the_head_cuts_the_connection(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def faulty(self: Sse) -> bytes:
+        raise LookupError("on purpose")
+
+    stage = await begin()
+    async with stage.post({"items": [1], "hangs": True}, headers={"X-Request-Id": "mine"}) as response:
+        assert await response.content.readline() == b"data: 1\n"
+        monkeypatch.setattr(Sse, "end", faulty)
+        stage.server.cut()
+        with pytest.raises(aiohttp.ClientError):
+            await response.read()
+    assert "the answer to the request mine is cut" in caplog.text

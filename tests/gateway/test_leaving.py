@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from dynamo_fast import Context, EndpointId, FileDiscovery, Instance, serve
+from dynamo_fast.egress.call import Call
+from dynamo_fast.gateway.relay import Collected, Relay
 from dynamo_fast.wire.instance import TransportType
 from tests.gateway.conftest import ENDPOINT, Stage
 from tests.waiting import until
@@ -103,3 +107,27 @@ async def test_what_does_not_end_in_time_gets_an_error_and_the_worker_is_told(st
         "data: [DONE]\n\n"
     )
     await until(lambda: stage.inflight == 0)
+
+
+@pytest.mark.parametrize("body", [{"items": [1, 2]}, {"items": [1], "hangs": True}])
+async def test_a_request_leaves_no_garbage(stage: Stage, body: dict[str, Any]) -> None:
+    """Of the gateway's own: its sinks and exchanges refer to each other while they run."""
+
+    def own() -> list[Any]:
+        kinds = (Relay, Collected, Call)
+        return [each for each in gc.get_objects() if isinstance(each, kinds)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        for accept in ("text/event-stream", "application/json"):
+            if body.get("hangs") and accept == "application/json":
+                continue
+            async with stage.post(body, headers={"Accept": accept}) as response:
+                await response.content.readline()
+                if not body.get("hangs"):
+                    await response.read()
+        await until(lambda: stage.inflight == 0 and stage.server.running == 0)
+        await until(lambda: not own())
+    finally:
+        gc.enable()
