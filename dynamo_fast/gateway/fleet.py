@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
@@ -97,36 +97,48 @@ class Fleet:
         self.changes: deque[Change] = deque(maxlen=MAX_CHANGES)
         """The newest first."""
         self._source = source
+        self._listed: list[Instance] = []
         self._instances: dict[EndpointInstanceId, tuple[Instance, float]] = {}
+        self._shown: list[EndpointInstanceId] = []
+        self._numbers: dict[EndpointId, int] = {}
         self._models: dict[tuple[EndpointId, str], Card] = {}
 
     def look(self) -> None:
-        """See what there is now."""
+        """See what there is now. Little work while the instances are those of the last look."""
         now = time.time()
-        known, known_models = self._instances, self._models
+        known_models = self._models
+        self._models = {(endpoint, card.display_name): card for endpoint, card in self._source.models()}
+        for gone in sorted(known_models.keys() - self._models.keys()):
+            self._note(now, "left", gone)
+        listed = list(self._source.instances())
+        if listed != self._listed:  # the same objects are equal at once
+            self._listed = listed
+            self._take(listed, now)
+        for new in sorted(self._models.keys() - known_models.keys()):
+            self._note(now, "joined", new)
+
+    def _take(self, listed: list[Instance], now: float) -> None:
+        known = self._instances
         self._instances = {}
-        for instance in self._source.instances():
+        for instance in listed:
             key = instance.endpoint_instance_id
             self._instances[key] = instance, known[key][1] if key in known else now
-        self._models = {(endpoint, card.display_name): card for endpoint, card in self._source.models()}
-        for gone_model in sorted(known_models.keys() - self._models.keys()):
-            self._note(now, "left", gone_model)
         for gone in sorted(known.keys() - self._instances.keys()):
             self._note(now, "left", gone)
         for new in sorted(self._instances.keys() - known.keys()):
             self._note(now, "joined", new)
-        for new_model in sorted(self._models.keys() - known_models.keys()):
-            self._note(now, "joined", new_model)
+        self._shown = sorted(self._instances)[:MAX_SHOWN]
+        self._numbers = dict(Counter(instance.endpoint_id for instance in listed))
 
     def endpoints(self) -> dict[str, int]:
         """How many instances each endpoint has, by its name `NAMESPACE.COMPONENT.ENDPOINT`."""
-        return {_name(endpoint): number for endpoint, number in self._numbers().items()}
+        return {_name(endpoint): number for endpoint, number in self._numbers.items()}
 
     def instances(self) -> tuple[list[InstanceView], int]:
         """The first `MAX_SHOWN` instances, in the order of endpoints and ids; and how many there are."""
         loads: dict[EndpointId, Mapping[int, Load]] = {}
         views = []
-        for key in sorted(self._instances)[:MAX_SHOWN]:
+        for key in self._shown:
             instance, since = self._instances[key]
             endpoint = instance.endpoint_id
             if endpoint not in loads:
@@ -136,15 +148,10 @@ class Fleet:
 
     def models(self) -> list[ModelView]:
         """The first `MAX_SHOWN` models, one for each name and endpoint, in the order of their names."""
-        numbers = self._numbers()
         listed = sorted(self._models.items(), key=lambda each: (each[0][1], each[0][0]))
-        return [_model_view(endpoint, card, numbers.get(endpoint, 0)) for (endpoint, _), card in listed[:MAX_SHOWN]]
-
-    def _numbers(self) -> dict[EndpointId, int]:
-        numbers: dict[EndpointId, int] = {}
-        for instance, _ in self._instances.values():
-            numbers[instance.endpoint_id] = numbers.get(instance.endpoint_id, 0) + 1
-        return numbers
+        return [
+            _model_view(endpoint, card, self._numbers.get(endpoint, 0)) for (endpoint, _), card in listed[:MAX_SHOWN]
+        ]
 
     def _note(
         self, at: float, what: Literal["joined", "left"], key: EndpointInstanceId | tuple[EndpointId, str]
