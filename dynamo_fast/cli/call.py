@@ -70,9 +70,7 @@ def add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target", metavar="TARGET", help="an endpoint, NAMESPACE.COMPONENT.ENDPOINT; or an address, IP:PORT/PATH"
     )
-    parser.add_argument(
-        "request", metavar="JSON", nargs="?", default="-", help="the request (default, and -: from standard input)"
-    )
+    parser.add_argument("request", metavar="JSON", nargs="?", help="the request (default, and -: from standard input)")
     parser.add_argument(
         "--metadata", action="append", default=[], metavar="KEY=VALUE", help="for the handler's context; repeatable"
     )
@@ -180,13 +178,14 @@ async def _run_load(load: Load, repeat: int, concurrency: int) -> int:
     return 1 if load.failed else 0
 
 
-def _request(text: str) -> Any:
-    if text == "-" and sys.stdin.isatty():
+def _request(text: str | None) -> Any:
+    from_stdin = text in (None, "-")
+    if from_stdin and sys.stdin.isatty():
         print("the request is read from standard input: type JSON, then Ctrl-D", file=sys.stderr)
     try:
-        return orjson.loads(sys.stdin.buffer.read() if text == "-" else text)
+        return orjson.loads(sys.stdin.buffer.read() if from_stdin else str(text))
     except orjson.JSONDecodeError as error:
-        source = "of standard input " if text == "-" else ""
+        source = "of standard input " if from_stdin else ""
         raise InvalidRequest(f"the request {source}is no JSON: {error}") from None
 
 

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from fnmatch import fnmatchcase
 
-import orjson
+import msgspec
 
 from dynamo_fast.cli.arguments import seconds
 from dynamo_fast.cli.progress import Progress
@@ -64,7 +64,7 @@ async def _run(chosen: list[Case], options: argparse.Namespace) -> int:
     if left:
         print(f"gave up: no answer three times in a row, {left} of {len(chosen)} cases were not tried", file=sys.stderr)
     if options.json:
-        print(orjson.dumps({name: counts[name] for name in _RESULTS} | {"not_tried": left}).decode())
+        print(msgspec.json.encode({name: counts[name] for name in _RESULTS} | {"not_tried": left}).decode())
         return int(bool(left or counts["differs"]))
     what = "".join(f" ({count} {name})" for name, count in unsupported.items())
     print(f"{counts['passed']} passed, {counts['differs']} differ, {counts['unsupported']} unsupported{what}")
@@ -74,7 +74,7 @@ async def _run(chosen: list[Case], options: argparse.Namespace) -> int:
 def _print(outcome: Outcome, result: str, *, as_json: bool) -> None:
     if as_json:
         facts = {"case": outcome.case.name, "result": result, "differences": outcome.differences}
-        print(printable_json(orjson.dumps(facts).decode()))
+        print(printable_json(msgspec.json.encode(facts).decode()))
         return
     print(f"{result:11} {outcome.case.name}")
     for difference in outcome.differences:
