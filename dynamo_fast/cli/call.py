@@ -159,6 +159,9 @@ async def _wait_for(workers: PushRouter, options: argparse.Namespace) -> None:
         while options.instance not in (None, *workers.instance_ids()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
+    known = workers.instance_ids()
+    if known and options.instance in (None, *known):
+        return
     wanted = options.target if options.instance is None else f"{options.target} with the id {options.instance:x}"
     with announced(f"an instance of {wanted}", options.wait):
         try:
