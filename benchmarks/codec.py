@@ -110,6 +110,8 @@ def results(rounds: int) -> dict[str, dict[int, float]]:
     """Seconds per frame, by case and body size."""
     table: dict[str, dict[int, float]] = {}
     for size in SIZES:
+        if sys.stderr.isatty():
+            print(f"bodies of {size:,} bytes ...", file=sys.stderr)
         timed = cases(size)
         # The largest take milliseconds each: fewer rounds of them are as good.
         taken = measure(

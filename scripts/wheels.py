@@ -42,6 +42,8 @@ SHOW = "import dynamo_fast; from dynamo_fast import codec; print(codec.BACKEND, 
 
 def run(*command: str | Path, folder: Path = ROOT, **environment: str) -> str:
     """The output of a command; its failure ends everything, with all that it said."""
+    if sys.stderr.isatty():  # these take minutes
+        print("...", *(Path(each).name for each in command[:6]), file=sys.stderr)
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "DYNAMO_FAST_BACKEND")}
     done = subprocess.run(
         list(map(str, command)),

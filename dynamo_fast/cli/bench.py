@@ -29,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "time counts from when it was due. The status is 1 if a request failed. TARGET may be `codec`, without JSON: that "
         "times the frames alone, against `struct` by hand.",
     )
-    add_target(parser, optional=True)
+    add_target(parser)
     load = parser.add_argument_group("load")
     load.add_argument("--concurrency", type=count, default=32, metavar="N", help="at most N at once (default: 32)")
     load.add_argument(
@@ -46,8 +46,6 @@ def run(options: argparse.Namespace) -> int:
     """Put the load on, and print what became of it."""
     if options.target == "codec":
         return _codec(options)
-    if options.request is None:
-        options.request = "-"
     return run_loop(_bench(options))
 
 

@@ -64,18 +64,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run)
 
 
-def add_target(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    """Add the request, where it goes, and how; for `sender`. With `optional` the request may be missing: it is None."""
+def add_target(parser: argparse.ArgumentParser) -> None:
+    """Add the request, where it goes, and how; for `sender`."""
     parser.add_argument(
         "target", metavar="TARGET", help="an endpoint, NAMESPACE.COMPONENT.ENDPOINT; or an address, IP:PORT/PATH"
     )
-    parser.add_argument(
-        "request",
-        metavar="JSON",
-        nargs="?",
-        default=None if optional else "-",
-        help="the request (default, and -: from standard input)",
-    )
+    parser.add_argument("request", metavar="JSON", nargs="?", help="the request (default, and -: from standard input)")
     parser.add_argument(
         "--metadata", action="append", default=[], metavar="KEY=VALUE", help="for the handler's context; repeatable"
     )
@@ -164,6 +158,9 @@ async def _wait_for(workers: PushRouter, options: argparse.Namespace) -> None:
         while options.instance not in (None, *workers.instance_ids()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
+    known = workers.instance_ids()
+    if known and options.instance in (None, *known):
+        return
     wanted = options.target if options.instance is None else f"{options.target} with the id {options.instance:x}"
     with announced(f"an instance of {wanted}", options.wait):
         try:
@@ -183,13 +180,14 @@ async def _run_load(load: Load, repeat: int, concurrency: int) -> int:
     return 1 if load.failed else 0
 
 
-def _request(text: str) -> Any:
-    if text == "-" and sys.stdin.isatty():
+def _request(text: str | None) -> Any:
+    from_stdin = text in (None, "-")
+    if from_stdin and sys.stdin.isatty():
         print("the request is read from standard input: type JSON, then Ctrl-D", file=sys.stderr)
     try:
-        return loads(sys.stdin.buffer.read() if text == "-" else text)
+        return loads(sys.stdin.buffer.read() if from_stdin else str(text))
     except UNREADABLE as error:
-        source = "of standard input " if text == "-" else ""
+        source = "of standard input " if from_stdin else ""
         raise InvalidRequest(f"the request {source}is no JSON: {reason(error)}") from None
 
 

@@ -58,6 +58,7 @@ class GatewayConfig(FromEnvironment):
     tls_cert: str = setting("DYNAMO_FAST_GATEWAY_TLS_CERT", "")
     """A PEM file with the certificate and its chain. With `tls_key`: HTTPS."""
     tls_key: str = setting("DYNAMO_FAST_GATEWAY_TLS_KEY", "")
+    """The key of that certificate."""
     token: str = setting("DYNAMO_FAST_GATEWAY_TOKEN", "", secret=True)
     """Clients must send `Authorization: Bearer TOKEN`; empty: anyone may call. `GET /health` is open in any case."""
     cors: str = setting("DYNAMO_FAST_GATEWAY_CORS", "")

@@ -210,7 +210,10 @@ class NextItem:
             items.wait_cancelled()
         if value is None:
             value = kind() if isinstance(kind, type) else kind
-        raise value if traceback is None else value.with_traceback(traceback)
+        try:
+            raise value if traceback is None else value.with_traceback(traceback)
+        finally:
+            kind = value = traceback = items = None  # the traceback refers to this frame: break the cycle
 
     def close(self) -> None:
         """See collections.abc.Coroutine."""

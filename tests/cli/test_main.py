@@ -168,6 +168,8 @@ def test_serve_call_and_instances(tmp_path: Path) -> None:
         failing = run(tmp_path, "call", f"{address}x", "{}", "--repeat", "3")
         assert failing.returncode == 1
         assert "3 x Unavailable: Server unavailable: unknown endpoint" in failing.stdout
+        at_once = run(tmp_path, "call", "a.b.c", "7", "--wait", "0")
+        assert (at_once.returncode, at_once.stderr) == (0, "")
         described = run(tmp_path, "describe", "a/b/c")
         assert (described.returncode, described.stderr) == (0, "")
         assert f"address    {address}" in described.stdout

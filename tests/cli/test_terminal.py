@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,25 @@ def test_instances(options: list[str], capsysbinary: Output) -> None:
         assert json.loads(line)["namespace"] == HOSTILE
     else:
         assert line.startswith("a\\nforged\\r\\x1b[2J")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_describing_an_instance_that_cannot_be_reached(options: list[str], capsysbinary: Output) -> None:
+    asyncio.run(register())
+    assert main(["describe", f"{HOSTILE}.b.c", *options]) == 1
+    lines = lines_of(capsysbinary.readouterr().out)
+    if options:
+        (instance,) = json.loads(lines[0])["instances"]
+        assert (instance["reachable"], instance["instance"]) == (False, "1")
+    else:
+        assert "state      NOT REACHABLE (" in "\n".join(lines)
+
+
+def test_a_demo_without_rich_names_the_extra(monkeypatch: pytest.MonkeyPatch, capsysbinary: Output) -> None:
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert main(["demo"]) == 2
+    (line,) = lines_of(capsysbinary.readouterr().err)
+    assert line == ("dynamo-fast demo: error: the demo shows its requests with rich: pip install 'dynamo-fast[cli]'")
 
 
 def test_the_table_of_instances_shows_texts_as_they_are() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -107,6 +108,21 @@ def test_what_is_not_supported_is_counted_and_no_failure(conformance: Run) -> No
     done = broken(conformance, "skips", "--only", "two_part/checksum/*")
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1] == "3 passed, 0 differ, 4 unsupported (4 checksum)"
+
+
+def test_results_as_json(conformance: Run) -> None:
+    done = broken(conformance, "swaps", "--only", "two_part/both/decode", "--json")
+    assert done.returncode == 1
+    case, counts = map(json.loads, done.stdout.splitlines())
+    assert case == {
+        "case": "two_part/both/decode",
+        "result": "differs",
+        "differences": [
+            "message 1, header: byte 0 is 0x64, expected 0x68",
+            "message 1, data: byte 0 is 0x68, expected 0x64",
+        ],
+    }
+    assert counts == {"passed": 0, "differs": 1, "unsupported": 0, "not_tried": 0}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -225,3 +226,39 @@ async def test_the_drop_ins_streams_are_closed_too(
     assert [record.levelno for record in caplog.records if "is abandoned" in record.getMessage()] == [logging.WARNING]
     runtime.shutdown()
     await serving
+
+
+async def test_a_client_of_starlette_that_leaves_ends_its_request() -> None:
+    """The real framework, without `async with`: it cancels its task inside `__anext__`."""
+    uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed")
+    responses = pytest.importorskip("starlette.responses", reason="starlette is not installed")
+    found, discovery = World(), MemoryDiscovery()
+    config = WorkerConfig(leave_delay=0.0, cancel_grace=0.1)
+    worker = await Worker.start(discovery, config, TcpServerConfig(host="127.0.0.1"))
+    await worker.serve(found.handler, ENDPOINT)
+    async with await make_router(ResponseServerConfig(host="127.0.0.1", abandoned_after=0.1)) as found.router:
+        found.workers = await PushRouter.create(ENDPOINT, discovery, found.router, config=PushRouterConfig())
+
+        async def lines() -> AsyncIterator[str]:
+            assert found.workers is not None
+            async for item in await found.workers.generate(None):
+                yield f"{item.data()}\n"
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await responses.StreamingResponse(lines())(scope, receive, send)
+
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None))
+        listener = socket.create_server(("127.0.0.1", 0))
+        serving = asyncio.ensure_future(server._serve([listener]))  # as `serve`, without its signal handlers
+        await until(lambda: server.started)
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        found.items.put_nowait(1)
+        await asyncio.wait_for(reader.readuntil(b"1\n"), 20)
+        assert found.inflight
+        writer.close()
+        await until(lambda: found.ended and not found.inflight)
+        server.should_exit = True
+        await serving
+        found.workers.close()
+    await worker.close()

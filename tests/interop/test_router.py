@@ -246,4 +246,4 @@ def test_call(worker: Peer) -> None:
     assert [json.loads(line) for line in good.stdout.splitlines()] == [{"number": number} for number in range(3)]
     bad = call({"mode": "raise", "after": 1, "kind": "RuntimeError"})
     assert (bad.returncode, bad.stdout) == (1, "0\n")
-    assert bad.stderr == "RemoteError: RuntimeError: on purpose\n"
+    assert bad.stderr == "dynamo-fast call: error: RuntimeError: on purpose\n"
