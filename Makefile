@@ -6,7 +6,7 @@ BIN    := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 say     = @printf '\n==> %s\n' $(1)
 
-.PHONY: docs record-compat help demo test test-frontend runtimes frontends lint bench fleet cost faults soak fuzz sanitize wheels peers architecture mutants clean
+.PHONY: docs record-compat help demo test test-frontend runtimes frontends lint bench fleet cost faults soak fuzz sanitize wheels floors peers architecture mutants clean
 
 help:
 	@echo "make demo    build, then a router streams from a worker, in two processes"
@@ -21,6 +21,7 @@ help:
 	@echo "make fuzz    atheris on the codec and on the connections of both planes, each backend, FUZZ_SECONDS=60 each"
 	@echo "make sanitize  the tests of the codec with every check: Python's, and ASan, UBSan and assertions in C (Linux)"
 	@echo "make wheels  dist/: the sdist and its wheels, each tested on its own, for each Python found here"
+	@echo "make floors  the tests with the lowest versions that pyproject.toml allows of what the package uses"
 	@echo "make peers   .peers/: real Dynamo 1.3.1 and 1.6.1, each in an environment of its own, and their frontends"
 	@echo "make docs    build/site: the documentation as a site; settings and errors are written from the code"
 	@echo "make architecture  docs/figures/architecture.svg: the packages and who imports whom, from the code"
@@ -121,6 +122,10 @@ sanitize: $(VENV)/.test
 wheels: $(VENV)/.wheels
 	$(call say,"the distributions in dist/")
 	@$(BIN)/python scripts/wheels.py
+
+floors: $(VENV)/.test
+	$(call say,"the lowest versions of what the package uses")
+	@$(BIN)/python scripts/floors.py
 
 mutants: $(VENV)/.test
 	$(call say,"the kept mutants")

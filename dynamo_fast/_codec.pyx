@@ -583,7 +583,7 @@ cdef class TcpResponseCodec(_Codec):
 
 
 cdef class MuxCodec(_Codec):
-    """Mux frames of at most `max_message_size` bytes; the whole frame counts (None: no limit of its own)."""
+    """MuxCodec(max_message_size=None)\n--\n\nMux frames of at most `max_message_size` bytes; the whole frame counts (None: no limit of its own)."""
 
     def __init__(self, max_message_size=None):
         self.name = "mux frame"
@@ -1058,7 +1058,7 @@ cdef class TcpResponseDecoder(_Decoder):
 
 
 cdef class MuxDecoder(_Decoder):
-    """A stream of mux frames; the argument is that of MuxCodec."""
+    """MuxDecoder(max_message_size=None)\n--\n\nA stream of mux frames; the argument is that of MuxCodec."""
 
     def __init__(self, max_message_size=None):
         self.codec = MuxCodec(max_message_size)

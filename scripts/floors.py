@@ -44,7 +44,9 @@ def main() -> int:
     # The tests run in this source tree, with the extensions that are built in it; here the requirements are what counts.
     subprocess.run([*install, f"{ROOT}[test]"], env={**os.environ, "DYNAMO_FAST_BUILD": "python"}, check=True)
     ignored = [f"--ignore={each}" for each in LEFT_OUT]
-    return subprocess.run([python, "-m", "pytest", "-q", *ignored, *sys.argv[1:]], cwd=ROOT, check=False).returncode
+    command = [python, "-m", "pytest", "-q", *ignored, *sys.argv[1:]]
+    # Programs that the tests start elsewhere run this tree, too.
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False).returncode
 
 
 if __name__ == "__main__":

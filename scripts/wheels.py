@@ -3,8 +3,8 @@
     python scripts/wheels.py [3.10 3.11 3.12 3.13]
 
 One sdist; from it, one wheel without the extension, and one with it for each Python version that is installed here. Every
-wheel is looked into, and tested on its own interpreter, the one without the extension on all of them. Needs the packages
-`build` and `pip`.
+wheel is looked into, and tested by the tests of the sdist on its own interpreter, the one without the extension on all of
+them. A build whose compiler fails must make the wheel without the extension. Needs the packages `build` and `pip`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 #: They test the source tree, or need a real Dynamo: what the release leaves out, too.
-NOT_OF_A_WHEEL = tuple(re.findall(r"--ignore=([\w/.]+)", (ROOT / "pyproject.toml").read_text("utf-8")))
+NOT_OF_A_WHEEL = tuple(
+    re.findall(
+        r"--ignore=([\w/.]+)", (ROOT / "pyproject.toml").read_text("utf-8").partition("cibuildwheel.overrides")[0]
+    )
+)
 #: They compare both backends, and import them by name.
 OF_BOTH_BACKENDS = (
     *(f"tests/test_codec{part}.py" for part in ("", "_edges", "_differential", "_slips")),
@@ -73,6 +77,14 @@ def interpreter(version: str) -> str | None:
     return None
 
 
+def unpacked(archive: Path, folder: Path) -> Path:
+    """The source tree that an sdist holds: what somebody has who tests it."""
+    with tarfile.open(archive) as files:
+        files.extractall(folder)
+    (tree,) = folder.iterdir()
+    return tree
+
+
 def sdist() -> Path:
     """The source distribution, made sure to hold what the extension is compiled from."""
     run(sys.executable, "-m", "build", "--sdist", "--outdir", DIST)
@@ -84,9 +96,21 @@ def sdist() -> Path:
     missing = {*needed, "dynamo_fast/conformance/vectors/index.json"} - names
     if missing:
         sys.exit(f"{archive.name} lacks {', '.join(sorted(missing))}")
-    if stray := [name for name in names if name.endswith((".so", ".pyc", ".c"))]:
+    built = (name for name in names if name.endswith((".so", ".pyc")) or re.match(r"dynamo_fast/.*\.c$|build/", name))
+    if stray := list(built):
         sys.exit(f"{archive.name} holds what was built: {', '.join(sorted(stray))}")
     return archive
+
+
+def without_a_compiler(source: Path, python: str) -> None:
+    """A build that finds no compiler makes a wheel that pip takes for what it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        quiet = ("--quiet", "--disable-pip-version-check", "--no-deps", "--no-cache-dir")
+        run(python, "-m", "pip", "wheel", *quiet, "--wheel-dir", folder, source, DYNAMO_FAST_BUILD="auto", CC="false")
+        (built,) = Path(folder).glob("*.whl")
+        if not built.name.endswith("-py3-none-any.whl"):
+            sys.exit(f"{built.name} was built without a compiler: it should be a wheel for any platform")
+        look_into(built, "python")
 
 
 def wheel(source: Path, python: str, backend: str) -> Path:
@@ -121,13 +145,13 @@ def look_into(built: Path, backend: str) -> None:
         sys.exit(f"{built.name} is too large: {built.stat().st_size} bytes (limit: {LARGEST} bytes)")
 
 
-def test(built: Path, python: str, backend: str) -> str:
-    """Install the wheel into a new environment, and run the tests there; returns their last line."""
+def test(built: Path, tree: Path, python: str, backend: str) -> str:
+    """Install the wheel into a new environment, and run the tests of a source tree there; returns their last line."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        for each in ("tests", "docs", "scripts"):
-            shutil.copytree(ROOT / each, place / each, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", place)
+        for each in ("tests", "docs", "deploy", "scripts"):
+            shutil.copytree(tree / each, place / each)
+        shutil.copy(tree / "pyproject.toml", place)
         run(python, "-m", "venv", place / "env")
         own = place / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
         quiet = ("--quiet", "--disable-pip-version-check")
@@ -156,11 +180,17 @@ def main() -> None:
     shutil.rmtree(DIST, ignore_errors=True)
     source = sdist()
     print(source.name, flush=True)
-    pure = wheel(source, next(iter(pythons.values())), "python")
-    for version, python in pythons.items():
-        compiled = wheel(source, python, "cython")
-        for built, backend in ((compiled, "cython"), (pure, "python")):
-            print(f"{built.name}: Python {version}: {test(built, python, backend)}", flush=True)
+    first = next(iter(pythons.values()))
+    pure = wheel(source, first, "python")
+    if sys.platform != "win32":  # there the compiler has no variable
+        without_a_compiler(source, first)
+        print("without a compiler: a wheel for any platform", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        tree = unpacked(source, Path(folder))
+        for version, python in pythons.items():
+            compiled = wheel(source, python, "cython")
+            for built, backend in ((compiled, "cython"), (pure, "python")):
+                print(f"{built.name}: Python {version}: {test(built, tree, python, backend)}", flush=True)
 
 
 if __name__ == "__main__":

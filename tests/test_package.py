@@ -83,3 +83,14 @@ def test_the_backend_is_read_as_the_other_settings_are(value: str) -> None:
             return str(error)
 
     assert outcome(backend) == outcome(lambda environ: config.CodecConfig.from_env(environ).backend)
+
+
+def test_json_is_written_in_one_place() -> None:
+    """orjson is optional: a second import of it would be one that fails where it is missing."""
+    package = Path(dynamo_fast.__file__).parent
+    importing = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if "import orjson" in path.read_text(encoding="utf-8")
+    }
+    assert importing == {"wire/json_text.py"}

@@ -1840,9 +1840,46 @@ MUTANTS = [
     Mutant(
         "a small part that pins a large read",
         "dynamo_fast/_codec_py.py",
-        "    return cast(bytes, view) if 2 * size >= len(view.obj) else view.tobytes()",
-        "    return cast(bytes, view)",
+        "if 2 * size >= len(view.obj) else view.tobytes()",
+        "if size else view.tobytes()",
         "tests/test_codec.py::test_nothing_pins_more_than_twice_its_size",
+    ),
+    Mutant(
+        "views that nobody asked for",
+        "dynamo_fast/_codec_py.py",
+        "return VIEW_THRESHOLD if views else sys.maxsize",
+        "return VIEW_THRESHOLD",
+        "tests/test_codec.py::test_every_part_is_bytes_unless_views_are_asked_for",
+    ),
+    Mutant(
+        "a message that is changed after it was made",
+        "dynamo_fast/_codec_py.py",
+        """        if hasattr(self, "_header"):
+            raise unchangeable(self)
+""",
+        "",
+        "tests/test_codec.py::test_a_message_is_not_changed_by_a_second_call_of_its_constructor",
+    ),
+    Mutant(
+        "a stream that ends in a message, taken for one that ends before it",
+        "dynamo_fast/streams.py",
+        "if not came:",
+        "if not decoder.pending:",
+        "tests/test_streams.py::test_a_stream_that_ends_in_a_message_is_told_from_one_that_ends_before_it",
+    ),
+    Mutant(
+        "bytes written into JSON as base64, without orjson",
+        "dynamo_fast/wire/json_text.py",
+        "return _encode(value if is_plain_json(value) else _checked(value, 0))",
+        "return _encode(value)",
+        "tests/wire/test_json_text.py::test_both_write_the_same",
+    ),
+    Mutant(
+        "a name of the package that loads all of it",
+        "dynamo_fast/__init__.py",
+        "from dynamo_fast._lazy import lazy\n",
+        "from dynamo_fast._lazy import lazy\nfrom dynamo_fast.ingress import worker\n",
+        "tests/test_package.py::test_the_codec_alone_needs_only_the_standard_library_and_little_of_it",
     ),
     Mutant(
         "a forged line in the log",

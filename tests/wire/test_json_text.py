@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from dynamo_fast.wire import _plain, json_text
+from dynamo_fast.wire import _plain
 from dynamo_fast.wire._plain import UNWRITABLE
 from dynamo_fast.wire.json_text import Fragment, dumps_any_by_msgspec, dumps_by_msgspec, loads
 from tests.interpreted import interpreted
@@ -50,6 +50,19 @@ class Number(enum.IntEnum):
     ONE = 1
 
 
+def keys_differ(value: Any) -> bool:
+    """Whether no two keys of a dict become the same text: orjson writes both then, and msgspec the last one."""
+    if isinstance(value, dict):
+        texts = [outcome(orjson_any, {key: 0}) for key in value]
+        return len(set(texts)) == len(texts) and all(map(keys_differ, value.values()))
+    return all(map(keys_differ, value)) if isinstance(value, (list, tuple)) else True
+
+
+def orjson_any(value: Any) -> bytes:
+    text: bytes = orjson.dumps(value, default=list, option=orjson.OPT_NON_STR_KEYS)
+    return text
+
+
 def outcome(write: Callable[[Any], bytes], value: Any) -> bytes | str:
     """The bytes, or that it cannot be written."""
     try:
@@ -58,7 +71,7 @@ def outcome(write: Callable[[Any], bytes], value: Any) -> bytes | str:
         return "refused"
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(VALUES)
 @example({"name": Name("value"), "number": Number.ONE})
 @example({Name("key"): 1})
@@ -73,15 +86,14 @@ def test_both_write_the_same(value: Any) -> None:
     assert outcome(dumps_by_msgspec, value) == outcome(orjson.dumps, value)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(VALUES)
 @example({None: 1, True: 2, 3: 4, 1e17: 5, Name("key"): 6})
 @example({(1, 2): 3})
 @example([{1}, range(3), b"xy"])
 def test_both_write_the_same_for_a_terminal(value: Any) -> None:
-    ours, theirs = outcome(dumps_any_by_msgspec, value), outcome(json_text.dumps_any, value)
-    # Keys that become the same text are written once, and twice by orjson.
-    assert ours == theirs or loads(ours) == loads(theirs)
+    assume(keys_differ(value))
+    assert outcome(dumps_any_by_msgspec, value) == outcome(orjson_any, value)
 
 
 @pytest.mark.parametrize("depth", [50, 101, 200, 1000])
