@@ -51,3 +51,5 @@ cdef class PooledConnection(FrameProtocol):
     cpdef bint has_room(self) except -1
     cpdef bint is_full(self) except -1
     cpdef send(self, PendingRequest request)
+    @cython.locals(request=PendingRequest)
+    cdef _acknowledge(self, bytes text)

@@ -302,11 +302,14 @@ class PooledConnection(FrameProtocol):
 
     def message_received(self, message: TcpResponseMessage) -> None:
         if self._unacknowledged:
-            request: PendingRequest = self._unacknowledged.popleft()
             data = message.data
-            request.acknowledge(data if type(data) is bytes else bytes(data), self)
+            self._acknowledge(data if type(data) is bytes else bytes(data))
         else:
             self._transport.abort()  # it acknowledges no request: the other end is no Dynamo worker
+
+    def _acknowledge(self, text: bytes) -> None:
+        request = self._unacknowledged.popleft()
+        request.acknowledge(text, self)
 
     def bytes_refused(self, data: bytes) -> None:
         if is_alert(data):
