@@ -14,7 +14,9 @@ cdef class PendingRequest:
     cdef readonly PooledConnection connection
     cdef readonly bytes frame
     cdef readonly object listener
+    cdef readonly bint _timed_out
 
+    cpdef bint is_over(self) except -1
     cpdef acknowledge(self, bytes text, connection)
 
 @cython.final
