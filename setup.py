@@ -47,6 +47,7 @@ TRANSLATED = [
     "dynamo_fast.observability.metrics",
     "dynamo_fast.observability.worker_metrics",
     "dynamo_fast.runtime._arrived",
+    "dynamo_fast.runtime._stream",
     "dynamo_fast.wire._plain",
     "dynamo_fast.wire._raw",
     "dynamo_fast.wire.control",

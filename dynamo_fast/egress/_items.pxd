@@ -34,6 +34,7 @@ cdef class Items:
 
     cpdef _read(self, receiver, reader)
     cpdef object pull(self)
+    cpdef object take(self)
     cpdef object feed(self, object take)
     cpdef object wait(self)
     cpdef _unusual(self, frame)

@@ -21,12 +21,20 @@ if TYPE_CHECKING:
     from dynamo_fast.egress.response_receiver import ResponseReceiver
     from dynamo_fast.wire.payload import ItemReader
 
-__all__ = ["Items", "NextItem", "begin", "with_fast_anext"]
+__all__ = ["END", "Items", "NextItem", "begin", "with_fast_anext"]
 
 _Class = TypeVar("_Class", bound=type)
 
 # Then the names that no module here defines are those of functions in C (`_send.pxd`).
 _IS_COMPILED = not __file__.endswith(".py")
+
+
+class _End:
+    """The type of `END`."""
+
+
+END: Any = _End()
+"""Stands for the end of an answer."""
 
 
 class Items:
@@ -87,6 +95,13 @@ class Items:
 
         After the last one it raises StopAsyncIteration; or, once, what else ended the answer.
         """
+        item = self.take()
+        if item is END:
+            raise StopAsyncIteration
+        return item
+
+    def take(self) -> Any:
+        """As `pull`, but END after the last item: an exception costs as much as an item or two."""
         self._asked = True
         while self._open:
             if not self._frames:
@@ -109,7 +124,7 @@ class Items:
         if self._abandonment is not None and (error := self._abandonment.error) is not None:
             self._abandonment = None
             raise error
-        raise StopAsyncIteration
+        return END
 
     def _plain(self, frame: object) -> Any:
         """The data of an item that has nothing else, which nearly every frame is; None if it must be looked at fully."""
@@ -248,8 +263,10 @@ def _step(item: Any) -> Any:
         next(next_item._waiting, None)  # done, or it raises
         next_item._waiting = None
     while True:
-        result = items.pull()
+        result = items.take()
         if result is not None:
+            if result is END:
+                raise StopAsyncIteration
             return result
         waiting = items.wait().__await__()
         result = next(waiting, None)

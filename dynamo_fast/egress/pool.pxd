@@ -14,7 +14,9 @@ cdef class PendingRequest:
     cdef readonly PooledConnection connection
     cdef readonly bytes frame
     cdef readonly object listener
+    cdef readonly bint _timed_out
 
+    cpdef bint is_over(self) except -1
     cpdef acknowledge(self, bytes text, connection)
 
 @cython.final
@@ -51,3 +53,5 @@ cdef class PooledConnection(FrameProtocol):
     cpdef bint has_room(self) except -1
     cpdef bint is_full(self) except -1
     cpdef send(self, PendingRequest request)
+    @cython.locals(request=PendingRequest)
+    cdef _acknowledge(self, bytes text)

@@ -44,10 +44,10 @@ class PoolOwner(Protocol):
 class PendingRequest:
     """A request between the call and its acknowledgement.
 
-    Owned by its pool until it is written, then by its connection. It ends when `listener` is settled.
+    Owned by its pool until it is written, then by its connection. It ends when it `is_over`.
     """
 
-    __slots__ = ("_pool", "connection", "frame", "listener")
+    __slots__ = ("_pool", "_timed_out", "connection", "frame", "listener")
 
     def __init__(self, pool: WorkerPool, frame: bytes, listener: AckListener) -> None:
         self._pool = pool
@@ -55,18 +55,23 @@ class PendingRequest:
         """The connection that it was written to."""
         self.frame = frame
         self.listener = listener
+        self._timed_out = False
+
+    def is_over(self) -> bool:
+        """Whether its acknowledgement matters no more."""
+        return self._timed_out or self.listener.is_settled()
 
     def acknowledge(self, text: bytes, connection: PooledConnection) -> None:
         """Its acknowledgement has come."""
         self._pool.deadlines.discard(self)
-        if not self.listener.is_settled():
+        if not self.is_over():
             self._pool.metrics.tcp_bytes_received += len(text)
             self.listener.acknowledged(text, connection)
 
     def fail(self, cause: BaseException | None) -> None:
         """Its connection could not be made, or is lost."""
         self._pool.deadlines.discard(self)
-        if not self.listener.is_settled():
+        if not self.is_over():
             self._pool.metrics.tcp_errors += 1
             # The words of Dynamo. For TLS the reason is added: without it such a fault cannot be found.
             kind, why = (TlsError, f": {cause}") if isinstance(cause, TlsError) else (CannotConnect, "")
@@ -84,9 +89,13 @@ class PendingRequest:
 
     def time_out(self) -> None:
         """Its acknowledgement did not come in time."""
-        if not self.listener.is_settled():
+        if not self.is_over():
             self._pool.metrics.tcp_errors += 1
-            self.listener.unacknowledged(ConnectionTimeout(f"TCP request to {self._pool.peer} timed out"))
+            self._timed_out = True
+            error = ConnectionTimeout(f"TCP request to {self._pool.peer} timed out")
+            self._pool.loop.call_soon(
+                self.listener.unacknowledged, error
+            )  # after its connection, if that is closed now
         if self.connection is not None:
             self.connection.retire()
 
@@ -141,7 +150,7 @@ class WorkerPool:
     def dispatch(self) -> None:
         """There may be room: send queued requests."""
         while self._waiting:
-            if self._waiting[0].listener.is_settled():  # the caller gave it up
+            if self._waiting[0].is_over():  # the caller gave it up
                 self._waiting.popleft()
                 continue
             connection = self._with_room()
@@ -266,7 +275,7 @@ class PooledConnection(FrameProtocol):
             self._close_if_unused()
 
     def _close_if_unused(self) -> None:
-        if not self._on_lost and all(request.listener.is_settled() for request in self._unacknowledged):
+        if not self._on_lost and all(request.is_over() for request in self._unacknowledged):
             self.close()
 
     def send(self, request: PendingRequest) -> None:
@@ -302,11 +311,14 @@ class PooledConnection(FrameProtocol):
 
     def message_received(self, message: TcpResponseMessage) -> None:
         if self._unacknowledged:
-            request: PendingRequest = self._unacknowledged.popleft()
             data = message.data
-            request.acknowledge(data if type(data) is bytes else bytes(data), self)
+            self._acknowledge(data if type(data) is bytes else bytes(data))
         else:
             self._transport.abort()  # it acknowledges no request: the other end is no Dynamo worker
+
+    def _acknowledge(self, text: bytes) -> None:
+        request = self._unacknowledged.popleft()
+        request.acknowledge(text, self)
 
     def bytes_refused(self, data: bytes) -> None:
         if is_alert(data):

@@ -44,6 +44,7 @@ from dynamo_fast.wire.payload import Annotated, ItemReader, PayloadCodec
 __all__ = ["AddressedPushRouter", "AddressedRequest", "EncodedBody", "MarkedPushRouter", "encoded"]
 
 _T = TypeVar("_T")
+_JSON = PayloadCodec.JSON
 
 
 class EncodedBody(msgspec.Struct, frozen=True):
@@ -86,14 +87,8 @@ class AddressedRequest(msgspec.Struct, frozen=True):
     def for_instance(cls, data: Any, instance: Instance) -> AddressedRequest:
         """A request to a worker as its record says: the transport, the identity, and the codec that it asks for."""
         transport = instance.transport
-        return cls(
-            data,
-            transport.address,
-            instance.endpoint_instance_id,
-            instance.payload_codec,
-            kind=transport.kind,
-            mux=instance.mux,
-        )
+        codec = instance.request_plane_codec or _JSON
+        return cls(data, transport.address, instance.endpoint_instance_id, codec, kind=transport.kind, mux=instance.mux)
 
 
 class AddressedPushRouter:
@@ -224,7 +219,12 @@ class AddressedPushRouter:
         no), CannotConnect or RemoteError (its handler could not be started), Disconnected (it died), Cancelled.
         """
         exchange = self.begin(request, request.payload_codec.reader(response_type, raw), context)
-        stream = await exchange.answer()
+        try:
+            await exchange.receiver.established
+        except BaseException:
+            exchange.give_up()
+            raise
+        stream = exchange.stream()
         return stream if sink is None else Delivery(stream, sink).begin()
 
     def begin(

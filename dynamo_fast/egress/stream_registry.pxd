@@ -36,4 +36,5 @@ cdef class StreamRegistry:
     cpdef bint associate_instance(self, subject, instance) except -1
     cpdef bint _is_tombstoned(self, instance) except -1
 
+cdef Descriptors _PROCESS
 cdef _promise_descriptor()

@@ -279,8 +279,11 @@ class StreamRegistry:
         return until is not None and until > self.loop.time()
 
 
+_PROCESS = PROCESS  # with its type, where this file is compiled
+
+
 def _promise_descriptor() -> None:
-    if not PROCESS.promise():
+    if not _PROCESS.promise():
         raise ResourceExhausted(f"This process has no descriptor for the worker's connection: {PROCESS.shortage()}")
 
 

@@ -12,6 +12,9 @@ cdef class FutureItems:
     cdef readonly object _loop
     cdef public Py_ssize_t _waits
 
+    cpdef _later(self)
+    cpdef _failed(self, error)
+
 
 @cython.final
 @cython.freelist(16)

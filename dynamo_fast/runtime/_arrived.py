@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
-from dynamo_fast.egress._items import Items
+from dynamo_fast.egress._items import END, Items
 
 __all__ = ["Arrived", "FutureItems"]
 
@@ -38,11 +38,13 @@ class FutureItems:
         if self._waits:
             return self._later()
         try:
-            value = self._stream.pull()
+            value = self._stream.take()
         except BaseException as error:
             return self._failed(error)
         if value is None:
             return self._later()
+        if value is END:
+            return self._failed(StopAsyncIteration())
         return _arrived(value, self._loop)
 
     def _later(self) -> asyncio.Future[Any]:

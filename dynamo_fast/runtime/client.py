@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import operator
-from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from dynamo_fast.context import Context as RequestContext
-from dynamo_fast.egress._items import with_fast_anext
 from dynamo_fast.egress.call import Call
 from dynamo_fast.egress.push_router import PushRouter, RouterMode
-from dynamo_fast.egress.response_stream import ResponseStream
 from dynamo_fast.egress.router import Exchange
 from dynamo_fast.egress.sink import Delivery, Sink
 from dynamo_fast.errors import DynamoError, InvalidRequest, SerializationError
-from dynamo_fast.runtime._arrived import FutureItems
+from dynamo_fast.runtime._stream import AsyncResponseStream
 from dynamo_fast.runtime.context import Context
 from dynamo_fast.runtime.exceptions import argument_error, at_await, at_call, at_iterate
 from dynamo_fast.runtime.hub import Hub
@@ -209,119 +206,6 @@ class Client:
             _undo(unlink)
             raise
         return _Answer(call, bool(annotated), unlink, sink, loop).begun()
-
-
-@with_fast_anext
-class AsyncResponseStream(FutureItems):
-    """The items of an answer.
-
-    A call of `Client` makes it, and the caller owns it. It ends after the last item or an error. If the caller drops it
-    before that, or cancels the wait for an item, the worker is told to stop. Iterate it on the client's event loop (asyncio
-    raises RuntimeError elsewhere); it may be dropped on any thread.
-    """
-
-    __slots__ = ("_call", "_pending", "_unlink")
-
-    _stream: ResponseStream[Any]
-
-    def __init__(
-        self, call: Call, stream: ResponseStream[Any], annotated: bool, unlink: Callable[[], None] | None
-    ) -> None:
-        FutureItems.__init__(self, stream, stream.loop)
-        stream._bare = not annotated
-        self._call = call
-        self._unlink = unlink
-        self._pending: deque[_Wait] = deque()
-
-    def __aiter__(self) -> AsyncResponseStream:
-        return self
-
-    def _later(self) -> asyncio.Future[Any]:
-        wait = _Wait(self)
-        self._pending.append(wait)
-        self._waits += 1
-        if self._waits == 1:
-            self._stream.listen(self._serve)
-        return wait
-
-    def _serve(self) -> None:
-        """Frames have come, or the end has: give them to those who wait."""
-        pending, stream = self._pending, self._stream
-        stream.listen(None)  # what `pull` does may end the stream, which would call this again
-        while pending:
-            try:
-                value = stream.pull()
-            except BaseException as error:
-                pending.popleft().settle(error=self._raised(error))
-            else:
-                if value is None:
-                    stream.listen(self._serve)
-                    return
-                pending.popleft().settle(value)
-            self._waits -= 1
-
-    def _left(self, wait: _Wait) -> None:
-        """`wait` was cancelled."""
-        self._pending.remove(wait)
-        self._waits -= 1
-        if not self._pending:
-            self._stream.listen(None)
-            self._stream.wait_cancelled(self._call.release)
-
-    def _failed(self, error: BaseException) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = self._loop.create_future()
-        future.set_exception(self._raised(error))
-        return future
-
-    def _raised(self, error: BaseException) -> BaseException:
-        """The end of the answer, as the caller sees it."""
-        self._end()
-        if isinstance(error, DynamoError):
-            self._call.failed(error)
-            return at_iterate(error)
-        if isinstance(error, StopAsyncIteration):
-            self._call.completed()
-            return StopAsyncIteration("Stream exhausted")
-        self._call.release()
-        if isinstance(error, (Exception, asyncio.CancelledError)):  # of the caller's own input
-            return error
-        raise error
-
-    def _end(self) -> None:
-        unlink, self._unlink = self._unlink, None
-        _undo(unlink)
-
-    def __del__(self) -> None:
-        self._end()
-
-
-class _Wait(asyncio.Future[Any]):
-    """The wait for an item that has not come. The stream fulfils it from the callback that reads the frame.
-
-    It keeps its stream alive, and leaves it at once if it is cancelled: then the stream may end, too.
-    """
-
-    __slots__ = ("_stream",)
-
-    def __init__(self, stream: AsyncResponseStream) -> None:
-        super().__init__(loop=stream._loop)
-        self._stream: AsyncResponseStream | None = stream
-
-    def settle(self, value: Any = None, error: BaseException | None = None) -> None:
-        """The item has come, or the end."""
-        self._stream = None
-        if error is None:
-            self.set_result(value)
-        else:
-            self.set_exception(error)
-
-    def cancel(self, msg: Any | None = None) -> bool:
-        """See asyncio.Future."""
-        cancelled = super().cancel(msg)
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream._left(self)
-        return cancelled
 
 
 @dataclass(frozen=True)

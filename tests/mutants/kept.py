@@ -95,14 +95,14 @@ MUTANTS = [
     Mutant(
         "a retired connection is closed under a dial-back",
         EGRESS,
-        "        if not self._on_lost and all(request.listener.is_settled() for request in self._unacknowledged):\n",
-        "        if all(request.listener.is_settled() for request in self._unacknowledged):\n",
+        "        if not self._on_lost and all(request.is_over() for request in self._unacknowledged):\n",
+        "        if all(request.is_over() for request in self._unacknowledged):\n",
         "tests/egress/test_tcp_client.py::test_a_retired_connection_stays_open_while_a_dial_back_is_waited_for",
     ),
     Mutant(
         "a retired connection is closed under requests that wait",
         EGRESS,
-        "        if not self._on_lost and all(request.listener.is_settled() for request in self._unacknowledged):\n",
+        "        if not self._on_lost and all(request.is_over() for request in self._unacknowledged):\n",
         "        if not self._on_lost:\n",
         "tests/egress/test_tcp_client.py::test_a_late_acknowledgement_is_not_taken_for_anothers",
     ),
@@ -370,7 +370,7 @@ MUTANTS = [
     Mutant(
         "a client that sends what was given up",
         EGRESS,
-        "            if self._waiting[0].listener.is_settled():  # the caller gave it up\n",
+        "            if self._waiting[0].is_over():  # the caller gave it up\n",
         "            if False:\n",
         "tests/egress/test_pool.py::test_a_request_that_was_given_up_while_it_waited_is_not_sent",
     ),
@@ -423,14 +423,8 @@ MUTANTS = [
     Mutant(
         "a request that nobody waits for keeps a deaf connection in use",
         EGRESS,
-        "        if not self.listener.is_settled():\n"
-        "            self._pool.metrics.tcp_errors += 1\n"
-        "            self.listener.unacknowledged(ConnectionTimeout",
-        "        if self.listener.is_settled():\n"
-        "            return\n"
-        "        if True:\n"
-        "            self._pool.metrics.tcp_errors += 1\n"
-        "            self.listener.unacknowledged(ConnectionTimeout",
+        "        if not self.is_over():\n            self._pool.metrics.tcp_errors += 1\n            self._timed_out",
+        "        if self.is_over():\n            return\n        if True:\n            self._timed_out",
         "tests/egress/test_pool.py::test_a_request_that_was_given_up_alone_shows_that_its_connection_is_deaf",
         hangs=True,
     ),
@@ -472,7 +466,7 @@ MUTANTS = [
     Mutant(
         "a router sends what it has no descriptor for",
         EGRESS,
-        "    if not PROCESS.promise():\n",
+        "    if not _PROCESS.promise():\n",
         "    if False:\n",
         "tests/net/test_pauses.py::test_a_router_sends_no_request_whose_answer_it_has_no_descriptor_for",
     ),
