@@ -227,9 +227,13 @@ def commands(folder: str, worker: str) -> dict[str, list[str]]:
 
 @contextlib.contextmanager
 def started(command: list[str], settings: dict[str, str]) -> Iterator[Server]:
-    """A server, until the block ends. It is up when it answers, whatever it says."""
+    """A server, until the block ends. It is up when it answers.
+
+    What it says goes nowhere: Dynamo 1.6.1 writes a line for each request, whatever DYN_LOG is.
+    """
     port = free_port()
-    with subprocess.Popen([*command, str(port)], env=settings, stdout=subprocess.DEVNULL) as process:
+    command = [*command, str(port)]
+    with subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             _wait_for(process, port)
             yield Server(process, port, Path(command[0]).name != "relay")
@@ -254,7 +258,6 @@ def measure(rounds: int, works: list[str]) -> dict[str, dict[str, router.Rounds]
     results: dict[str, dict[str, router.Rounds]] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         settings = router.environment(folder)
-        settings["DYN_LOG"] = "off"  # or Dynamo writes a line for each request
         os.environ |= {name: settings[name] for name in ("DYN_FILE_KV", "DYN_TCP_RESPONSE_STREAM_HOST")}
         settings["PYTHONPATH"] += os.pathsep + sysconfig.get_path("purelib")  # FastAPI, for the peer's interpreter
         stack.enter_context(router.process([sys.executable, "-m", "benchmarks.replay_worker"], settings))
