@@ -154,9 +154,11 @@ class Items:
         `_in_take` says then which of the two it was.
         """
         while self._flowing:
-            item = self.pull()
+            item = self.take()
             if item is None:
                 return
+            if item is END:
+                raise StopAsyncIteration
             self._in_take = True
             take(item)
             self._in_take = False
