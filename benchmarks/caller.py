@@ -14,8 +14,8 @@ environment.
 
 Each caller reads an answer in the fastest way that it has: `data()` of our router's items, bare items of the others.
 Prints one JSON object per round: the event loop, items, requests, seconds, CPU seconds of this process (all threads, user
-and system) and of the worker if WORKER_PID names it, the times to the first item, and the median and the 99th percentile of
-the time between items where they come one by one.
+and system) and of the workers if WORKER_PID names them, the times to the first item, and the median and the 99th
+percentile of the time between items where they come one by one.
 With `counted` (see `cost.py`) it prints nothing, since writing the times of 300 requests costs instructions, too; and the
 garbage collector leaves alone what was made before the rounds, since a full collection falls into some runs and not into
 others.
@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import glob
+import itertools
 import json
 import os
 import resource
@@ -36,7 +37,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-ENDPOINT = "bench.worker.run"
+ENDPOINT = os.environ.get("BENCH_ENDPOINT", "bench.worker.run")
+WORKERS = int(os.environ.get("BENCH_WORKERS", "1"))
+"""Processes that serve it, which get requests by turns."""
 Call = Callable[[dict[str, Any]], Awaitable[AsyncIterator[Any]]]
 
 
@@ -74,13 +77,13 @@ async def ours(**how: Any) -> Any:
     from dynamo_fast import AddressedPushRouter, AddressedRequest, EndpointId, FileDiscovery
 
     discovery = FileDiscovery()
-    while not (instances := await discovery.list(EndpointId.parse(ENDPOINT))):
+    while len(instances := await discovery.list(EndpointId.parse(ENDPOINT))) < WORKERS:
         await asyncio.sleep(0.05)
     router = await AddressedPushRouter.create()
-    instance = instances[0]
+    turns = itertools.cycle(instances)
 
     async def call(request: dict[str, Any], **more: Any) -> Any:
-        return await router.generate(AddressedRequest.for_instance(request, instance), **how, **more)
+        return await router.generate(AddressedRequest.for_instance(request, next(turns)), **how, **more)
 
     return call
 
@@ -314,7 +317,7 @@ async def do(call: Call, work: Work, wrapped: bool) -> dict[str, Any]:
         "requests": work.requests,
         "seconds": seconds,
         "cpu": cpu,
-        "worker_cpu": worker_cpu if WORKER else None,
+        "worker_cpu": worker_cpu if WORKER_PIDS else None,
         "first_item": sorted(first_items),
         "gap_p50": gaps[len(gaps) // 2] if gaps else None,
         "gap_p99": gaps[int(len(gaps) * 0.99)] if gaps else None,
@@ -348,12 +351,12 @@ def peak_kib(process: int | str) -> int:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
 
 
-WORKER = int(os.environ.get("WORKER_PID", "0"))
+WORKER_PIDS = [int(text) for text in os.environ.get("WORKER_PID", "").split(",") if text]
 
 
 def worker_seconds() -> float:
-    """User and system time of all the worker's threads: its process's clock, as clock_getcpuclockid(3) names it."""
-    return time.clock_gettime((~WORKER << 3) | 2) if WORKER else 0.0
+    """User and system time of all threads of the workers: each process's clock, as clock_getcpuclockid(3) names it."""
+    return sum(time.clock_gettime((~pid << 3) | 2) for pid in WORKER_PIDS)
 
 
 def cpu_seconds() -> float:

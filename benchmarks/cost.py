@@ -200,6 +200,33 @@ def worker(work: worker_side.Work, times: tuple[int, int]) -> Case:
     return Case(run, work.requests * work.items, times)
 
 
+def step(side: str) -> Case:
+    """An item of each of 256 streams of a session at once (`mux_step.py`)."""
+    streams = 256
+
+    def run(under: list[str], steps: int) -> None:
+        run_python(under, "-m", "benchmarks.mux_step", side, str(streams), str(steps))
+
+    return Case(run, streams, (20, 60))
+
+
+def caller_on_a_session(kind: str, work: str, times: tuple[int, int]) -> Case:
+    """As `caller`, against our own worker, which answers on a session; it is not counted."""
+
+    def run(under: list[str], rounds: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "benchmarks.worker", "ours"]
+            with subprocess.Popen(command, env=settings(folder), stdout=subprocess.PIPE) as worker:
+                try:
+                    assert worker.stdout is not None
+                    assert worker.stdout.readline() == b"ready\n"
+                    run_python(under, "-m", "benchmarks.caller", kind, work, str(rounds), "counted", folder=folder)
+                finally:
+                    worker.kill()
+
+    return Case(run, WORKS[work].requests * WORKS[work].items, times)
+
+
 CASES = {
     "frame: decode a run": frame("feed", "run", 500),
     "frame: decode one": frame("codec.decode_message", "frame"),
@@ -218,6 +245,10 @@ CASES = {
     "worker: an item": worker(worker_side.Work("run", 10_240, 1, 1), (1, 7)),
     "worker: an item of a Batch": worker(worker_side.Work("batch", 10_240, 1, 1), (1, 7)),
     "worker: a request": worker(worker_side.Work("run", 1, 1, 300), (1, 4)),
+    "mux, caller: an item of a step": step("caller"),
+    "mux, worker: an item of a step": step("worker"),
+    "mux, caller: a request, native": caller_on_a_session("ours", "sequential", (1, 4)),
+    "mux, caller: a request, drop-in": caller_on_a_session("dropin", "sequential", (1, 4)),
     "import dynamo_fast.codec": imports("dynamo_fast.codec"),
 }
 

@@ -7,7 +7,8 @@ and how long the text in each is: {"items": 100, "text": 5}. The endpoints:
     run     yields without pause
     step    pauses after each item, as a handler does that gets its tokens one by one
     batch   yields 32 items at a time with our `Batch`; the peer, which has none, yields them one by one
-    paced   yields an item every `pace` microseconds, as an engine does
+    paced   yields an item every `pace` microseconds, at a time of its own
+    engine  yields an item every `pace` microseconds, all answers at the same time, as an engine does that steps
     idle    yields one item and then waits
 """
 
@@ -62,12 +63,51 @@ async def paced(request: dict[str, int]) -> AsyncIterator[Any]:
         await asyncio.sleep(max(0.0, due - loop.time()))
 
 
+class Steps:
+    """The steps of an engine: who waits for one is woken with all others."""
+
+    def __init__(self) -> None:
+        self._waiting: list[asyncio.Future[None]] = []
+        self._runs = False
+
+    def next(self, pace: int) -> asyncio.Future[None]:
+        """Done at the next step, of which there is one every `pace` microseconds."""
+        loop = asyncio.get_running_loop()
+        if not self._runs:
+            self._runs = True
+            loop.call_later(pace / 1e6, self._step, loop.time() + pace / 1e6, pace)
+        future = loop.create_future()
+        self._waiting.append(future)
+        return future
+
+    def _step(self, due: float, pace: int) -> None:
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+        self._runs = bool(waiting)
+        if self._runs:
+            loop = asyncio.get_running_loop()
+            due += pace / 1e6
+            loop.call_later(max(0.0, due - loop.time()), self._step, due, pace)
+
+
+STEPS = Steps()
+
+
+async def engine(request: dict[str, int]) -> AsyncIterator[Any]:
+    text = "x" * request["text"]
+    for number in range(request["items"]):
+        yield {"token": number, "text": text}
+        await STEPS.next(request["pace"])
+
+
 async def idle(request: dict[str, int]) -> AsyncIterator[Any]:
     yield {"token": 0, "text": "x" * request["text"]}
     await asyncio.Event().wait()
 
 
-HANDLERS = {"run": run, "step": step, "batch": batch, "paced": paced, "idle": idle}
+HANDLERS = {"run": run, "step": step, "batch": batch, "paced": paced, "engine": engine, "idle": idle}
 
 
 async def ours() -> None:

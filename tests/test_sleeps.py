@@ -22,6 +22,7 @@ ALLOWED: dict[str, tuple[int, str]] = {
     "ingress/test_time.py": (1, TURNED),
     "ends.py": (1, PROCESS),
     "soak.py": (2, "no test: the handler's pace, and the time between two looks"),
+    "mux/test_both_ends.py": (1, "a handler that yields without an end, until it is stopped"),
     "ingress/test_push_handler.py": (2, "a handler that blocks the loop's thread, which is what is tested"),
     "interop/peer_client.py": (2, PROCESS),
     "interop/peer_worker.py": (4, PROCESS),

@@ -380,6 +380,7 @@ class MuxStream(ResponseConnection):
         elif kind == PART:
             if self._parts is None:
                 self._parts = []
+                self._session.set_sink(self._number, None)  # the prologue may have come in the same read
             self._parts.append(body)
             self._parts_size = total
             self.took(_PREFIX + size)
@@ -407,10 +408,12 @@ class MuxStream(ResponseConnection):
         if not receiver.frames:  # a part of a large item
             self.resume_reading()
         elif self._parts is None:
-            self._wake(receiver, size)
-
-    def _pause_reading(self) -> None:
-        """More waits than may: nothing to do, as there is no credit while something waits."""
+            # As `_wake` of a connection, but for its limits: there is no credit while something waits.
+            if receiver.on_first_frame is not None:
+                receiver.on_first_frame()
+                receiver.on_first_frame = None
+            receiver.unread += size
+            receiver.wake()
 
     def resume_reading(self) -> None:
         """All frames were taken: give credit, if half of the window was used."""

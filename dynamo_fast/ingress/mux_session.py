@@ -68,7 +68,7 @@ _MAY_BE_UNANSWERED = 64
 class SenderOwner(Protocol):
     """What a sender asks of the response connection that writes to it."""
 
-    number: int
+    number: int | None
     """Set when the stream is opened."""
 
     def told(self, event: Event) -> None:
@@ -573,11 +573,16 @@ class MuxSessions:
         if session is None:
             if self._closed or self._avoids(key):
                 return None
-            session = self._sessions[key] = MuxSession(self, key)
+            session = self.attach(address, offer)
             task = self.loop.create_task(self._dial(session, host, port))
             self._dialling.add(task)
             task.add_done_callback(self._dialling.discard)
         return session if await asyncio.shield(session.ready) else None
+
+    def attach(self, address: str, offer: MuxOffer) -> MuxSession:
+        """A new session with the router at `address`, yet without a connection."""
+        session = self._sessions[address, offer.session] = MuxSession(self, (address, offer.session))
+        return session
 
     def greeted(self, session: MuxSession) -> None:
         """The router has said `HELLO`."""

@@ -26,7 +26,7 @@ cdef class ResponseConnection:
     cdef readonly str _end
     cdef readonly object _ended_in
     cdef readonly Py_ssize_t items
-    cdef public Py_ssize_t number
+    cdef public object number
     cdef public bint open
     cdef readonly bint orderly
 

@@ -20,6 +20,8 @@ from functools import cache
 from typing import Any, Protocol
 
 from dynamo_fast.codec import (
+    MUX_BODY_LIMIT,
+    MUX_PREFIX_SIZE,
     TwoPartDecoder,
     TwoPartMessage,
     encode_data_frames,
@@ -157,8 +159,8 @@ class ResponseConnection:
         """Plain items that wait behind the frames, without frame and envelope. `add` to it only while this is `open`."""
         self._room: asyncio.Future[None] | None = None
         self._peer_finished = False
-        self.number = 0
-        """Of its stream on a session (mux.md); 0: it has a connection of its own. Set before `dialled`."""
+        self.number: int | None = None
+        """Of its stream on a session (mux.md); None: it has a connection of its own. Set before `dialled`."""
         self.open = True
         """Whether items are still written."""
         self.items = 0
@@ -182,7 +184,7 @@ class ResponseConnection:
         it ended without a handshake, the router would wait for the call home.
         """
         self._transport = transport
-        if self.number:
+        if self.number is not None:
             self._peer_finished = True  # a stream has no end of file of the router, which it would wait for
             if not self.open:
                 self._transport.abort()
@@ -200,12 +202,12 @@ class ResponseConnection:
 
     def start(self) -> None:
         """The handler was started: write the prologue."""
-        self._step(_STARTED, "", encode_mux_frame(self.number, PROLOGUE) if self.number else _PROLOGUE_OK)
+        self._step(_STARTED, "", _PROLOGUE_OK if self.number is None else encode_mux_frame(self.number, PROLOGUE))
 
     def refuse(self, prologue: ResponseStreamPrologue) -> None:
         """The handler was not started: write the reason, and end the stream."""
         text = prologue.encode()
-        frames = refused_prologue(self.number, text) if self.number else encode_two_part(text, b"") + _SENTINEL
+        frames = encode_two_part(text, b"") + _SENTINEL if self.number is None else refused_prologue(self.number, text)
         self._step(Event.PROLOGUE_ERROR, "refused by the worker", frames)
 
     def send(self, item: bytes) -> bool:
@@ -217,7 +219,10 @@ class ResponseConnection:
         """As `send`, but nothing is written before `uncork`."""
         if self.open:
             self._frame_plain()
-            self._frames.append(encode_mux_items(self.number, (item,)) if self.number else encode_data_frames((item,)))
+            if self.number is None:
+                self._frames.append(encode_data_frames((item,)))
+            else:
+                self._frames.append(encode_mux_items(self.number, (item,)))
             self.corked.bytes += len(item)
             self.items += 1
             self.bytes += len(item)
@@ -261,7 +266,7 @@ class ResponseConnection:
 
     def finish(self, final: bytes) -> None:
         """The handler has no more items: write the final data frame, and end the stream."""
-        frames = _final_mux_frames(self.number, final) if self.number else _final_frames(final)
+        frames = _final_frames(final) if self.number is None else _final_mux_frames(self.number, final)
         if self._step(_FINISHED, "finished by the handler", frames) is _WRITE_END:
             self.bytes += len(final)
 
@@ -401,7 +406,7 @@ class ResponseConnection:
         self._cut_short()
 
     def _begins(self) -> None:
-        if self.number:  # it has no connection of its own that should be looked after
+        if self.number is not None:  # it has no connection of its own that should be looked after
             return
         # Not when it is made: uvloop does not tell a connection of its loss if its dial is cancelled just then.
         young = self._dialler.young
@@ -409,7 +414,7 @@ class ResponseConnection:
         self._dialler.started.add(self)
 
     def _ends(self) -> None:
-        if self.number:
+        if self.number is not None:
             if self._transport.get_write_buffer_size():  # it has left, but for this
                 self._dialler.draining.add(self)
             return
@@ -420,15 +425,22 @@ class ResponseConnection:
 
     def _frame_plain(self) -> None:
         if data := self.corked.data:
-            if self.number:
-                frames = encode_mux_items(self.number, data, self._head, self._tail)
-                self.bytes += sum(map(len, data)) + (len(self._head) + len(self._tail)) * len(data)
-            else:
+            if self.number is None:
                 frames = encode_data_frames(data, self._head, self._tail)
                 self.bytes += len(frames) - _FRAME_OVERHEAD * len(data)
+            else:
+                frames = encode_mux_items(self.number, data, self._head, self._tail)
+                self.bytes += len(frames) - MUX_PREFIX_SIZE * self._count_frames(frames, data)
             self._frames.append(frames)
             self.items += len(data)
             data.clear()
+
+    def _count_frames(self, frames: bytes, data: list[bytes]) -> int:
+        """How many frames of a session carry `data`: large items are cut."""
+        if len(frames) <= MUX_BODY_LIMIT:
+            return len(data)
+        around = len(self._head) + len(self._tail)
+        return sum(max(1, -(-(around + len(item)) // MUX_BODY_LIMIT)) for item in data)
 
     def flush(self, end: bytes = b"") -> None:
         """Write what is corked, and `end`."""

@@ -133,6 +133,23 @@ async def test_a_router_that_is_switched_off_asks_for_nothing_and_takes_no_sessi
         assert await asked.items() == []
 
 
+async def test_the_parts_of_an_item_may_begin_in_the_read_of_the_prologue(
+    router: AddressedPushRouter, worker: RawWorker
+) -> None:
+    asked = await ask(router, worker)
+    session = await RawSession.open(asked.request)
+    text = item("x" * 20_000)
+    session.begin(1, asked.request)
+    session.send(1, PART, text[:BODY_LIMIT])
+    stream = await asked.stream()
+    (receiver,) = (each._receiver for each in only_session(router).streams.values())
+    assert receiver is not None
+    await until(lambda: only_session(router).streams[1]._parts)
+    session.send(1, DATA, text[BODY_LIMIT:])
+    session.end(1)
+    assert [each.data() async for each in stream] == ["x" * 20_000]
+
+
 async def test_an_item_that_was_cut_comes_whole(router: AddressedPushRouter, worker: RawWorker) -> None:
     asked = await ask(router, worker)
     session = await RawSession.open(asked.request)
