@@ -21,7 +21,6 @@ from dynamo_fast.config import ResponseServerConfig, TcpServerConfig, WorkerConf
 from dynamo_fast.context import Context
 from dynamo_fast.discovery.memory import MemoryDiscovery
 from dynamo_fast.egress.mux_session import MuxSession
-from dynamo_fast.egress.request_client import Ack
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.response_stream import ResponseStream
 from dynamo_fast.ingress.worker import Worker
@@ -74,15 +73,15 @@ async def caller(streams: int, steps: int) -> None:
             taken += 1
 
     tasks = []
-    acknowledged: asyncio.Future[Ack] = loop.create_future()
-    acknowledged.set_result(Ack(b""))
     for number in range(1, streams + 1):
         receiver = server.register(Context(), mux=1)
-        receiver.follow(acknowledged, RequestTiming(REQUEST_PLANE))
+        receiver.follow(RequestTiming(REQUEST_PLANE))
+        receiver.acknowledged(b"", None)
         opened = encode_mux_frame(number, OPEN, receiver.subject.encode()) + encode_mux_frame(number, PROLOGUE)
         session.data_received(opened)
         await receiver.established
-        tasks.append(loop.create_task(consume(ResponseStream(receiver, CODEC.reader(), loop, lambda: None))))
+        stream: ResponseStream[Any] = ResponseStream(receiver, CODEC.reader(), loop, REQUEST_PLANE, 0.0)
+        tasks.append(loop.create_task(consume(stream)))
     await asyncio.sleep(0)
     step = b"".join(encode_mux_items(number, [CODEC.encode_item(ITEM)]) for number in range(1, streams + 1))
     gc.collect()
