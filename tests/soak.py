@@ -1,6 +1,6 @@
 """A soak: many mixed calls between a router and a worker in two processes, and what they leave behind.
 
-    python -m tests.soak [REQUESTS] [--seed N] [--at-once N]      (`make soak`: 300,000)
+    python -m tests.soak [REQUESTS] [--seed N] [--at-once N] [--mux auto|off]      (`make soak`: 300,000)
 
 Calls come in rounds. After each round both processes must be as they were: no call in flight, every table as large as
 after the first rounds, no socket and no task more. Then both count their memory. It fails if
@@ -165,6 +165,7 @@ class Calls:
     def __init__(self, router: AddressedPushRouter, addresses: dict[str, str], choose: random.Random) -> None:
         self.router = router
         self.addresses = addresses
+        self.mux = 1 if router.response_server.offer is not None else None
         self.choose = choose
         self.address, _, self.path = addresses["answer"].partition("/")
         # Bound and not listening: whatever dials it is refused, and no other program can take it meanwhile.
@@ -178,7 +179,7 @@ class Calls:
     async def open(self, context: Context | None = None, **request: Any) -> ResponseStream:
         codec = self.choose.choice([PayloadCodec.JSON, PayloadCodec.MSGPACK])
         return await self.router.generate(
-            AddressedRequest(request, self.addresses["answer"], payload_codec=codec), context
+            AddressedRequest(request, self.addresses["answer"], payload_codec=codec, mux=self.mux), context
         )
 
     async def plain(self) -> None:
@@ -290,7 +291,7 @@ class Calls:
     async def _fails(
         self, error: type[DynamoError], context: Context | None = None, address: str = "", **request: Any
     ) -> None:
-        target = AddressedRequest(request, address or self.addresses["answer"])
+        target = AddressedRequest(request, address or self.addresses["answer"], mux=self.mux)
         try:
             items = [item.data() async for item in await self.router.generate(target, context)]
         except error:
@@ -306,7 +307,7 @@ class Calls:
         check(items == list(range(len(items))) and 2 <= len(items) < 100, f"{items}")
 
     async def _converse(self, items: AsyncIterator[Any]) -> ResponseStream:
-        return await self.router.generate(AddressedRequest(ManyIn(items), self.addresses["converse"]))
+        return await self.router.generate(AddressedRequest(ManyIn(items), self.addresses["converse"], mux=self.mux))
 
     async def _stranger(self, address: str, data: bytes) -> None:
         host, _, port = address.rpartition(":")
@@ -461,7 +462,7 @@ def _in_flight(ours: Sample, theirs: Sample) -> list[str]:
     return left + ([f"the worker runs {running} requests"] if running > 1 else [])
 
 
-async def soak(requests: int, seed: int, at_once: int) -> int:
+async def soak(requests: int, seed: int, at_once: int, mux: str) -> int:
     """The router's side. Returns the exit status."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.soak", "worker", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
@@ -474,7 +475,7 @@ async def soak(requests: int, seed: int, at_once: int) -> int:
         client = TcpRequestClient(
             TcpClientConfig(max_message_size=MESSAGE_LIMIT, request_timeout=LIMIT), metrics=metrics
         )
-        server = await TcpStreamServer.create(ResponseServerConfig(host=HOST, max_message_size=MESSAGE_LIMIT))
+        server = await TcpStreamServer.create(ResponseServerConfig(host=HOST, max_message_size=MESSAGE_LIMIT, mux=mux))
         async with AddressedPushRouter(client, server, metrics=metrics) as router:
             run = Soak(router, addresses, seed, at_once)
             wrong = await run.run(requests)
@@ -495,6 +496,7 @@ def main() -> int:
     parser.add_argument("requests", nargs="?", default="300000", help="how many calls")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     parser.add_argument("--at-once", type=int, default=64, help="calls in flight")
+    parser.add_argument("--mux", choices=("auto", "off"), default="auto", help="all answers on one connection, or not")
     arguments = parser.parse_args()
     logging.disable(logging.ERROR)  # refusals, errors and lost callers are meant
     import uvloop
@@ -502,7 +504,7 @@ def main() -> int:
     if arguments.requests == "worker":
         uvloop.run(serve())
         return 0
-    return uvloop.run(soak(int(arguments.requests), arguments.seed, arguments.at_once))
+    return uvloop.run(soak(int(arguments.requests), arguments.seed, arguments.at_once, arguments.mux))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ pytestmark = [
 REQUESTS = os.environ.get("SOAK_REQUESTS", "3000")
 
 
-def test_mixed_calls_leave_nothing_behind() -> None:
+@pytest.mark.parametrize("mux", ["off", "auto"])
+def test_mixed_calls_leave_nothing_behind(mux: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.soak", REQUESTS],
+        [sys.executable, "-m", "tests.soak", REQUESTS, "--mux", mux],
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
