@@ -199,7 +199,8 @@ class MuxSender:
             self._opened = False
         if self._owner is not None:
             self._owner.told(event)
-        elif event is Event.KILL:  # only its last frame waited
+        if event is Event.KILL:  # also if only its last frames waited
+            self._closing = True
             self._session.ended(self)
 
     def lost(self, error: Exception | None) -> None:

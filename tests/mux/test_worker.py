@@ -394,6 +394,18 @@ async def test_the_end_of_an_answer_waits_for_a_slow_router_beyond_the_close_tim
         assert not worker.dialler.draining
 
 
+async def test_a_stream_whose_end_waits_is_gone_when_it_is_killed(start: Start, handler: Handler) -> None:
+    worker = await start()
+    async with SessionRequester(address_of(worker)) as router:
+        subject = await router.ask({"sizes": [240_000, 40_000]})
+        session = await router.session()
+        await begun(session, 1, subject)
+        await until(lambda: worker.dialler.draining)
+        session.send(1, KILL)
+        await until(lambda: not worker.dialler.draining)
+        assert not only_session(worker).senders
+
+
 @pytest.mark.parametrize(
     ("frames", "why"),
     [
