@@ -136,18 +136,20 @@ async def test_what_is_no_gateway(status: int, capsys: Output) -> None:
     application = web.Application()
     application.router.add_get("/{path:.*}", answer)
     runner = web.AppRunner(application)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    for options in ([], ["--once"]):
-        assert await top(url, "--json", *options) == (1 if status == 500 else 2)
-        expected = {
-            200: "is not the state of a gateway of this version",
-            404: "it is no gateway",
-            500: "the status 500",
-        }
-        assert expected[status] in capsys.readouterr().err
-    await runner.cleanup()
+    try:
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        for options in ([], ["--once"]):
+            assert await top(url, "--json", *options) == (1 if status == 500 else 2)
+            expected = {
+                200: "is not the state of a gateway of this version",
+                404: "it is no gateway",
+                500: "the status 500",
+            }
+            assert expected[status] in capsys.readouterr().err
+    finally:
+        await runner.cleanup()
 
 
 @pytest.mark.parametrize(
