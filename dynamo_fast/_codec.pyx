@@ -641,7 +641,7 @@ cdef inline unsigned char *put_mux(
     return to + MUX_PREFIX + size
 
 
-def encode_mux_frame(stream, kind, body=EMPTY):
+def encode_mux_frame(stream, kind, body=b""):
     """One mux frame, without an object. Raises what `MuxFrame` and `MuxCodec` raise."""
     cdef uint32_t number = field_of("stream", stream, U32_MAX), of_kind = field_of("kind", kind, U8_MAX)
     cdef Span span

@@ -623,6 +623,9 @@ class MuxCodec(_Codec["MuxFrame"]):
 
     _name = "mux frame"
 
+    def __init__(self, max_message_size: int | None = None) -> None:
+        super().__init__(max_message_size)
+
     def encode_message(self, message: MuxFrame) -> bytes:
         """The frame of `message`. Raises MessageTooLarge, also for a body that does not fit its length field."""
         frame = expect(message, MuxFrame)

@@ -32,21 +32,6 @@ DIAGRAM = re.compile(r"^```mermaid\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 
 
-def on_config(config: MkDocsConfig) -> None:
-    """Leave out of the navigation what is not there; a page that is in no navigation still fails the build."""
-    if config.nav is not None:
-        config.nav = _existing(config.nav, Path(config.docs_dir))
-
-
-def _existing(entry: Any, docs: Path) -> Any:
-    if isinstance(entry, dict):
-        entry = {title: _existing(below, docs) for title, below in entry.items()}
-        return {title: below for title, below in entry.items() if below}
-    if isinstance(entry, list):
-        return [found for each in entry if (found := _existing(each, docs))]
-    return entry if entry in PAGES.values() or (docs / entry).exists() else None
-
-
 def on_files(files: Files, config: MkDocsConfig) -> None:
     """Add the pages that stand outside of docs/, and the files that pages link to."""
     root = Path(config.docs_dir).parent

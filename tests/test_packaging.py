@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
-FOR_DEVELOPERS = {"bench", "examples", "test"}
+FOR_DEVELOPERS = {"bench", "docs", "examples", "test", "testing"}
 
 
 def extras() -> dict[str, str]:

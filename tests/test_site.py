@@ -74,7 +74,7 @@ def test_the_files_that_pages_link_to_are_downloads(site: Path) -> None:
 
 
 def tree(folder: Path, home: str) -> Path:
-    """A small repository with two pages, and the hooks and the settings of the real one; returns its settings."""
+    """A small repository of few pages, with the hooks and the settings of the real one; returns its settings."""
     (folder / "docs" / "figures").mkdir(parents=True)
     for name in ("CHANGELOG.md", "SECURITY.md"):
         (folder / name).write_text("# A page\n", encoding="utf-8")
@@ -83,7 +83,9 @@ def tree(folder: Path, home: str) -> Path:
     (folder / "scripts").symlink_to(ROOT / "scripts")
     (folder / "dynamo_fast").symlink_to(ROOT / "dynamo_fast")
     settings = folder / "mkdocs.yml"
-    settings.write_text((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), encoding="utf-8")
+    before_nav, _, _ = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")
+    pages = ("README.md", "install.md", "changelog.md", "vulnerabilities.md")
+    settings.write_text("\n".join([before_nav, "nav:", *(f"  - {page}" for page in pages), ""]), encoding="utf-8")
     return settings
 
 

@@ -12,6 +12,7 @@ async with FaultProxy("127.0.0.1:4000") as proxy:       # dial proxy.address in 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections import deque
@@ -229,4 +230,7 @@ class _Pipe:
         if data:
             transport.write(data)
         elif not transport.is_closing():
-            transport.write_eof()
+            with contextlib.suppress(
+                OSError
+            ):  # the other side has reset the connection, and the loop does not know yet
+                transport.write_eof()

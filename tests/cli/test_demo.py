@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 import signal
@@ -32,7 +31,6 @@ def test_it_ends_with_what_to_do_next(tmp_path: Path) -> None:
     assert curl.startswith(f"curl -N {url}/demo/backend/generate ")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("dynamo_fast.gateway") is None, reason="there is no gateway yet")
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT to one process")
 def test_it_stays_behind_the_gateway(tmp_path: Path) -> None:
     with started([*DEMO, "--stay"], settings(tmp_path, DYNAMO_FAST_GATEWAY_PORT="0"), stderr=subprocess.PIPE) as demo:

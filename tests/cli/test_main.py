@@ -63,7 +63,7 @@ def test_without_a_command_it_shows_its_help(tmp_path: Path) -> None:
         (["call", "a/b", "{}"], 2, "'a/b' is no endpoint"),
         (["call", "a..c", "{}"], 2, "'a..c' is no endpoint"),
         (["call", "localhost:1/x", "{}"], 2, "Invalid TCP address 'localhost:1/x'"),
-        (["call", "127.0.0.1:1/x", "{"], 2, "the request is no JSON: unexpected end of data"),
+        (["call", "127.0.0.1:1/x", "{"], 2, "the request is no JSON: Input data was truncated"),
         (["call", "127.0.0.1:1/x"], 2, "the request of standard input is no JSON: "),
         (["call", "127.0.0.1:1/x", "{}"], 1, "TCP connection to 127.0.0.1:1 failed"),
         (["call", "a.b.c", "{}", "--wait", "0.1"], 1, "no instance of a.b.c within 0.1 s (discovery: file, "),

@@ -84,7 +84,7 @@ async def test_a_snapshot_a_line_until_the_gateway_ends(tmp_path: Path) -> None:
         assert len(second["samples"]) == 1
     _, errors = await process.communicate()
     assert process.returncode == 1
-    assert f"CannotConnect: the gateway at {stage.server.url} has ended" in errors.decode()
+    assert errors.decode() == f"dynamo-fast top: error: the gateway at {stage.server.url} has ended\n"
 
 
 async def test_the_screen_is_left_as_it_was(stage: Stage) -> None:
@@ -121,7 +121,7 @@ async def test_the_token_is_that_of_the_gateway(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
     async with staged(tmp_path, token="secret") as stage:
-        assert await top(stage.server.url, "--once", "--json") == 1
+        assert await top(stage.server.url, "--once", "--json") == 2
         assert "asks for a token: set DYNAMO_FAST_GATEWAY_TOKEN" in capsys.readouterr().err
         monkeypatch.setenv("DYNAMO_FAST_GATEWAY_TOKEN", "secret")
         assert await top(stage.server.url, "--once", "--json") == 0
@@ -136,26 +136,28 @@ async def test_what_is_no_gateway(status: int, capsys: Output) -> None:
     application = web.Application()
     application.router.add_get("/{path:.*}", answer)
     runner = web.AppRunner(application)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    for options in ([], ["--once"]):
-        assert await top(url, "--json", *options) == 1
-        expected = {
-            200: "is not the state of a gateway of this version",
-            404: "it is no gateway",
-            500: "the status 500",
-        }
-        assert expected[status] in capsys.readouterr().err
-    await runner.cleanup()
+    try:
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        for options in ([], ["--once"]):
+            assert await top(url, "--json", *options) == (1 if status == 500 else 2)
+            expected = {
+                200: "is not the state of a gateway of this version",
+                404: "it is no gateway",
+                500: "the status 500",
+            }
+            assert expected[status] in capsys.readouterr().err
+    finally:
+        await runner.cleanup()
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
-    [("127.0.0.1:8080", "expected the URL of a gateway"), ("http://127.0.0.1:1", "CannotConnect: no gateway at")],
+    ("url", "status", "said"),
+    [("127.0.0.1:8080", 2, "expected the URL of a gateway"), ("http://127.0.0.1:1", 1, "error: no gateway at")],
 )
-def test_where_no_gateway_is(url: str, said: str, capsys: Output) -> None:
-    assert main(["top", url, "--json"]) == 1
+def test_where_no_gateway_is(url: str, status: int, said: str, capsys: Output) -> None:
+    assert main(["top", url, "--json"]) == status
     assert said in capsys.readouterr().err
 
 

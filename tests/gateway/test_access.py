@@ -43,9 +43,32 @@ async def test_the_token_is_not_shown() -> None:
     assert "secret" not in repr(GatewayConfig(token="secret"))
 
 
+JSON = {"Content-Type": "application/json"}
+
+
 async def test_pages_of_other_origins_may_not_call_by_default(stage: Stage) -> None:
-    async with stage.post({"items": [1]}, headers={"Origin": "https://a.example"}) as response:
+    async with stage.post({"items": [1]}, headers={"Origin": "https://a.example", **JSON}) as response:
         assert "Access-Control-Allow-Origin" not in response.headers
+    question = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    async with stage.client.options("/a/b/c", headers=question) as response:
+        assert response.status == 405
+
+
+@pytest.mark.parametrize("path", ["/a/b/c", "/v1/chat/completions"])
+@pytest.mark.parametrize("given", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None])
+@pytest.mark.parametrize("header", [{"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}])
+async def test_what_a_page_may_send_without_asking_is_refused(
+    stage: Stage, path: str, given: str | None, header: dict[str, str]
+) -> None:
+    """A form, for one: its answer would not be shown to the page, but its request would be carried out."""
+    headers = header if given is None else {**header, "Content-Type": given}
+    async with stage.post({"items": [1]}, path, headers=headers, skip_auto_headers=["Content-Type"]) as response:
+        assert response.status == 415
+        assert "application/json" in (await response.json())["error"]["message"]
+    async with stage.post(
+        {"items": [1]}, headers={**header, "Content-Type": "Application/JSON; charset=utf-8"}
+    ) as response:
+        assert response.status == 200
 
 
 @pytest.mark.parametrize(
@@ -60,7 +83,7 @@ async def test_pages_of_the_origins_that_are_named_may_call(
     begin: Begin, cors: str, origin: str, allowed: str | None
 ) -> None:
     stage = await begin(cors=cors)
-    async with stage.post({"items": [1], "hangs": True}, headers={"Origin": origin}) as response:
+    async with stage.post({"items": [1], "hangs": True}, headers={"Origin": origin, **JSON}) as response:
         assert response.headers.get("Access-Control-Allow-Origin") == allowed
         assert response.headers["Vary"] == "Origin"
     question = {"Origin": origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-a"}

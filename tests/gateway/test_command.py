@@ -103,8 +103,8 @@ def test_a_port_that_is_taken_and_a_setting_that_is_none(tmp_path: Path) -> None
         assert "address already in use" in refused.stderr.lower()
     refused = run(tmp_path, "gateway", "--tls-cert", "x")
     assert (refused.returncode, refused.stderr) == (
-        1,
-        "InvalidConfig: HTTPS needs a certificate and its key: DYNAMO_FAST_GATEWAY_TLS_KEY is missing\n",
+        2,
+        "dynamo-fast gateway: error: HTTPS needs a certificate and its key: DYNAMO_FAST_GATEWAY_TLS_KEY is missing\n",
     )
     assert "port=70000 is not valid" in run(tmp_path, "gateway", "--port", "70000").stderr
 
@@ -117,8 +117,8 @@ def test_without_aiohttp_the_extra_is_named(tmp_path: Path) -> None:
         [sys.executable, "-c", code], env=settings(tmp_path), capture_output=True, text=True, timeout=LIMIT, check=False
     )
     assert (ended.returncode, ended.stderr) == (
-        1,
-        "InvalidConfig: the gateway needs aiohttp: pip install 'dynamo-fast[gateway]'\n",
+        2,
+        "dynamo-fast gateway: error: the gateway needs aiohttp: pip install 'dynamo-fast[gateway]'\n",
     )
 
 

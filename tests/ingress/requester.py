@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
-PATIENCE = 5.0
+PATIENCE = 20.0
 """Seconds after which a test gives up waiting for bytes."""
 
 

@@ -312,8 +312,8 @@ MUTANTS = [
     Mutant(
         "max_streams counts only what waits",
         EGRESS,
-        "        sockets = len(self._waiting) + len(self.connections)\n",
-        "        sockets = len(self._waiting)\n",
+        "        streams = len(self._waiting) + len(self.connections) + self.multiplexed\n",
+        "        streams = len(self._waiting) + self.multiplexed\n",
         "tests/egress/test_clocked.py::test_open_answers_count_as_streams",
     ),
     Mutant(
@@ -497,8 +497,8 @@ MUTANTS = [
     Mutant(
         "an input whose handshake does not lift its deadline",
         EGRESS,
-        "        self._server.strangers.discard(self)\n        self._server.connections.discard(self)\n",
-        "        self._server.connections.discard(self)\n",
+        'hand it over to `sender`."""\n        self._server.strangers.discard(self)\n',
+        'hand it over to `sender`."""\n',
         "tests/egress/test_time.py::test_an_input_that_was_dialled_for_has_no_limit",
     ),
     Mutant(
@@ -640,7 +640,7 @@ MUTANTS = [
     Mutant(
         "a worker that forgets the bytes of its items",
         INGRESS,
-        "            self.bytes += len(frames) - _FRAME_OVERHEAD * len(data)\n",
+        "                self.bytes += len(frames) - _FRAME_OVERHEAD * len(data)\n",
         "",
         "tests/ingress/test_push_handler.py::test_what_the_metrics_say",
     ),
@@ -662,8 +662,8 @@ MUTANTS = [
     Mutant(
         "a bidirectional request counts as one connection",
         INGRESS,
-        "            self.descriptors = 2\n",
-        "            self.descriptors = 1\n",
+        "            self.descriptors += 1\n",
+        "",
         "tests/ingress/test_descriptors.py::test_each_connection_to_the_router_counts",
     ),
     Mutant(

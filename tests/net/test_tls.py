@@ -358,8 +358,9 @@ def test_commands_say_so(command: list[str], tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert done.returncode == 1
-    assert done.stderr.startswith("InvalidConfig: both DYN_TCP_TLS_CERT_PATH and DYN_TCP_TLS_KEY_PATH must be set")
+    assert done.returncode == 2
+    told = "both DYN_TCP_TLS_CERT_PATH and DYN_TCP_TLS_KEY_PATH must be set"
+    assert done.stderr.startswith(f"dynamo-fast {command[0]}: error: {told}")
 
 
 async def test_the_drop_in_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
