@@ -121,10 +121,19 @@ class Items:
                 data = item.data()
                 if data is not None:
                     return data
-        if self._abandonment is not None and (error := self._abandonment.error) is not None:
-            self._abandonment = None
-            raise error
+        if self._abandonment is not None:
+            self._raise_abandoned()
         return END
+
+    def _raise_abandoned(self) -> None:
+        """Raise, once, why a stream that was abandoned was closed."""
+        assert self._abandonment is not None
+        error, self._abandonment = self._abandonment.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback refers to this frame
 
     def _plain(self, frame: object) -> Any:
         """The data of an item that has nothing else, which nearly every frame is; None if it must be looked at fully."""
@@ -153,15 +162,18 @@ class Items:
 
         `_in_take` says then which of the two it was.
         """
-        while self._flowing:
-            item = self.take()
-            if item is None:
-                return
-            if item is END:
-                raise StopAsyncIteration
-            self._in_take = True
-            take(item)
-            self._in_take = False
+        try:
+            while self._flowing:
+                item = self.take()
+                if item is None:
+                    return
+                if item is END:
+                    raise StopAsyncIteration
+                self._in_take = True
+                take(item)
+                self._in_take = False
+        finally:
+            del take  # the traceback of an error refers to this frame, and `take` to who may keep the error
 
     def is_exhausted(self) -> bool:
         """Whether `pull` raises: no item is left, and none will come."""
