@@ -74,7 +74,7 @@ class Attempts(Protocol):
 
 
 class Delivery:
-    """One answer that goes to a sink. It goes on until its end, whether or not somebody holds it.
+    """One answer that goes to a sink. It goes on until its end, also if no one refers to it.
 
     `generate` makes it. The receiver of the answer calls it when frames have come; the caller may pause, resume and close
     it. Used on the router's event loop; `close` works on any thread.
