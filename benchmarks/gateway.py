@@ -70,7 +70,7 @@ class Work:
     def request(self) -> bytes:
         """The request over HTTP."""
         body = json.dumps(self.body()).encode()
-        head = f"POST {PATH} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 

@@ -2,7 +2,7 @@
 cimport cython
 
 from dynamo_fast.wire._raw cimport is_one_value
-from dynamo_fast.egress._send cimport bytes_between, fill_send_slot, inherit_anext
+from dynamo_fast.egress._send cimport bytes_between, fill_send_slot
 
 
 cdef bint _IS_COMPILED

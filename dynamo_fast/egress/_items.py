@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from dynamo_fast.wire._raw import is_one_value
 from dynamo_fast.wire.payload import UNREADABLE, Annotated
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from dynamo_fast.egress.response_receiver import ResponseReceiver
     from dynamo_fast.wire.payload import ItemReader
 
-__all__ = ["END", "Items", "NextItem", "begin", "with_fast_anext"]
-
-_Class = TypeVar("_Class", bound=type)
+__all__ = ["END", "Items", "NextItem", "begin"]
 
 # Then the names that no module here defines are those of functions in C (`_send.pxd`).
 _IS_COMPILED = not __file__.endswith(".py")
@@ -121,10 +119,19 @@ class Items:
                 data = item.data()
                 if data is not None:
                     return data
-        if self._abandonment is not None and (error := self._abandonment.error) is not None:
-            self._abandonment = None
-            raise error
+        if self._abandonment is not None:
+            self._raise_abandoned()
         return END
+
+    def _raise_abandoned(self) -> None:
+        """Raise, once, why a stream that was abandoned was closed."""
+        assert self._abandonment is not None
+        error, self._abandonment = self._abandonment.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback refers to this frame
 
     def _plain(self, frame: object) -> Any:
         """The data of an item that has nothing else, which nearly every frame is; None if it must be looked at fully."""
@@ -153,15 +160,18 @@ class Items:
 
         `_in_take` says then which of the two it was.
         """
-        while self._flowing:
-            item = self.take()
-            if item is None:
-                return
-            if item is END:
-                raise StopAsyncIteration
-            self._in_take = True
-            take(item)
-            self._in_take = False
+        try:
+            while self._flowing:
+                item = self.take()
+                if item is None:
+                    return
+                if item is END:
+                    raise StopAsyncIteration
+                self._in_take = True
+                take(item)
+                self._in_take = False
+        finally:
+            del take  # the traceback of an error refers to this frame, and `take` to who may keep the error
 
     def is_exhausted(self) -> bool:
         """Whether `pull` raises: no item is left, and none will come."""
@@ -196,7 +206,7 @@ class NextItem:
             await items.wait()
         return item
 
-    It begins when it is awaited, and can be awaited once. Whoever awaits it owns it.
+    It begins when it is awaited, and can be awaited once. What awaits it owns it.
     """
 
     _items: Items | None
@@ -238,13 +248,6 @@ class NextItem:
         self._items = self._waiting = None
         if items is not None:
             items.wait_cancelled()
-
-
-def with_fast_anext(kind: _Class) -> _Class:
-    """A subclass of a compiled class, whose `__anext__` it inherits: Python need not look it up by its name each time."""
-    if _IS_COMPILED:
-        inherit_anext(kind, kind.__base__)  # type: ignore[name-defined]  # noqa: F821  # it is in `_send.pxd`
-    return kind
 
 
 def begin(items: Items) -> NextItem:

@@ -25,15 +25,9 @@ cdef extern from *:
     CYTHON_UNUSED static PyObject *bytes_between(PyObject *whole, Py_ssize_t begin, Py_ssize_t end) {
         return PyBytes_FromStringAndSize(PyBytes_AS_STRING(whole) + begin, end - begin);
     }
-
-    CYTHON_UNUSED static void inherit_anext(PyObject *type, PyObject *base) {
-        ((PyTypeObject *)type)->tp_as_async->am_anext = ((PyTypeObject *)base)->tp_as_async->am_anext;
-    }
     """
     # `am_send` is how `await` asks for a result. Without it each result travels as a StopIteration, which costs more than
     # the rest of an `await`. `step` returns the result, or what to wait for; then `is_over` says which of the two it was.
     void fill_send_slot(object kind, object (*step)(object), bint (*is_over)(object) noexcept)
-    # Python looks `__anext__` up by its name for each item, in a class that inherits it from one of Cython's.
-    void inherit_anext(object kind, object base)
     # whole[begin:end] of bytes, for 0 <= begin <= end <= len(whole); Cython's makes a slice object first.
     bytes bytes_between(bytes whole, Py_ssize_t begin, Py_ssize_t end)

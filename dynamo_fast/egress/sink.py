@@ -74,7 +74,7 @@ class Attempts(Protocol):
 
 
 class Delivery:
-    """One answer that goes to a sink. It goes on until its end, whether or not somebody holds it.
+    """One answer that goes to a sink. It goes on until its end, also if no one refers to it.
 
     `generate` makes it. The receiver of the answer calls it when frames have come; the caller may pause, resume and close
     it. Used on the router's event loop; `close` works on any thread.
@@ -103,7 +103,8 @@ class Delivery:
     ) -> None:
         """`call` is told how the answer went. `at_end` is called before the sink's `end`, and returns its argument."""
         self._stream = stream
-        self._sink = sink
+        self._sink: Any = sink
+        """None after the end."""
         self._call = call
         self._at_end = at_end
         self._loop = stream.loop
@@ -238,9 +239,16 @@ class Delivery:
             self._call.release()
         if self._at_end is not None:
             error = self._at_end(error)
+        sink = self._sink
+        # The traceback of the error passes this delivery. A sink may keep the error: break the reference cycle.
+        self._sink, self._take, self._flush = None, _ended, None
         try:
-            self._sink.end(error)
+            sink.end(error)
         except Exception as raised:
             self._loop.call_exception_handler(
-                {"message": f"{type(self._sink).__qualname__}.end() raised", "exception": raised}
+                {"message": f"{type(sink).__qualname__}.end() raised", "exception": raised}
             )
+
+
+def _ended(item: Any) -> None:
+    """Takes the place of the sink's `item`: nothing comes after the end."""

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from dynamo_fast import __version__
 from dynamo_fast.config import GatewayConfig
+from dynamo_fast.gateway.browsers import refuse_other_sites, refuse_rebound
 from dynamo_fast.gateway.cors import Cors
 from dynamo_fast.gateway.endpoints import Endpoints
 from dynamo_fast.gateway.errors import HttpError
@@ -85,6 +86,8 @@ class Gateway:
         self.metrics = GatewayMetrics()
         self.limits = Limits(config)
         """Which requests run."""
+        self.is_local = False
+        """Whether only this machine can reach it: the server says so."""
         self.exchanges = Exchanges(config, [self.metrics, *observers])
         self._authorization = f"Bearer {config.token}".encode() if config.token else None
         self._cors = Cors(config.cors) if config.cors else None
@@ -158,6 +161,10 @@ class Gateway:
 
     def _authorize(self, request: web.Request) -> None:
         if self._authorization is None:
+            if self.is_local:
+                refuse_rebound(request)
+            if request.method == "POST":
+                refuse_other_sites(request)
             return
         given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
         if not hmac.compare_digest(given, self._authorization):

@@ -12,8 +12,11 @@ from aiohttp import web
 
 from dynamo_fast.config import GatewayConfig
 from dynamo_fast.gateway.errors import HttpError
+from dynamo_fast.wire.text import printable
 
 __all__ = ["Limits", "read_body"]
+
+_CLOSE = {"Connection": "close"}
 
 
 class Limits:
@@ -32,7 +35,7 @@ class Limits:
     def enter(self, request: web.Request) -> str | None:
         """Take a place for one request, which `exit` gives back. Raises HttpError if there is none."""
         if self.leaving:
-            raise HttpError(503, "the gateway is leaving: ask another one", headers={"Connection": "close"})
+            raise HttpError(503, "the gateway is leaving: ask another one", headers=_CLOSE)
         if self.running >= self._most:
             raise HttpError(503, f"{self._most} requests run already: try again later")
         client = (request.remote or "") if self._most_per_client else None
@@ -62,20 +65,24 @@ class Limits:
 
 
 async def read_body(request: web.Request, config: GatewayConfig) -> bytes:
-    """The whole body. Raises HttpError: 413 if it is too long, 408 if it does not come in time."""
+    """The whole body. Raises HttpError: 413 if it is too long, 408 if it is late, 400 if it cannot be read."""
     limit = config.max_body
     if (request.content_length or 0) > limit:
         raise _too_long(limit)
     if not request.body_exists:
         return b""
-    if request.content.is_eof():  # it came with the head
-        body = request.content.read_nowait()
-    else:
-        try:
+    try:
+        if request.content.is_eof():  # it came with the head
+            body = request.content.read_nowait()
+        else:
             body = await asyncio.wait_for(_read(request, limit), config.body_timeout)
-        except asyncio.TimeoutError:
-            message = f"the body did not come within {config.body_timeout:g} s"
-            raise HttpError(408, message, headers={"Connection": "close"}) from None
+    except asyncio.TimeoutError:
+        message = f"the body did not come within {config.body_timeout:g} s"
+        raise HttpError(408, message, headers=_CLOSE) from None
+    except web.RequestPayloadError as error:  # wrong chunks, or not what Content-Encoding says
+        raise HttpError(
+            400, f"the body cannot be read: {printable(' '.join(str(error).split()))}", headers=_CLOSE
+        ) from None
     if len(body) > limit:
         raise _too_long(limit)
     return body
@@ -93,4 +100,4 @@ async def _read(request: web.Request, limit: int) -> bytes:
 
 
 def _too_long(limit: int) -> HttpError:
-    return HttpError(413, f"the body has more than {limit} bytes", headers={"Connection": "close"})
+    return HttpError(413, f"the body has more than {limit} bytes", headers=_CLOSE)

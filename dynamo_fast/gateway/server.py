@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import sys
 from typing import cast
 
@@ -49,6 +50,7 @@ class Server:
             identity = TlsConfig(cert_path=config.tls_cert, key_path=config.tls_key)
             tls = ServerTls(identity, ("DYNAMO_FAST_GATEWAY_TLS_CERT", "DYNAMO_FAST_GATEWAY_TLS_KEY"))
         listening = resolve(config.host, "DYNAMO_FAST_GATEWAY_HOST", names=True)
+        application[GATEWAY].is_local = ipaddress.ip_address(listening.bind_ip).is_loopback
         runner = web.AppRunner(
             application,
             access_log=None,

@@ -8,6 +8,7 @@ import gc
 import logging
 import socket
 import sys
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -123,6 +124,20 @@ def test_a_stream_whose_wait_was_cancelled_is_closed(kind: str, caplog: pytest.L
 
     with caplog.at_level(logging.WARNING, "dynamo_fast.egress"):
         on_a_turned_clock(kind, main)
+
+
+def test_the_error_of_an_abandoned_stream_leaves_no_garbage() -> None:
+    async def main(found: World) -> None:
+        await cancelled(found.stream)
+        await happens_after(PATIENCE, lambda: not found.inflight)
+        with pytest.raises(Cancelled) as caught:
+            await found.stream.__anext__()
+        kept = weakref.ref(found.stream)
+        del caught
+        found.stream = None
+        assert kept() is None
+
+    on_a_turned_clock("addressed", main)
 
 
 @pytest.mark.parametrize("kind", ["addressed", "routed"])

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -314,6 +315,42 @@ async def test_no_task_is_woken_for_an_item_and_nothing_is_left(router: Addresse
         assert sink.got == ["begin", 1, 2, 3, END]
         assert callers == [None, None, None]
         assert await stream.received() == [b""]
+
+
+class KeepsError:
+    """A sink that keeps why its answer has ended."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def begin(self, delivery: Delivery) -> None:
+        pass
+
+    def item(self, item: Any) -> None:
+        raise AssertionError(item)
+
+    def end(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+@pytest.mark.parametrize("how", ["error", "lost"])
+async def test_a_sink_may_keep_the_error_of_its_answer(
+    router: AddressedPushRouter, worker: RawWorker, how: str
+) -> None:
+    """The traceback passes the delivery, which must not refer to the sink any more: else they hold each other."""
+    with no_garbage():
+        sink = KeepsError()
+        delivery, stream = await deliver(router, worker, sink)
+        if how == "error":
+            stream.send(data=b'{"data":{"event":"error","comment":["boom"]},"complete_final":false}')
+        else:
+            stream.reset()
+        await asyncio.wait_for(delivery.wait_ended(), LIMIT)
+        assert isinstance(sink.error, RemoteError if how == "error" else Disconnected)
+        await stream.received()
+        kept = weakref.ref(sink)
+        del delivery, sink, stream
+        assert kept() is None
 
 
 def _current_task() -> asyncio.Task[Any] | None:

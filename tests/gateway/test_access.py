@@ -71,6 +71,58 @@ async def test_what_a_page_may_send_without_asking_is_refused(
         assert response.status == 200
 
 
+async def test_a_page_cannot_send_without_asking_first(stage: Stage) -> None:
+    """A browser sends forms and plain texts of any page anywhere. For JSON it asks first, which is refused."""
+    for mark in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
+        for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+            for path in ("/a/b/c", "/v1/chat/completions"):
+                async with stage.post({"items": [1]}, path, headers={**mark, "Content-Type": kind}) as response:
+                    assert response.status == 415
+                    assert "Content-Type: application/json" in await response.text()
+        async with stage.post({"items": [1]}, headers={**mark, "Content-Type": "application/json"}) as response:
+            assert response.status == 200
+    async with stage.client.options(
+        "/a/b/c", headers={"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    ) as response:
+        assert response.status == 405
+    async with stage.post({"items": [1]}, headers={"Content-Type": "text/plain"}) as response:  # no browser
+        assert response.status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example", 403),
+        ("evil.example:8080", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("[::1].evil.example", 403),
+        ("localhost:8080", 200),
+        ("LOCALHOST.", 200),
+        ("app.localhost", 200),
+        ("127.0.0.1:1", 200),
+        ("[::1]:8080", 200),
+        ("10.0.0.1", 200),
+    ],
+)
+async def test_a_name_that_was_made_to_point_here_is_refused(stage: Stage, host: str, status: int) -> None:
+    """DNS rebinding: only the name tells such a page from one of this gateway."""
+    for path in ("/v1/endpoints", "/v1/models", "/_state", "/metrics"):
+        async with stage.client.get(path, headers={"Host": host}) as response:
+            assert response.status == status
+    async with stage.post({"items": [1]}, headers={"Host": host}) as response:
+        assert response.status == status
+        assert ("a proxy must set the header `Host: localhost`" in await response.text()) == (status == 403)
+
+
+@pytest.mark.parametrize("settings", [{"token": "secret"}, {"host": "0.0.0.0"}])
+async def test_with_a_token_or_for_other_machines_any_name_will_do(begin: Begin, settings: dict[str, str]) -> None:
+    stage = await begin(**settings)
+    headers = {"Host": "dynamo.example", "Authorization": "Bearer secret"}
+    async with stage.post({"items": [1]}, headers=headers) as response:
+        assert response.status == 200
+
+
 @pytest.mark.parametrize(
     ("cors", "origin", "allowed"),
     [

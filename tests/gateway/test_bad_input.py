@@ -52,10 +52,28 @@ async def test_an_empty_body_is_null(begin: Begin) -> None:
 async def test_a_body_that_is_too_long_is_413_before_it_is_read(begin: Begin) -> None:
     stage = await begin(max_body=1000)
     reader, writer = await stage.connect()
-    writer.write(b"POST /a/b/c HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n\r\n")
+    writer.write(b"POST /a/b/c HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1001\r\n\r\n")
     head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), GENEROUS)
     assert head.startswith(b"HTTP/1.1 413 ")
     assert b"Connection: close" in head
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"Content-Length: 5\r\nContent-Encoding: gzip\r\n\r\nhello",
+        b"Content-Length: 5\r\nContent-Encoding: deflate\r\n\r\nhello",
+        b"Transfer-Encoding: chunked\r\n\r\n5\r\nhelloXX\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n",
+    ],
+    ids=["gzip", "deflate", "chunk", "size"],
+)
+async def test_a_body_that_cannot_be_read_is_400(stage: Stage, rest: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    reader, writer = await stage.connect()
+    writer.write(b"POST /a/b/c HTTP/1.1\r\nHost: localhost\r\n" + rest)
+    answer = await asyncio.wait_for(reader.read(), GENEROUS)
+    assert b" 400 " in answer.splitlines()[0]
     writer.close()
 
 
@@ -74,7 +92,7 @@ async def test_a_chunked_body_that_becomes_too_long_is_413(begin: Begin) -> None
 async def test_a_body_that_does_not_come_is_408(begin: Begin) -> None:
     stage = await begin(body_timeout=0.05)
     reader, writer = await stage.connect()
-    writer.write(b"POST /a/b/c HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n123")
+    writer.write(b"POST /a/b/c HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n123")
     assert (await asyncio.wait_for(reader.readline(), GENEROUS)).startswith(b"HTTP/1.1 408 ")
     writer.close()
 
@@ -261,7 +279,7 @@ async def asked(stage: Stage, receive_buffer: int = 4096) -> socket.socket:
     client.setblocking(False)
     loop = asyncio.get_running_loop()
     await loop.sock_connect(client, ("127.0.0.1", stage.server.port))
-    await loop.sock_sendall(client, b"POST /a/b/c HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+    await loop.sock_sendall(client, b"POST /a/b/c HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}")
     return client
 
 
@@ -304,7 +322,8 @@ async def test_a_reader_that_stops_is_cut_and_the_worker_told(tmp_path: Path) ->
 async def test_the_worker_of_a_client_that_has_gone_is_stopped(stage: Stage, accept: str, items: list[int]) -> None:
     reader, writer = await stage.connect()
     body = b'{"hangs":true,"items":%b}' % str(items).encode()
-    head = b"POST /a/b/c HTTP/1.1\r\nHost: x\r\nAccept: %b\r\nContent-Length: %d\r\n\r\n" % (accept.encode(), len(body))
+    head = b"POST /a/b/c HTTP/1.1\r\nHost: localhost\r\nAccept: %b\r\n" % accept.encode()
+    head += b"Content-Length: %d\r\n\r\n" % len(body)
     writer.write(head + body)
     await until(lambda: stage.inflight == 1)
     if items and accept != "application/json":
@@ -316,7 +335,7 @@ async def test_the_worker_of_a_client_that_has_gone_is_stopped(stage: Stage, acc
 
 async def test_a_client_that_goes_while_it_sends_its_body_leaves_nothing(stage: Stage) -> None:
     _, writer = await stage.connect()
-    writer.write(b"POST /a/b/c HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    writer.write(b"POST /a/b/c HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
     await until(lambda: stage.server.running == 1)
     writer.close()
     await until(lambda: stage.server.running == 0 and stage.server.connections == 0)
@@ -342,7 +361,7 @@ async def test_a_large_answer_of_one_piece_to_a_reader_that_stops_is_cut(tmp_pat
         client.setblocking(False)
         loop = asyncio.get_running_loop()
         await loop.sock_connect(client, ("127.0.0.1", stage.server.port))
-        head = b"POST /a/b/c HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\nContent-Length: 2\r\n\r\n{}"
+        head = b"POST /a/b/c HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\nContent-Length: 2\r\n\r\n{}"
         await loop.sock_sendall(client, head)
         await until(lambda: stage.server.connections == 1)
         await until(lambda: stage.server.connections == 0)
