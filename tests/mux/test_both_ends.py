@@ -85,7 +85,7 @@ async def converse(requests: AsyncIterator[Any], context: Context) -> AsyncItera
         yield {"got": each}
 
 
-def wrong(request: Any) -> Any:
+def wrong(request: Any) -> AsyncIterator[Any]:
     raise KeyError("no such model")
 
 
