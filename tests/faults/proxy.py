@@ -366,6 +366,11 @@ class Proxy:
             if link.stalled or any(pipe.ended or pipe.dribbles for pipe in link.pipes):
                 link.reset()
 
+    def reset(self) -> None:
+        """Reset all connections."""
+        for link in list(self.links):
+            link.reset()
+
     async def __aenter__(self) -> Proxy:
         self._server = await self.loop.create_server(self._accepted, "127.0.0.1", 0)
         self.port: int = self._server.sockets[0].getsockname()[1]
@@ -373,8 +378,7 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        for link in list(self.links):
-            link.reset()
+        self.reset()
         await asyncio.gather(*self._tasks)
         while self.links:
             await asyncio.sleep(SETTLE)

@@ -1,6 +1,6 @@
 """Every fault at every place of a conversation: what the caller gets, what becomes of the handler, and when.
 
-The two tables below are the expectation. A row is a frame and a byte of it, a column is a fault (see `proxy`). A cell says
+The tables below are the expectation. A row is a frame and a byte of it, a column is a fault (see `proxy`). A cell says
 
     the caller's end                                   when           the handler's end
     ok  the answer, all of it                          .  at once          -  it was never called
@@ -17,7 +17,8 @@ The two tables below are the expectation. A row is a frame and a byte of it, a c
 On the multiplexed plane the cells of the requests and of the input are the same; the answers have tables of their own.
 
 `cc`, `ct`, `di` and `un` may be tried on another worker, the others may not. 5 s are the limit of the acknowledgement, 10 s
-that of a handshake, 120 s that of a call home; a worker that gets no session within 5 s answers without. After `stop` and `kill` the end of an answer is no error, whatever ended it.
+that of a handshake, 120 s that of a call home. A worker that gets no session within 5 s answers without one. After `stop`
+and `kill` the end of an answer is no error, whatever ended it.
 
 For every cell: the items before the fault came intact and in order; another stream of the same router and worker goes on;
 a call afterwards succeeds; every table, task and descriptor is as before; the event loop has heard of no error.
@@ -115,7 +116,8 @@ input-sentinel           ok.d      di.k      di.k      di.k      ok.d      ok.d
 """
 
 #: The same for the multiplexed plane (docs/spec/mux.md), where the answers of both calls come on one connection. `x`: it is
-#: lost, and the bystander with it. `session` and `hello` are of the victim's, and the bystander has a connection of its own.
+#: lost, at the latest when the harm ends, and the bystander with it. At `session` and `hello` the bystander has a
+#: connection of its own.
 SESSION_PLACES = """
                          cut       finish    forward   back      stall     dribble   garbage   flip
 session         before   ok.d      ok.d      ok.d      ok.d      ok5d      ok.d      ok.d      ok.d
