@@ -61,6 +61,7 @@ ROUNDS ?= 3
 bench: $(VENV)/.bench runtimes
 	@$(BIN)/python -m benchmarks.codec
 	@$(BIN)/python -m benchmarks.router --rounds $(ROUNDS)
+	@$(BIN)/python -m benchmarks.step --rounds $(ROUNDS)
 	@$(BIN)/python -m benchmarks.report
 
 # Half an hour; FLEET="--workers 1000" takes ten minutes.

@@ -1,4 +1,4 @@
-"""What `benchmarks.router` and `benchmarks.frontend` reached: their figures as tables in the documents.
+"""What `benchmarks.router`, `benchmarks.step` and `benchmarks.frontend` reached: their figures as tables in the documents.
 
     python -m benchmarks.report
 
@@ -23,6 +23,8 @@ FIGURES = Path("docs/figures")
 PAGES = (Path("docs/performance.md"), Path("docs/scaling.md"), Path("README.md"))
 
 OURS, DROP_IN = OWN = ("dynamo_fast", "dynamo_fast.runtime")
+OFF = "dynamo_fast, mux off"
+"""Ours, with a connection for each answer as Dynamo has it; the others have sessions where both ends are ours."""
 RAW, SINK = ("dynamo_fast, raw", "dynamo_fast, raw to a sink")
 HEADS = {OURS: ("here", "ratio"), DROP_IN: ("drop-in", "its ratio")}
 """Those of ours, and what stands above their figures and ratios."""
@@ -112,6 +114,16 @@ AGAINST_DYNAMO = (
     ),
     Ratio("the same: CPU of both ends a request", "both", "concurrent", "cpu_of_both", None),
 )
+BY_SESSIONS = (
+    Ratio("256 streams of 4 workers: the caller's CPU an item", "step", "256 at 20 ms", "cpu_per_item", 25, 15),
+    Ratio("the same: the workers' CPU an item", "step", "256 at 20 ms", "worker_cpu_per_item", 25),
+    Ratio("1,024 streams of 4 workers: the caller's CPU an item", "step", "1,024 at 20 ms", "cpu_per_item", 15, 10),
+    Ratio("the same: the workers' CPU an item", "step", "1,024 at 20 ms", "worker_cpu_per_item", None),
+    Ratio("4,096 streams of 4 workers: the caller's CPU an item", "step", "4,096 at 20 ms", "cpu_per_item", None),
+    Ratio("one-item requests, 32 at once: requests a second", "step", "concurrent", "requests_per_second", 8, 6),
+    Ratio("the same: CPU of both ends a request", "step", "concurrent", "cpu_of_both", 10),
+    Ratio("one-item requests in sequence: median time", "step", "sequential", "first_item_p50", 5),
+)
 AGAINST_FLOORS = (
     Ratio("bursts: CPU an item, a loop that decodes every item", "caller", "burst", "cpu_per_item", 2, others=LOOP),
     Ratio("one item a packet: CPU an item, a receiver in C", "caller", "packet", "cpu_per_item", 3, others=RECEIVER),
@@ -143,6 +155,7 @@ UNITS = {
     "cpu_per_item": (1e6, " µs"),
     "cpu_per_request": (1e6, " µs"),
     "cpu_of_both": (1e6, " µs"),
+    "worker_cpu_per_item": (1e6, " µs"),
     "first_item_p50": (1e6, " µs"),
     "items_per_second": (1, ""),
     "requests_per_second": (1, ""),
@@ -152,6 +165,8 @@ ITEMS = (("items_per_second", 1.0),)
 GAP = (("gap_p50", 1e6), ("gap_p99", 1e6))
 OF_BOTH = (("cpu_of_both", 1e6),)
 CPU = (("cpu_per_item", 1e6),)
+WORKERS_CPU = (("worker_cpu_per_item", 1e6),)
+REQUESTS = (("requests_per_second", 1.0),)
 FIRST_ITEM = (("first_item_p50", 1e6), ("first_item_p99", 1e6))
 ANSWER = (("answer_p50", 1e6), ("answer_p99", 1e6))
 PEAK = (("peak_mib", 1.0),)
@@ -186,11 +201,16 @@ def _keeping_up(folder: Path) -> float:
     return 4_096 * 50 / float(figures(folder, "caller")["4,096 at 20 ms"][OURS]["items_per_second"])
 
 
+def _gap(folder: Path) -> float:
+    return float(figures(folder, "step")["4,096 at 20 ms"][OURS]["gap_p99"] * 1e3)
+
+
 BOUNDS = (
     Bound("CPU an item with 10,000 streams at once, of that with one", _growth, 1.5, "times"),
     Bound("choosing among 1,000 instances, the slowest mode", _slowest_pick, 5, "µs"),
     Bound("memory of an idle stream", _idle, 4, "KiB"),
     Bound("4,096 streams at 50 items a second each: the time, of what it should be", _keeping_up, 1.05, "times"),
+    Bound("4,096 streams of 4 workers on sessions, an item each 20 ms: between items, p99", _gap, 25, "ms"),
 )
 
 
@@ -274,6 +294,11 @@ def behind_frontends(folder: Path) -> str:
     return reached(folder, "behind the frontend of Dynamo", "Dynamo's worker", BEHIND_FRONTENDS)
 
 
+def by_sessions(folder: Path) -> str:
+    """Both ends, with the answers of a pair of processes on one connection."""
+    return reached(folder, "both ends, answers on sessions", "Dynamo 1.6.1", BY_SESSIONS)
+
+
 def summary(folder: Path) -> str:
     """The first of these tables in short."""
     own = _own(folder, AGAINST_DYNAMO)
@@ -311,6 +336,14 @@ GRIDS: dict[str, dict[str, tuple[tuple[str, float], ...]]] = {
         "µs of both ends' CPU a request": OF_BOTH,
         "µs to the first item, p50 / p99": FIRST_ITEM,
         "items a second": ITEMS,
+    },
+    "step": {
+        "µs of the caller's CPU an item": CPU,
+        "µs of the workers' CPU an item": WORKERS_CPU,
+        "µs between items, p50 / p99": GAP,
+        "µs of both ends' CPU a request": OF_BOTH,
+        "µs to the first item, p50 / p99": FIRST_ITEM,
+        "requests a second": REQUESTS,
     },
     "growth": {"µs of CPU an item": CPU, "items a second": ITEMS},
     "loops": {"µs of CPU an item": CPU},
@@ -388,6 +421,7 @@ def tables(folder: Path) -> dict[str, str]:
     made = {
         "aims": aims(folder),
         "summary": summary(folder),
+        "step-aims": by_sessions(folder),
         "frontend": behind_frontends(folder),
         "fleet": fleet(folder),
         **grids,

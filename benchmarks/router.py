@@ -112,9 +112,9 @@ def available() -> dict[str, tuple[str, str]]:
     return callers
 
 
-def call(python: str, kind: str, work: str, settings: dict[str, str]) -> Rounds:
-    """Two rounds of one caller; none if it is another's, and hangs or fails."""
-    command = [python, str(HERE / "caller.py"), kind, work, "2"]
+def call(python: str, kind: str, work: str, settings: dict[str, str], rounds: int = 2) -> Rounds:
+    """Some rounds of one caller; none if it is another's, and hangs or fails."""
+    command = [python, str(HERE / "caller.py"), kind, work, str(rounds)]
     try:
         done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=PATIENCE, check=False)
     except subprocess.TimeoutExpired:
@@ -122,13 +122,13 @@ def call(python: str, kind: str, work: str, settings: dict[str, str]) -> Rounds:
             raise
         print(f"{' '.join(command)} did not end within {PATIENCE} s, and is left out", file=sys.stderr)
         return []
-    rounds = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if not rounds:
+    measured = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if not measured:
         failure = f"{' '.join(command)}: {done.stderr[-2000:]}"
         if kind not in ("peer", "grpc"):
             sys.exit(failure)
         print(f"left out: {failure}", file=sys.stderr)
-    return rounds
+    return measured
 
 
 def measure_callers(rounds: int) -> dict[str, dict[str, Rounds]]:
@@ -204,13 +204,15 @@ def measure_both(rounds: int) -> dict[str, dict[str, Rounds]]:
 def measure_tls(rounds: int) -> dict[str, dict[str, Rounds]]:
     """Our caller against our worker: plain, with TLS, and with certificates of both ends.
 
-    A worker dials for every answer. Its sessions are resumed; in the last row each handshake is a whole one.
+    A worker dials for every answer (with the multiplexed plane once: see `step.py`). Its TLS sessions are resumed; in the
+    last row each handshake is a whole one.
     """
     results: dict[str, dict[str, Rounds]] = {work: {} for work in TLS_WORKS}
     with contextlib.ExitStack() as stack:
         settings: dict[str, dict[str, str]] = {}
         for name, variables in tls.modes(Path(stack.enter_context(tempfile.TemporaryDirectory()))).items():
             settings[name] = environment(stack.enter_context(tempfile.TemporaryDirectory())) | variables
+            settings[name]["DYNAMO_FAST_MUX"] = "off"
             worker = stack.enter_context(process(worker_side.program("ours", sys.executable), settings[name]))
             settings[name]["WORKER_PID"] = str(worker.pid)
         for work in TLS_WORKS:
@@ -312,6 +314,7 @@ def values(measured: dict[str, Any]) -> dict[str, float | None]:
         "answer_p50": percentile("answer", 0.5),
         "answer_p99": percentile("answer", 0.99),
         "cpu_of_both": _of_both(measured),
+        "worker_cpu_per_item": _of_workers(measured),
         "cores": measured["cpu"] / measured["seconds"],
         "gap_p50": measured.get("gap_p50"),
         "gap_p99": measured.get("gap_p99"),
@@ -323,6 +326,12 @@ def _of_both(measured: dict[str, Any]) -> float | None:
     """CPU of both ends for a request, if the worker's was measured."""
     worker = measured.get("worker_cpu")
     return None if worker is None else float((measured["cpu"] + worker) / measured["requests"])
+
+
+def _of_workers(measured: dict[str, Any]) -> float | None:
+    """The workers' CPU for an item, if it was measured."""
+    worker = measured.get("worker_cpu")
+    return None if worker is None else float(worker / measured["items"])
 
 
 def figures(rounds: Rounds) -> dict[str, Any]:
@@ -344,6 +353,7 @@ COLUMNS = {
     "answer_p50": ("answer p50 us", 1e6),
     "answer_p99": ("p99 us", 1e6),
     "cpu_of_both": ("us both/request", 1e6),
+    "worker_cpu_per_item": ("us worker/item", 1e6),
     "cores": ("cores", 1.0),
     "gap_p50": ("gap p50 us", 1e6),
     "gap_p99": ("p99 us", 1e6),
@@ -364,7 +374,7 @@ def show(table: Table) -> None:
         measured = [own for own in report.OWN if own in rows]
         for name, row in rows.items():
             ratios = ", ".join(f"{row['cpu_per_item'] / rows[own]['cpu_per_item']:.2f}x {own}" for own in measured)
-            if name not in report.OWN:
+            if measured and name not in report.OWN:
                 print(f"    CPU an item of {name}: {ratios}")
 
 
@@ -382,6 +392,7 @@ def plot(table: Table, title: str, path: Path) -> None:
     colours = {
         report.OURS: "#1b7f4d",
         report.DROP_IN: "#79b88f",
+        report.OFF: "#c5dccb",
         report.RAW: "#0f4d2f",
         report.SINK: "#083020",
         "Dynamo 1.3.1": "#9bb8dd",

@@ -1,120 +1,105 @@
-"""What a step of serving engines costs: N streams of several workers at one router, an item on each every 20 ms.
+"""What a step of serving engines and a request cost, with all answers of a pair of processes on one connection or not.
 
-    python -m benchmarks.step [--rounds 2] [--streams 64 256 1024] [--workers 4]
+    python -m benchmarks.step [--rounds 1] [--workers 4] [WORK ...]
 
-Both ends are of one make: ours with the plane of today and with the multiplexed one (docs/spec/mux.md), native and through
-the drop-in, and Dynamo's. CPU is user and system time of a process and all its threads, for an item: of the caller, and of
-all workers together. Prints a table, and writes it as JSON to the file that `--json` names. The implementations take turns
-in every round; each figure is the median of the rounds.
+Both ends are of one make: ours, native and through the drop-in, and Dynamo's. Ours have the multiplexed response plane
+(docs/spec/mux.md), and beside it the plane of Dynamo, which has one connection for each answer. The works:
+
+    N at 20 ms              N streams of several workers at one router, an item on each every 20 ms, all at the same time
+    sequential, concurrent  one-item requests to one worker, one after the other and 32 at once
+    WORK, TLS               the same with TLS, ours only
+
+The implementations take turns in every round. CPU is user and system time of a process and all its threads: of the caller,
+and of all workers together. Prints tables; writes JSON, and a plot if matplotlib is there. It takes about 4 minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from benchmarks.router import HERE, PEERS, environment, process
+from benchmarks import report, router, tls
+from benchmarks.router import HERE, PEERS, Rounds, environment, process
+from benchmarks.timing import machine
 
-PATIENCE = 150
-"""Seconds that one caller may take."""
+PEER = "1.6.1"
+PACED = ("64 at 20 ms", "256 at 20 ms", "1,024 at 20 ms", "4,096 at 20 ms")
+REQUESTS = ("sequential", "concurrent")
+WITH_TLS = tuple(f"{work}, TLS" for work in ("256 at 20 ms", *REQUESTS))
+WORKS = (*PACED, *REQUESTS, *WITH_TLS)
+ONCE = "4,096 at 20 ms"
+"""A work that others than ours need half a minute for; the others are done twice in each round."""
 
 
 class Pair(NamedTuple):
-    """Both ends of one make: its interpreter, its kind in `worker.py` and in `caller.py`, and the response plane."""
+    """Both ends of one make: its interpreter, its kind in `worker.py` and in `caller.py`, and the setting of its plane."""
 
     python: str
-    worker: str
-    caller: str
-    plane: str
+    kind: str
+    mux: str = "auto"
 
 
 def pairs() -> dict[str, Pair]:
-    """Those that can be run here."""
-    ours = {
-        f"{name}, {label}": Pair(sys.executable, worker, caller, plane)
-        for name, worker, caller in (("native", "ours", "ours"), ("drop-in", "dropin", "dropin"))
-        for label, plane in (("one connection an answer", "off"), ("mux", "auto"))
+    """Those that can be run here, by the names that they have in all tables."""
+    made = {
+        report.OURS: Pair(sys.executable, "ours"),
+        report.DROP_IN: Pair(sys.executable, "dropin"),
+        report.OFF: Pair(sys.executable, "ours", "off"),
     }
-    return ours | {
-        f"Dynamo {version}": Pair(str(python), "peer", "peer", "")
-        for version, python in PEERS.items()
-        if python.exists()
-    }
+    if PEERS[PEER].exists():
+        made[f"Dynamo {PEER}"] = Pair(str(PEERS[PEER]), "peer")
+    else:
+        print(f"without Dynamo {PEER}: {PEERS[PEER]} is missing (make peers)")
+    return made
 
 
-def measure(pair: Pair, streams: int, workers: int) -> list[dict[str, Any]]:
-    """Two rounds of one pair; none if it fails, which is said."""
+def measure(pair: Pair, work: str, workers: int, variables: Mapping[str, str]) -> Rounds:
+    """A round or two of one pair; none if it is Dynamo's, and fails."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        settings = {**environment(folder), "DYNAMO_FAST_MUX": pair.plane, "BENCH_WORKERS": str(workers)}
-        settings["BENCH_ENDPOINT"] = "bench.worker.engine"
-        command = [pair.python, str(HERE / "worker.py"), pair.worker]
+        settings = {**environment(folder), **variables, "DYNAMO_FAST_MUX": pair.mux, "BENCH_WORKERS": str(workers)}
+        settings["BENCH_ENDPOINT"] = "bench.worker.engine" if work in PACED else "bench.worker.run"
+        command = [pair.python, str(HERE / "worker.py"), pair.kind]
         pids = [stack.enter_context(process(command, settings)).pid for _ in range(workers)]
         settings["WORKER_PID"] = ",".join(map(str, pids))
-        work = f"{streams:,} at 20 ms"
-        command = [pair.python, str(HERE / "caller.py"), pair.caller, work, "2"]
-        done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    rounds = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if not rounds:
-        print(f"left out: {' '.join(command)}: {done.stderr[-1000:]}", file=sys.stderr)
-    return rounds
+        return router.call(pair.python, pair.kind, work, settings, rounds=1 if work == ONCE else 2)
 
 
-def summary(rounds: list[dict[str, Any]]) -> dict[str, float]:
-    """Microseconds an item at the caller and at the workers, seconds of a round, milliseconds between items (p99)."""
-
-    def median(values: list[float]) -> float:
-        return statistics.median(values)
-
-    return {
-        "caller_us": median([each["cpu"] / each["items"] * 1e6 for each in rounds]),
-        "worker_us": median([each["worker_cpu"] / each["items"] * 1e6 for each in rounds]),
-        "seconds": median([each["seconds"] for each in rounds]),
-        "gap_p99_ms": median([each["gap_p99"] * 1e3 for each in rounds]),
-    }
-
-
-def table(results: dict[int, dict[str, dict[str, float]]]) -> str:
-    """Rows for people."""
-    lines = [f"{'':36}{'caller':>10}{'workers':>10}{'round':>9}{'gap p99':>10}"]
-    for streams, found in results.items():
-        lines.append(f"{streams:,} streams, an item each 20 ms")
-        lines += [
-            f"  {name:34}{row['caller_us']:7.1f} us{row['worker_us']:7.1f} us{row['seconds']:7.2f} s"
-            f"{row['gap_p99_ms']:7.1f} ms"
-            for name, row in found.items()
-        ]
-    return "\n".join(lines)
+def measure_all(works: list[str], rounds: int, workers: int) -> dict[str, dict[str, Rounds]]:
+    """By work and pair."""
+    results: dict[str, dict[str, Rounds]] = {work: {} for work in works}
+    made = pairs()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in works:
+            work, _, is_tls = name.partition(", ")
+            variables = tls.modes(Path(folder))["TLS"] if is_tls else {}
+            able = {who: pair for who, pair in made.items() if not is_tls or pair.kind == "ours"}
+            for _ in range(rounds):
+                for who, pair in able.items():
+                    measured = measure(pair, work, workers if work in PACED else 1, variables)
+                    results[name].setdefault(who, []).extend(measured)
+            print(f"{name} done", file=sys.stderr)
+    return results
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(prog="benchmarks.step", description="What a step of serving engines costs.")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--streams", type=int, nargs="+", default=[64, 256, 1024])
-    parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("works", nargs="*", metavar="WORK", help=f"of {'; '.join(WORKS)} (default: all)")
+    parser.add_argument("--rounds", type=int, default=1, help="the implementations take turns in each (default: 1)")
+    parser.add_argument("--workers", type=int, default=4, help="processes that serve the streams (default: 4)")
+    parser.add_argument("--figures", type=Path, default=Path("docs/figures"), help="where the JSON and the plot go")
     options = parser.parse_args()
-    os.chdir(HERE.parent)
-    rounds: dict[int, dict[str, list[dict[str, Any]]]] = {}
-    for streams in options.streams:
-        for _ in range(options.rounds):
-            for name, pair in pairs().items():
-                seen = measure(pair, streams, options.workers)
-                rounds.setdefault(streams, {}).setdefault(name, []).extend(seen)
-    results = {
-        streams: {name: summary(each) for name, each in found.items() if each} for streams, found in rounds.items()
-    }
-    print(table(results))
-    if options.json is not None:
-        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if unknown := set(options.works) - set(WORKS):
+        parser.error(f"{', '.join(sorted(unknown))}: not of {'; '.join(WORKS)}")
+    table = router.tabulate(measure_all(options.works or list(WORKS), options.rounds, options.workers))
+    router.show(table)
+    router.write("step", machine("dynamo-fast", "uvloop", "orjson", "msgspec"), table, options.figures)
+    router.plot(table, "Both ends: CPU of the caller for an item", options.figures / "step")
 
 
 if __name__ == "__main__":

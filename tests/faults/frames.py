@@ -1,4 +1,4 @@
-"""The frames of both planes as the proxy sees them: how long one is, which byte is meant, and how its length can lie.
+"""The frames of all planes as the proxy sees them: how long one is, which byte is meant, and how its length can lie.
 
 By hand, so that a mistake of our codec cannot hide itself.
 """
@@ -13,6 +13,8 @@ class Plane(Enum):
     REQUEST = "request"
     RESPONSE = "response"
     INPUT = "input"
+    SESSION = "session"
+    """A response connection that carries many answers (mux.md)."""
 
 
 class Side(Enum):
@@ -45,8 +47,8 @@ class Layout:
         """The frame with a false length: as large as can be written, or one less."""
         raise NotImplementedError
 
-    def unexpected(self) -> bytes:
-        """A well-formed frame that means nothing here."""
+    def unexpected(self, frame: bytes) -> bytes:
+        """A well-formed frame that means nothing behind `frame`."""
         raise NotImplementedError
 
 
@@ -70,7 +72,7 @@ class TwoPartLayout(Layout):
             body = 2**63 if huge else body - 1
         return struct.pack(">QQQ", header, body, checksum) + frame[24:]
 
-    def unexpected(self) -> bytes:
+    def unexpected(self, frame: bytes) -> bytes:
         return struct.pack(">QQQ", 9, 0, 0) + b'"unknown"'
 
 
@@ -109,7 +111,7 @@ class RequestLayout(Layout):
         at = 4 + path + headers
         return frame[:at] + struct.pack(">I", 2**32 - 1 if huge else payload - 1) + frame[at + 4 :]
 
-    def unexpected(self) -> bytes:
+    def unexpected(self, frame: bytes) -> bytes:
         return struct.pack(">H7sH2sI", 7, b"nowhere", 2, b"{}", 0)
 
 
@@ -127,12 +129,34 @@ class AckLayout(Layout):
         length = len(frame) - 4
         return struct.pack(">I", 2**32 - 1 if huge else length - 1 if length else 1) + frame[4:]
 
-    def unexpected(self) -> bytes:
+    def unexpected(self, frame: bytes) -> bytes:
         return struct.pack(">I", 0)
 
 
+class MuxLayout(Layout):
+    """u32 number of the stream; u8 kind; u24 length of the body; body."""
+
+    def size(self, data: bytes) -> int | None:
+        return None if len(data) < 8 else int(8 + (struct.unpack_from(">I", data, 4)[0] & 0xFFFFFF))
+
+    def offset(self, frame: bytes, part: Part) -> int:
+        return {Part.BEFORE: 0, Part.PREFIX: 7, Part.BODY: (8 + len(frame)) // 2, Part.AFTER: len(frame)}[part]
+
+    def with_length(self, frame: bytes, *, huge: bool) -> bytes:
+        # An empty body has no bytes to claim less of: one byte more is claimed.
+        length = len(frame) - 8
+        claimed = 2**24 - 1 if huge else length - 1 if length else 1
+        return frame[:5] + claimed.to_bytes(3, "big") + frame[8:]
+
+    def unexpected(self, frame: bytes) -> bytes:
+        return frame[:4] + struct.pack(">I", 99 << 24)
+
+
+SESSION_HANDSHAKE = b'{"mux":'
+"""How the header of the first message of a session begins; then there are mux frames both ways."""
 LAYOUTS: dict[tuple[Plane, Side], Layout] = {
     (Plane.REQUEST, Side.WORKER): RequestLayout(),
     (Plane.REQUEST, Side.ROUTER): AckLayout(),
     **{(plane, side): TwoPartLayout() for plane in (Plane.RESPONSE, Plane.INPUT) for side in Side},
+    **{(Plane.SESSION, side): MuxLayout() for side in Side},
 }

@@ -7,6 +7,7 @@ byte in it, never a time.
     response plane   the worker dials the router: handshake, prologue, items and their end to the router,
                      stop and kill to the worker
     input            the worker dials the router: its handshake to the router, the items of the caller to the worker
+    session          a response connection whose first message asks for it: mux frames of all answers, both ways
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-from tests.faults.frames import LAYOUTS, Layout, Part, Plane, Side
+from tests.faults.frames import LAYOUTS, SESSION_HANDSHAKE, Layout, Part, Plane, Side
 
 SETTLE = 0.01
 """Seconds between the last bytes before a fault and the end that follows them, so that they are read first."""
@@ -118,7 +119,7 @@ def swap(pipe: Pipe, frame: bytes, at: int) -> None:
 
 def extra(pipe: Pipe, frame: bytes, at: int) -> None:
     """A well-formed frame that nothing calls for comes after it."""
-    pipe.write(frame + pipe.layout.unexpected())
+    pipe.write(frame + pipe.layout.unexpected(frame))
 
 
 # Connections ----------------------------------------------------------------------------------------------------------
@@ -184,6 +185,7 @@ class Pipe:
         self.side = side
         self.target = target
         self.reverse: Pipe
+        self.layout: Layout = LAYOUTS[link.plane, side]
         self.frames = 0
         self.held: bytes | None = None
         self.dribbles = False
@@ -194,15 +196,15 @@ class Pipe:
         self._waiting = b""  # for the next turns of a dribble
         self._end_is_due = False
 
-    @property
-    def layout(self) -> Layout:
-        return LAYOUTS[self.link.plane, self.side]
-
     def feed(self, data: bytes) -> None:
         self._source += data
         while (size := self.layout.size(self._source)) is not None and len(self._source) >= size:
             frame, self._source = self._source[:size], self._source[size:]
+            if self.link.plane is Plane.RESPONSE and SESSION_HANDSHAKE in frame:
+                self.link.plane = Plane.SESSION
             self._pass(self.link.proxy.rewrite(frame))
+            for pipe in self.link.pipes:  # a session's handshake has the layout of the others
+                pipe.layout = LAYOUTS[self.link.plane, pipe.side]
 
     def _pass(self, frame: bytes) -> None:
         number, self.frames = self.frames, self.frames + 1
@@ -348,10 +350,11 @@ class Proxy:
         self._new_links.clear()
 
     def still_open(self) -> list[str]:
-        """The connections since `mark` that a router or a worker has not ended."""
+        """The connections since `mark` that a router or a worker has not ended; but sessions, which are kept."""
         return [
             f"the {side.value}'s connection for the {link.plane.value}"
             for link in self._new_links
+            if link.plane is not Plane.SESSION
             for side, end in ((self.dials, link.dialler), (self.listens, link.listener))
             if not end.peer_ended
         ]
@@ -363,6 +366,11 @@ class Proxy:
             if link.stalled or any(pipe.ended or pipe.dribbles for pipe in link.pipes):
                 link.reset()
 
+    def reset(self) -> None:
+        """Reset all connections."""
+        for link in list(self.links):
+            link.reset()
+
     async def __aenter__(self) -> Proxy:
         self._server = await self.loop.create_server(self._accepted, "127.0.0.1", 0)
         self.port: int = self._server.sockets[0].getsockname()[1]
@@ -370,8 +378,7 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        for link in list(self.links):
-            link.reset()
+        self.reset()
         await asyncio.gather(*self._tasks)
         while self.links:
             await asyncio.sleep(SETTLE)

@@ -13,9 +13,10 @@ from typing import Any
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.observability.histogram import Histogram
 
-IGNORED = {"errors", "_causes"}
-"""Counts by kind of error, and kinds of warnings that were logged a moment ago: as many as there are kinds."""
-COUNTS = ("inflight", "running", "queued", "pending")
+IGNORED = {"errors", "_causes", "labels", "_avoided"}
+"""Counts by kind of error, kinds of warnings that were logged a moment ago, labels: as many as there are kinds. And the
+routers with which no session could be opened of late."""
+COUNTS = ("inflight", "running", "queued", "pending", "multiplexed")
 _CONTAINERS = (dict, set, frozenset, list, deque, Deadlines)
 
 

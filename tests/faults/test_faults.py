@@ -1,6 +1,6 @@
 """Every fault at every place of a conversation: what the caller gets, what becomes of the handler, and when.
 
-The two tables below are the expectation. A row is a frame and a byte of it, a column is a fault (see `proxy`). A cell says
+The tables below are the expectation. A row is a frame and a byte of it, a column is a fault (see `proxy`). A cell says
 
     the caller's end                                   when           the handler's end
     ok  the answer, all of it                          .  at once          -  it was never called
@@ -14,8 +14,11 @@ The two tables below are the expectation. A row is a frame and a byte of it, a c
     pr  ProtocolError
     wa  it waits for as long as it likes: a worker that is silent in mid-answer has no limit by default
 
+On the multiplexed plane the cells of the requests and of the input are the same; the answers have tables of their own.
+
 `cc`, `ct`, `di` and `un` may be tried on another worker, the others may not. 5 s are the limit of the acknowledgement, 10 s
-that of a handshake, 120 s that of a call home. After `stop` and `kill` the end of an answer is no error, whatever ended it.
+that of a handshake, 120 s that of a call home. A worker that gets no session within 5 s answers without one. After `stop`
+and `kill` the end of an answer is no error, whatever ended it.
 
 For every cell: the items before the fault came intact and in order; another stream of the same router and worker goes on;
 a call afterwards succeeds; every table, task and descriptor is as before; the event loop has heard of no error.
@@ -112,6 +115,60 @@ input-item-2             ok.d      ok.d      di.k      di.k      ok.d      di.k
 input-sentinel           ok.d      di.k      di.k      di.k      ok.d      ok.d
 """
 
+#: The same for the multiplexed plane (docs/spec/mux.md), where the answers of both calls come on one connection. `x`: it is
+#: lost, at the latest when the harm ends, and the bystander with it. At `session` and `hello` the bystander has a
+#: connection of its own.
+SESSION_PLACES = """
+                         cut       finish    forward   back      stall     dribble   garbage   flip
+session         before   ok.d      ok.d      ok.d      ok.d      ok5d      ok.d      ok.d      ok.d
+session         prefix   ok.d      ok.d      ok.d      ok.d      ok5d      ok.d      ok.d      ok5d
+session         body     ok.d      ok.d      ok.d      ok.d      ok5d      ok.d      ok.d      ok.d
+session         after    ok.d      ok.d      ctCk      ok.d      ok5d      ok.d      ok.d      ok.d
+hello           before   ok.d      ok.d      ok.d      ctCk      ok5d      ok.d      ok.d      ok.d
+hello           prefix   ok.d      ok.d      ok.d      ctCk      ok5d      ok.d      ok5d      ok5d
+hello           body     ok.d      ok.d      ok.d      ctCk      ok5d      ok.d      ok.d      ok.d
+hello           after    ctCk      ctCk      di.k      ctCk      ctCd      ok.d      ok.d      ok.d
+open            before   ctCkx     ctCkx     ctCkx     di.kx     ctCdx     ok.dx     ctCkx     ctCdx
+open            prefix   ctCkx     ctCkx     ctCkx     di.kx     ctCdx     ok.dx     ctCdx     ctCkx
+open            body     ctCkx     ctCkx     ctCkx     di.kx     ctCdx     ok.dx     ctCkx     ctCk
+open            after    di.kx     di.kx     di.kx     di.kx     ctCdx     ok.dx     di.kx     ctCk
+mux-prologue    before   di.kx     di.kx     di.kx     di.kx     ctCdx     ok.dx     di.kx     di.kx
+mux-prologue    prefix   di.kx     di.kx     di.kx     di.kx     ctCdx     ok.dx     ctCdx     cc~kx
+mux-prologue    after    di.kx     di.kx     di.kx     di.kx     wa.dx     ok.dx     di.kx     cc~kx
+mux-item-1      before   di.kx     di.kx     di.kx     di.kx     wa.dx     ok.dx     di.kx     di.kx
+mux-item-1      prefix   di.kx     di.kx     di.kx     di.kx     wa.dx     ok.dx     wa.dx     pa.kx
+mux-item-1      body     di.kx     di.kx     di.kx     di.kx     wa.dx     ok.dx     pa.kx     pa.k
+mux-item-2      before   di.kx     di.kx     di.kx     di.kx     wa.dx     ok.dx     di.kx     di.kx
+mux-item-2      prefix   di.kx     di.kx     di.kx     di.kx     wa.dx     ok.dx     wa.dx     pa.kx
+mux-item-2      body     di.kx     di.kx     di.kx     di.kx     wa.dx     ok.dx     pa.kx     pa.k
+mux-final       before   di.dx     di.dx     di.dx     ok.dx     wa.dx     ok.dx     di.dx     di.dx
+mux-final       prefix   di.dx     di.dx     di.dx     ok.dx     wa.dx     ok.dx     wa.dx     pa.dx
+mux-final       body     di.dx     di.dx     di.dx     ok.dx     wa.dx     ok.dx     pa.dx     pa.d
+mux-end         before   ok.dx     ok.dx     ok.dx     ok.dx     ok.dx     ok.dx     ok.dx     ok.dx
+mux-end         prefix   ok.dx     ok.dx     ok.dx     ok.dx     ok.dx     ok.dx     ok.dx     ok.dx
+mux-end         after    ok.dx     ok.dx     ok.dx     ok.dx     ok.dx     ok.dx     ok.dx     ok.dx
+mux-stop        before   ok.kx     ok.kx     ok.kx     ok.sx     wa.dx     ok.sx     ok.kx     ok.kx
+mux-stop        prefix   ok.kx     ok.kx     ok.kx     ok.sx     wa.dx     ok.sx     ok.d      ok.d
+mux-stop        after    ok.sx     ok.sx     ok.sx     ok.sx     wa.sx     ok.sx     ok.sx     ok.d
+mux-kill        before   ok.kx     ok.kx     ok.kx     ok.kx     ok.dx     ok.kx     ok.kx     ok.kx
+mux-kill        prefix   ok.kx     ok.kx     ok.kx     ok.kx     ok.dx     ok.kx     ok.d      ok.d
+mux-kill        after    ok.kx     ok.kx     ok.kx     ok.kx     ok.kx     ok.kx     ok.kx     ok.d
+"""
+
+SESSION_FRAMES = """
+                         duplicate drop      huge      small     swap      extra
+session                  ok.d      ok5d      ok.d      ok.d      ok5d      ok.d
+hello                    ok.d      ok5d      ok.d      ok.d      ok5d      ok.d
+open                     di.kx     ctCkx     ctCkx     ctCkx     ctCkx     di.k
+mux-prologue             di.k      cc~k      di.kx     cc~kx     cc~k      di.k
+mux-item-1               ok.d      ok.d      di.kx     pa.kx     ok.d      di.k
+mux-item-2               ok.d      ok.d      di.kx     pa.kx     ok.d      di.k
+mux-final                pr.d      di.d      di.dx     pa.dx     di.d      ok.d
+mux-end                  ok.d      ok.d      ok.dx     ok.dx     ok.d      ok.d
+mux-stop                 ok.s      ok.d      ok.kx     ok.d      ok.d      ok.sx
+mux-kill                 ok.k      ok.d      ok.kx     ok.d      ok.d      ok.k
+"""
+
 FAULTS: dict[str, Fault] = {
     "cut": proxy.cut,
     "finish": proxy.finish,
@@ -159,6 +216,16 @@ MOMENTS = {
     "input-item": Moment("converse", "", Plane.INPUT, _W, 0),
     "input-item-2": Moment("converse", "", Plane.INPUT, _W, 1, 1),
     "input-sentinel": Moment("converse", "", Plane.INPUT, _W, 2, 2),
+    "session": Moment("answer", "", Plane.SESSION, _R, 0),
+    "hello": Moment("answer", "", Plane.SESSION, _W, 0),
+    "open": Moment("answer", "", Plane.SESSION, _R, 0),
+    "mux-prologue": Moment("answer", "", Plane.SESSION, _R, 1),
+    "mux-item-1": Moment("answer", "", Plane.SESSION, _R, 2),
+    "mux-item-2": Moment("answer", "", Plane.SESSION, _R, 3, 1),
+    "mux-final": Moment("answer", "", Plane.SESSION, _R, 5, 3),
+    "mux-end": Moment("answer", "", Plane.SESSION, _R, 6, 3),
+    "mux-stop": Moment("answer", "stop", Plane.SESSION, _W, 0, 1),
+    "mux-kill": Moment("answer", "kill", Plane.SESSION, _W, 0, 1),
 }
 
 _A, _B, _C = ITEMS
@@ -181,7 +248,12 @@ UNSEEN: dict[tuple[str, str], list[Any]] = {
     ("input-item-2", "swap"): [_X, _END],
 }
 #: What passes before the fault, and the frame itself where it arrives whole.
-PASSED = {("item-1", "extra"): 1, ("item-2", "extra"): 2, ("input-item", "back"): 1, ("input-item-2", "back"): 2}
+PASSED = {
+    **{("item-1", fault): 1 for fault in ("extra", "back")},
+    **{("item-2", fault): 2 for fault in ("extra", "back")},
+    ("input-item", "back"): 1,
+    ("input-item-2", "back"): 2,
+}
 
 CALLER = {
     "ok": ("ok", None),
@@ -208,10 +280,21 @@ class Case:
     part: Part
     fault: str
     cell: str
+    mux: str
 
     @property
     def name(self) -> str:
-        return "-".join([self.row, self.part.value, self.fault] if self.fault in _placed() else [self.row, self.fault])
+        names = [self.row, self.part.value, self.fault] if self.fault in _placed() else [self.row, self.fault]
+        return "-".join(names if self.mux == "off" or self._is_of_session else [*names, "mux"])
+
+    @property
+    def _is_of_session(self) -> bool:
+        return MOMENTS[self.row].plane is Plane.SESSION
+
+    @property
+    def _step(self) -> tuple[str, str]:
+        """The same step of a conversation on both planes, and the fault."""
+        return self.row.removeprefix("mux-"), self.fault
 
     @property
     def place(self) -> Place:
@@ -220,7 +303,8 @@ class Case:
 
     def run(self, times: Times) -> Coroutine[Any, Any, Seen]:
         moment = MOMENTS[self.row]
-        return strike(times, moment.endpoint, moment.then, self.place, FAULTS[self.fault])
+        alone = self.row in ("session", "hello")
+        return strike(times, moment.endpoint, moment.then, self.place, FAULTS[self.fault], self.mux, alone)
 
     def wrong(self, seen: Seen) -> list[str]:
         """What differs from the cell, whatever the clock."""
@@ -232,6 +316,7 @@ class Case:
             ("the call", seen.end, caller),
             ("migratable", seen.migratable, migratable),
             ("the handler", seen.handler, HANDLER[self.cell[3]]),
+            ("the bystander", seen.bystander, "Disconnected" if self.cell[4:] == "x" else "ok"),
         ):
             if got != right:
                 wrong.append(f"{what}: {got}, not {right}")
@@ -242,9 +327,9 @@ class Case:
     def _items_are_right(self, items: list[Any]) -> bool:
         moment = MOMENTS[self.row]
         whole = OUTPUT if moment.endpoint == "converse" else ITEMS
-        unseen = UNSEEN.get((self.row, self.fault))
+        unseen = UNSEEN.get(self._step)
         if self.cell[:2] != "ok":
-            return items == whole[: PASSED.get((self.row, self.fault), moment.items)]
+            return items == whole[: PASSED.get(self._step, moment.items)]
         if moment.then:  # it was ended early: what came is a beginning, and a handler that finished was not ended
             return items == whole[:1] or (moment.then == "stop" and items == whole)
         return items == (whole if unseen is None or (self.fault == "flip" and self.part is not Part.BODY) else unseen)
@@ -254,19 +339,20 @@ class Case:
         caller, when, handler = self.cell[:2], self.cell[2], self.cell[3]
         step, grace = TURNED.step, TURNED.worker.cancel_grace
         # Nothing is left to do once the final item has come; before that an answer takes its time.
-        usual = 1.0 if self.row in ("final", "sentinel") else 4 * step if caller == "ok" else 0.0
-        limit = {
-            ".": usual,
+        usual = 1.0 if self._step[0] in ("final", "sentinel", "end") else 4 * step if caller == "ok" else 0.0
+        waits = {
+            ".": 0.0,
             "~": step,
-            "5": TURNED.client.request_timeout,
+            "5": TURNED.client.request_timeout,  # as much as `worker.connect_timeout`
             "H": TURNED.server.handshake_timeout,
             "C": TURNED.server.call_home_timeout,
         }[when]
+        limit = waits + usual
         late = []
         if caller != "wa" and not seen.after <= limit + SLACK:
             late.append(f"the call ended after {seen.after:.2f} s, not {limit:g}")
-        if when in "5HC" and seen.after < limit - SLACK:
-            late.append(f"the call ended after {seen.after:.2f} s already, not {limit:g}")
+        if when in "5HC" and seen.after < waits - SLACK:
+            late.append(f"the call ended after {seen.after:.2f} s already, not {waits:g}")
         handler_limit = {"k": seen.after + grace, "s": seen.after + grace, "w": 2 * step + grace}.get(handler)
         if handler_limit is not None and seen.handler_after > handler_limit + SLACK:
             late.append(f"the handler ended after {seen.handler_after:.2f} s, not {handler_limit:g}")
@@ -282,20 +368,24 @@ def _placed() -> list[str]:
     return PLACES.split("\n")[1].split()
 
 
-def _cases() -> list[Case]:
+def _cases(places: str, frames: str, mux: str) -> list[Case]:
     cases = []
-    for line in PLACES.strip("\n").split("\n")[1:]:
+    for line in places.strip("\n").split("\n")[1:]:
         row, part, *cells = line.split()
-        cases += [Case(row, Part(part), fault, cell) for fault, cell in zip(_placed(), cells, strict=True)]
-    header, *lines = FRAMES.strip("\n").split("\n")
+        cases += [Case(row, Part(part), fault, cell, mux) for fault, cell in zip(_placed(), cells, strict=True)]
+    header, *lines = frames.strip("\n").split("\n")
     for line in lines:
         row, *cells = line.split()
         where = Part.BEFORE if row == "input-item-2" else Part.BODY
-        cases += [Case(row, where, fault, cell) for fault, cell in zip(header.split(), cells, strict=True)]
+        cases += [Case(row, where, fault, cell, mux) for fault, cell in zip(header.split(), cells, strict=True)]
     return cases
 
 
-CASES = _cases()
+CASES = [
+    *_cases(PLACES, FRAMES, "off"),
+    *_cases(SESSION_PLACES, SESSION_FRAMES, "auto"),
+    *(case for case in _cases(PLACES, FRAMES, "auto") if MOMENTS[case.row].plane is not Plane.RESPONSE),
+]
 #: `FAULTS=all` (`make faults`) runs every cell everywhere; 5: each fifth.
 SHARE = os.environ.get("FAULTS", "")
 ALL = SHARE == "all"

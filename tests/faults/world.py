@@ -1,6 +1,7 @@
 """A router and a worker of ours on one event loop, a proxy between them on each plane, and one call that meets a fault.
 
-bystander    a stream that is open before the fault, on the same worker and the same request connection; it must go on
+bystander    a stream that is open before the fault, on the same worker and the same request connection; it must go on,
+             unless it is on the session (mux.md) that the fault ends: then it is lost at once
 victim       the call that the fault strikes
 afterwards   one more call, which must succeed
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dynamo_fast.config import ResponseServerConfig, TcpClientConfig, TcpServerConfig, WorkerConfig
@@ -95,15 +96,17 @@ class Seen:
     handler_after: float = 0.0
     settled_after: float = 0.0
     """Seconds from the fault until every table is as before."""
+    bystander: str = "ok"
+    """`ok`, or the class of the error."""
     trouble: list[str] = field(default_factory=list)
     """What was wrong besides: each one fails the test."""
 
 
 class World:
-    """Made for one fault. `async with World(times) as world`."""
+    """Made for one fault. `async with World(times) as world`. `mux`: the setting of both ends, `auto` or `off`."""
 
-    def __init__(self, times: Times) -> None:
-        self.times = times
+    def __init__(self, times: Times, mux: str = "off") -> None:
+        self.times = replace(times, server=replace(times.server, mux=mux), worker=replace(times.worker, mux=mux))
         self.loop = asyncio.get_running_loop()
         self.handled = Handled()
         self.calls = 0
@@ -166,10 +169,11 @@ class World:
             yield item
         await asyncio.sleep(self.times.step)
 
-    def request(self, endpoint: str) -> AddressedRequest:
+    def request(self, endpoint: str, mux: int | None = 1) -> AddressedRequest:
+        """`mux`: what the worker's record says of the multiplexed plane."""
         path = self._paths.get(endpoint, "nowhere")
         data = ManyIn(self._input()) if endpoint == "converse" else {"prompt": "hi"}
-        return AddressedRequest(data, f"{_HOST}:{self.requests.port}/{path}")
+        return AddressedRequest(data, f"{_HOST}:{self.requests.port}/{path}", mux=mux)
 
     async def call(self, endpoint: str, then: str, seen: Seen) -> None:
         """One call to its end. At its first item it stops or kills its context, if `then` says so."""
@@ -231,20 +235,23 @@ async def together(*calls: Coroutine[Any, Any, Seen]) -> tuple[list[Seen], list[
     return results, trouble
 
 
-async def strike(times: Times, endpoint: str, then: str, place: Place, fault: Fault) -> Seen:
-    """What a call to `endpoint` comes to when `fault` strikes at `place`."""
-    async with World(times) as world:
-        return await _strike(world, endpoint, then, place, fault)
+async def strike(
+    times: Times, endpoint: str, then: str, place: Place, fault: Fault, mux: str = "off", alone: bool = False
+) -> Seen:
+    """What a call to `endpoint` comes to when `fault` strikes at `place`. `alone`: the bystander is not on the session."""
+    async with World(times, mux) as world:
+        bystander = world.request("bystander", None if alone else 1)
+        return await _strike(world, bystander, endpoint, then, place, fault)
 
 
-async def _strike(world: World, endpoint: str, then: str, place: Place, fault: Fault) -> Seen:
+async def _strike(world: World, other: AddressedRequest, endpoint: str, then: str, place: Place, fault: Fault) -> Seen:
     seen, loop, times = Seen(), world.loop, world.times
-    bystander = await world.router.generate(world.request("bystander"))
+    bystander = await world.router.generate(other)
     first = await anext(bystander)
     before = world.sizes()
 
     proxy = world.requests if place.plane is Plane.REQUEST else world.responses
-    world.responses.new_planes = [Plane.INPUT, Plane.RESPONSE] if endpoint == "converse" else []
+    world.responses.new_planes = [Plane.INPUT] if endpoint == "converse" else []
     world.responses.mark()
     proxy.arm(place, fault)
     try:
@@ -268,9 +275,15 @@ async def _strike(world: World, endpoint: str, then: str, place: Place, fault: F
         each.disarm()
     await asyncio.sleep(times.step)
     world.goes_on.set()
-    rest = [first.data(), *[item.data() async for item in bystander]]
-    if rest != ["first", "second"]:
-        seen.trouble.append(f"the bystander got {rest}")
+    # A session that waits for the rest of a frame which a fault has made longer: only the next frames, or its end, show it.
+    giving_up = loop.call_later(times.limit, world.responses.reset)
+    try:
+        rest = [first.data(), *[item.data() async for item in bystander]]
+        if rest != ["first", "second"]:
+            seen.trouble.append(f"the bystander got {rest}")
+    except DynamoError as error:
+        seen.bystander = type(error).__name__
+    giving_up.cancel()
     afterwards = Seen()
     await asyncio.wait_for(world.call("bystander", "", afterwards), times.limit)
     if (afterwards.end, afterwards.items) != ("ok", ["first", "second"]):
@@ -290,12 +303,17 @@ async def _settle(world: World, seen: Seen, before: dict[str, int]) -> None:
     seen.trouble += left
 
 
+_KEPT = ("server.sessions", "sessions._sessions", "]._decoder.pending")
+"""A session goes on after a call, and half a frame may be in it until the harm ends."""
+
+
 def _left(world: World, before: dict[str, int]) -> list[str]:
     """What the call has left behind so far: tables that hold more than before, connections that are open."""
     grown = [
         f"{path} was {before.get(path, 0)} and is {size}"
         for path, size in world.sizes().items()
-        if size > before.get(path, 0)  # less is right: the fault may have ended a connection of a pool
+        # Less is right: the fault may have ended a connection of a pool.
+        if size > before.get(path, 0) and not path.endswith(_KEPT)
     ]
     return grown + [f"{each} is open" for each in world.responses.still_open()]
 
