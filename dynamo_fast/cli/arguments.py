@@ -10,7 +10,7 @@ from dynamo_fast import config
 from dynamo_fast.errors import InvalidAddress, InvalidRequest
 from dynamo_fast.wire.address import EndpointId
 
-__all__ = ["count", "endpoint_of", "instance_id", "is_address", "pairs", "seconds", "seconds_or_none"]
+__all__ = ["count", "endpoint_of", "instance_id", "is_address", "pairs", "rate", "seconds", "seconds_or_none"]
 
 
 def count(text: str) -> int:
@@ -26,6 +26,16 @@ def seconds(text: str) -> float:
 def seconds_or_none(text: str) -> float:
     """A time in seconds, 0 or more."""
     return float(_parsed(config.seconds(zero=True), text))
+
+
+def rate(text: str) -> float:
+    """A number of requests a second, above 0."""
+    try:
+        return seconds(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not valid: expected a number of requests a second above 0"
+        ) from None
 
 
 def instance_id(text: str) -> int:

@@ -9,7 +9,7 @@ import argparse
 import math
 
 from dynamo_fast.cli import bench_codec
-from dynamo_fast.cli.arguments import count, seconds
+from dynamo_fast.cli.arguments import count, rate, seconds
 from dynamo_fast.cli.call import add_target, metadata_of, sender
 from dynamo_fast.cli.load import Load
 from dynamo_fast.cli.loop import run as run_loop
@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     load = parser.add_argument_group("load")
     load.add_argument("--concurrency", type=count, default=32, metavar="N", help="at most N at once (default: 32)")
     load.add_argument(
-        "--rate", type=seconds, default=math.inf, metavar="R", help="R requests a second (default: no limit)"
+        "--rate", type=rate, default=math.inf, metavar="R", help="R requests a second (default: no limit)"
     )
     end = load.add_mutually_exclusive_group()
     end.add_argument("--duration", type=seconds, default=None, metavar="SECONDS", help="for so long (default: 10)")

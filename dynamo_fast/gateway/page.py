@@ -68,7 +68,7 @@ def _hash_of(tag: str, text: str) -> str:
 class Page:
     """The routes of the page, and the streams to those who look at it. Owned by the gateway's application.
 
-    Nothing is encoded while nobody looks; one encoding of a tick serves all. The streams end when the state is closed.
+    Nothing is encoded without viewers; one encoding of a tick serves all. The streams end when the state is closed.
     """
 
     def __init__(self, state: LiveState, *, max_viewers: int = MAX_VIEWERS) -> None:

@@ -71,12 +71,19 @@ class Threaded(AsyncIterator[Any]):
 
     async def _begin(self) -> None:
         await self._threads.acquire()
-        self._has_begun = True
         run = contextvars.copy_context().run
-        threading.Thread(target=run, args=(self._run,), name="dynamo-fast-handler", daemon=True).start()
+        thread = threading.Thread(target=run, args=(self._run,), name="dynamo-fast-handler", daemon=True)
+        try:
+            thread.start()
+        except BaseException:  # the system has no thread left
+            self._threads.release()
+            raise
+        self._has_begun = True
 
     def _raise(self) -> None:
         error, self._error = self._error, None
+        if isinstance(error, StopAsyncIteration):  # it would look like the end of the answer
+            error = RuntimeError("the generator raised StopAsyncIteration")
         try:
             raise StopAsyncIteration if error is None else error
         finally:

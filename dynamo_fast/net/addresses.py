@@ -51,7 +51,7 @@ def resolve(host: str, variable: str, *, names: bool = False) -> Listening:
     if not host:
         ip = _best_ip(4)
         return Listening(ip, ip)
-    ip = _literal(host, variable) or _of_interface(host, variable) or (_named(host) if names else "")
+    ip = _literal(host, variable) or _of_interface(host, variable) or (_named(host, variable) if names else "")
     if not ip:
         accepted = "an IP address, the name of a network interface" + (" or of a host" if names else "")
         raise InvalidConfig(
@@ -86,8 +86,11 @@ def _of_interface(host: str, variable: str) -> str:
     return found[0]
 
 
-def _named(host: str) -> str:
-    found = [str(each[4][0]) for each in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+def _named(host: str, variable: str) -> str:
+    try:
+        found = [str(each[4][0]) for each in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+    except socket.gaierror as error:
+        raise socket.gaierror(error.errno, f"{variable}={host!r}: {error.strerror}") from None
     return next(filter(is_bindable, found), found[0])
 
 

@@ -2,7 +2,7 @@
 
 async with FaultProxy("127.0.0.1:4000") as proxy:       # dial proxy.address in place of 127.0.0.1:4000
     proxy.delay = 0.2                                   # seconds by which each byte is late
-    proxy.stall()                                       # nothing flows, and nobody is told
+    proxy.stall()                                       # nothing flows, and neither end is told
     proxy.cut()                                         # every connection is reset
     proxy.corrupt()                                     # one bit of the next bytes is the other one
     proxy.refuse()                                      # new connections are reset

@@ -72,6 +72,11 @@ def test_without_a_command_it_shows_its_help(tmp_path: Path) -> None:
         (["call", "a.b.c", "{}", "--header", "=x"], 2, "'=x' is no header: expected KEY=VALUE"),
         (["call", "a.b.c", "{}", "--instance", "z"], 2, "argument --instance: 'z' is no instance id: expected hex"),
         (["call", "a.b.c", "{}", "--timeout", "0"], 2, "argument --timeout: '0' is not valid: expected a number of"),
+        (
+            ["bench", "a.b.c", "--rate", "0"],
+            2,
+            "argument --rate: '0' is not valid: expected a number of requests a second",
+        ),
         (["describe", "a.b.c"], 1, "no instance of a.b.c (discovery: file, "),
         (["describe", "a.b"], 2, "'a.b' is no endpoint"),
         (["instances", "a.b"], 2, "'a.b' is no endpoint"),

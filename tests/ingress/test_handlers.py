@@ -232,6 +232,30 @@ async def test_what_a_generator_raises_goes_to_the_caller(start: Start) -> None:
             await made.__anext__()
 
 
+async def test_a_thread_that_cannot_be_started_is_an_error_and_gives_its_place_back(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    worker = await start(in_thread, handler_threads=1)
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RemoteError, match="can't start new thread"):
+                await asyncio.wait_for(answer(worker), LIMIT)
+    assert await asyncio.wait_for(answer(worker), LIMIT) == [0, 1, 2, False]
+
+
+async def test_a_generator_cannot_pretend_to_be_complete(start: Start) -> None:
+    def generator(request: Any) -> Iterator[int]:
+        yield 1
+        raise StopAsyncIteration
+
+    with pytest.raises(RemoteError, match="the generator raised StopAsyncIteration"):
+        await answer(await start(generator))
+
+
 async def test_a_generator_in_a_thread_knows_its_request(start: Start) -> None:
     tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="")
 

@@ -51,5 +51,5 @@ def test_names_of_hosts_where_they_are_accepted() -> None:
     assert listening.bind_ip == listening.advertised_ip
     assert listening.bind_ip in ("127.0.0.1", "::1")
     assert resolve("::1", "V", names=True) == Listening("::1", "::1")
-    with pytest.raises(socket.gaierror):
+    with pytest.raises(socket.gaierror, match="V='nowhere.invalid': "):
         resolve("nowhere.invalid", "V", names=True)
