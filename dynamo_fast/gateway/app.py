@@ -148,7 +148,6 @@ class Gateway:
         async def answer(request: web.Request) -> web.StreamResponse:
             try:
                 self._authorize(request)
-                _check_page(request)
                 place = self.limits.enter(request)
                 try:
                     return await handler(request)
@@ -193,18 +192,6 @@ class Gateway:
 
     async def _unknown(self, request: web.Request) -> web.Response:
         return HttpError(404, f"nothing is at {printable(request.path)}").response()
-
-
-def _check_page(request: web.Request) -> None:
-    """Refuse what a web page may send to any address without asking: a form, or plain text.
-
-    The page would not see the answer, but a worker would carry the request out. Before a page of another origin sends
-    JSON, the browser asks (`Cors.preflight`). A browser names the page in each POST, which the page cannot prevent.
-    """
-    headers = request.headers
-    if ("Origin" in headers or "Sec-Fetch-Site" in headers) and request.content_type.lower() != "application/json":
-        given = printable(headers.get("Content-Type", "nothing"))
-        raise HttpError(415, f"a browser must send application/json, not {given}")
 
 
 GATEWAY = web.AppKey("gateway", Gateway)

@@ -25,7 +25,7 @@ def refuse_other_sites(request: web.Request) -> None:
     is told no, unless CORS permits the page.
     """
     headers = request.headers
-    if ("Origin" in headers or "Sec-Fetch-Site" in headers) and request.content_type != "application/json":
+    if ("Origin" in headers or "Sec-Fetch-Site" in headers) and request.content_type.lower() != "application/json":
         raise HttpError(415, "a browser must send the header `Content-Type: application/json`")
 
 
