@@ -7,6 +7,7 @@ the command starts it again. Children notice the end of a parent that was killed
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -102,7 +103,8 @@ class Processes:
     def _tell(self, number: signal.Signals) -> None:
         self._ends = True
         for child in self._children:
-            os.kill(child, number)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(child, number)
 
 
 def _be_child(serve: Callable[[int, int], int], life: int, ready: int) -> NoReturn:
