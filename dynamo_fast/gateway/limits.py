@@ -80,9 +80,7 @@ async def read_body(request: web.Request, config: GatewayConfig) -> bytes:
         message = f"the body did not come within {config.body_timeout:g} s"
         raise HttpError(408, message, headers=_CLOSE) from None
     except web.RequestPayloadError as error:  # wrong chunks, or not what Content-Encoding says
-        raise HttpError(
-            400, f"the body cannot be read: {printable(' '.join(str(error).split()))}", headers=_CLOSE
-        ) from None
+        raise HttpError(400, f"the body cannot be read: {printable(str(error))}", headers=_CLOSE) from None
     if len(body) > limit:
         raise _too_long(limit)
     return body
