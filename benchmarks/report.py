@@ -97,7 +97,6 @@ AGAINST_DYNAMO = (
     Ratio("caller, 256 streams, an item each 20 ms: CPU an item", "caller", "256 at 20 ms", "cpu_per_item", 6, 5),
     Ratio("the same, with a sink", "caller", "256 at 20 ms", "cpu_per_item", 8, here=SINK),
     Ratio("caller, 1,024 streams, an item each 20 ms: CPU an item", "caller", "1,024 at 20 ms", "cpu_per_item", None),
-    Ratio("caller, 4,096 streams, an item each 20 ms: CPU an item", "caller", "4,096 at 20 ms", "cpu_per_item", None),
     Ratio("caller, one-item requests in sequence: CPU a request", "caller", "sequential", "cpu_per_request", 6, 5),
     Ratio("the same: median time to the item", "caller", "sequential", "first_item_p50", 4, 3.3),
     Ratio("caller, one-item requests, 32 at once: CPU a request", "caller", "concurrent", "cpu_per_request", 6, 5),
