@@ -3,7 +3,7 @@
 
 What is not hot (arguments, errors, texts) is taken from `_codec_py`, so that both say the same.
 
-Frames are read through plain pointers into bytes objects, which nobody can change or move. Rules for every length:
+Frames are read through plain pointers into bytes objects, which no one can change or move. Rules for every length:
 it stays in an unsigned 64-bit local until it has been compared, alone, with what is left of the limit; lengths are
 subtracted from the limit, never added up before that; what has passed fits a Py_ssize_t. The asserts state the bounds of
 each access: they are compiled in a debug build, and left out of a release build (CYTHON_WITHOUT_ASSERTIONS).
@@ -665,7 +665,7 @@ def encode_mux_items(stream, bodies, head=b"", tail=b""):
         number = stream
     else:
         number = field_of("stream", stream, U32_MAX)
-    cdef tuple parts = tuple(bodies)  # nobody can change it while its sizes are relied upon
+    cdef tuple parts = tuple(bodies)  # a copy: its sizes are relied upon
     cdef Span before, span, after
     if type(head) is not bytes:
         head = borrowed("head", head)
@@ -764,7 +764,7 @@ def encode_data_frames(bodies, head=b"", tail=b""):
     each of them first. No limit, checksum 0. Raises TypeError if one of them is not bytes-like; MemoryError or
     OverflowError if there are more than memory can hold.
     """
-    cdef tuple parts = tuple(bodies)  # nobody can change it while its sizes are relied upon
+    cdef tuple parts = tuple(bodies)  # a copy: its sizes are relied upon
     cdef Span before, span, after
     if type(head) is not bytes:
         head = borrowed("head", head)

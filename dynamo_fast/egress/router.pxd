@@ -38,7 +38,7 @@ cdef class Exchange:
 
 @cython.locals(plain=bytes)
 cpdef bytes encoded(codec, value)
-@cython.locals(context=Context, control=bytes, body=bytes)
+@cython.locals(context=Context, control=bytes, offered=bytes, body=bytes)
 cdef bytes _payload(request, ResponseReceiver receiver, StreamRegistry server)
 cdef bytes _encoded_headers(request, Context context)
 cdef bytes _control(Context context, address, subject, codec)

@@ -406,4 +406,8 @@ def _payload(request: AddressedRequest, receiver: ResponseReceiver, server: TcpS
             size=len(control),
             limit=MAX_CONTROL_MESSAGE_SIZE,
         )
-    return encode_two_part(control if receiver.offer is None else receiver.offer.added_to(control), body)
+    if receiver.offer is not None:
+        offered = receiver.offer.added_to(control)
+        if len(offered) <= MAX_CONTROL_MESSAGE_SIZE:  # else the answer has a connection of its own
+            control = offered
+    return encode_two_part(control, body)

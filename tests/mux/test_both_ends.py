@@ -20,11 +20,12 @@ from dynamo_fast.egress.request_sender import ManyIn
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.egress.tcp_client import TcpRequestClient
-from dynamo_fast.errors import DynamoError
+from dynamo_fast.errors import DynamoError, RequestTooLarge
 from dynamo_fast.ingress.answer import Batch
 from dynamo_fast.ingress.response_sender import ResponseSender
 from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.observability.metrics import RequestPlaneMetrics
+from dynamo_fast.wire.control import MAX_CONTROL_MESSAGE_SIZE
 from dynamo_fast.wire.instance import Instance
 from tests.faults.tables import open_sockets
 from tests.net.certificates import Authority, mutual
@@ -344,3 +345,17 @@ async def test_a_worker_that_dies_ends_every_stream_at_once() -> None:
             *_, kind, _, migratable = await asyncio.wait_for(outcome(stream), LIMIT)
             assert (kind, migratable) == ("Disconnected", True)
         assert await outcome(await both.call("generate", {"item": "a"})) == ["a"]
+
+
+@pytest.mark.parametrize("mux", PLANES)
+async def test_the_longest_control_message_is_taken(mux: str) -> None:
+    """The offer of a session must not make it longer than a worker takes: then the answer has a connection of its own."""
+    async with ends(mux) as both:
+        size = MAX_CONTROL_MESSAGE_SIZE
+        with pytest.raises(RequestTooLarge) as refused:
+            await both.call("generate", {"item": 1}, Context(metadata={"m": "x" * size}))
+        assert refused.value.size is not None
+        size -= refused.value.size - MAX_CONTROL_MESSAGE_SIZE
+        for fewer in (0, 1, 50, 200):
+            context = Context(metadata={"m": "x" * (size - fewer)})
+            assert await outcome(await both.call("generate", {"item": 1}, context)) == [1]
