@@ -22,6 +22,7 @@ from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.wire.address import EndpointId
 from tests.discovery.kube_api import NAMESPACE, KubeApi, uid
 from tests.interop.peers import VERSIONS, PeerClient, peer_worker
+from tests.waiting import until
 
 LIMIT = 30.0
 THEIRS = EndpointId("peer", "worker", "generate")
@@ -54,6 +55,11 @@ def make_ready(api: KubeApi, pod: str, mode: str, ready: bool = True) -> None:
         api.pod(pod, {"main": ready})
 
 
+async def serves_four_endpoints(api: KubeApi) -> None:
+    """Wait until the real worker's resource has all that it serves. It may write two of them at once."""
+    await until(lambda: len((api.data("pod-of-theirs") or {"endpoints": ()})["endpoints"]) == 4)
+
+
 def discovery(environment: dict[str, str]) -> Discovery:
     return Discovery(KubernetesStore(KubernetesConfig.from_env(environment)))
 
@@ -65,7 +71,7 @@ async def test_a_real_worker_is_found_called_and_lost(api: KubeApi, tmp_path: Pa
     events: asyncio.Queue[DiscoveryEvent] = asyncio.Queue()
     await ours.watch(THEIRS, events.put_nowait)
     with peer_worker(version, tmp_path, **settings(api, tmp_path, "pod-of-theirs", mode)):
-        await api.called("PATCH dynamoworkermetadatas", 4)  # it serves four endpoints
+        await serves_four_endpoints(api)
         make_ready(api, "pod-of-theirs", mode)
         added = await asyncio.wait_for(events.get(), LIMIT)
         assert isinstance(added, Added)
@@ -125,7 +131,7 @@ async def test_the_status_server_shows_what_discovery_has(
     port = free_port()
     theirs = settings(api, tmp_path, "pod-of-theirs", "pod") | {"DYN_SYSTEM_PORT": str(port)}
     with peer_worker(version, tmp_path, **theirs):
-        await api.called("PATCH dynamoworkermetadatas", 4)
+        await serves_four_endpoints(api)
         status, kind, expected = await metadata(f"http://127.0.0.1:{port}")
 
     async def handler(request: Any) -> AsyncIterator[Any]:
