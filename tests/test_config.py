@@ -104,7 +104,9 @@ def test_each_setting_is_read_from_its_own_variable(config: Any) -> None:
     variables = [each.metadata["variable"] for each in fields(config)]
     assert len(set(variables)) == len(variables)
     for each in fields(config):
-        value = next(text for text in (*WORDS, "[]", "10.0.0.0/8", "tls://127.0.0.1:4223") if parses(each, text))
+        value = next(
+            text for text in (*WORDS, "[]", "10.0.0.0/8", "tls://127.0.0.1:4223", "a/b/*") if parses(each, text)
+        )
         changed = config.from_env({each.metadata["variable"]: value})
         expected = each.metadata["parse"](value)
         assert getattr(changed, each.name) == expected

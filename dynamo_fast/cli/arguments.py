@@ -10,7 +10,17 @@ from dynamo_fast import config
 from dynamo_fast.errors import InvalidAddress, InvalidRequest
 from dynamo_fast.wire.address import EndpointId
 
-__all__ = ["count", "endpoint_of", "instance_id", "is_address", "pairs", "rate", "seconds", "seconds_or_none"]
+__all__ = [
+    "count",
+    "endpoint_of",
+    "instance_id",
+    "is_address",
+    "pairs",
+    "patterns",
+    "rate",
+    "seconds",
+    "seconds_or_none",
+]
 
 
 def count(text: str) -> int:
@@ -36,6 +46,11 @@ def rate(text: str) -> float:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not valid: expected a number of requests a second above 0"
         ) from None
+
+
+def patterns(text: str) -> str:
+    """Patterns of endpoints, separated by commas, at least one."""
+    return str(_parsed(config.endpoint_patterns, text))
 
 
 def instance_id(text: str) -> int:

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from dynamo_fast.cli.arguments import count
+from dynamo_fast.cli.arguments import count, patterns
 from dynamo_fast.cli.discovery import add_discovery, add_wait, open_discovery
 from dynamo_fast.cli.loop import Termination
 from dynamo_fast.cli.loop import run as run_loop
@@ -23,7 +23,7 @@ from dynamo_fast.wire.text import printable
 
 __all__ = ["add_parser", "run"]
 
-_SETTINGS = ("host", "port", "tls_cert", "tls_key", "cors")
+_SETTINGS = ("host", "port", "tls_cert", "tls_key", "cors", "endpoints")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -41,6 +41,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--tls-cert", metavar="FILE", help="HTTPS with this certificate and its chain (PEM)")
     parser.add_argument("--tls-key", metavar="FILE", help="the key of the certificate (PEM)")
     parser.add_argument("--cors", metavar="ORIGINS", help="whose pages may call: origins, separated by commas, or *")
+    parser.add_argument(
+        "--endpoints",
+        type=patterns,
+        metavar="LIST",
+        help="what clients may call: NAMESPACE/COMPONENT/ENDPOINT, separated by commas, * for any part (default: "
+        "DYNAMO_FAST_GATEWAY_ENDPOINTS, else all)",
+    )
     parser.add_argument(
         "--workers", type=count, default=1, metavar="N", help="processes that share the port (default: 1)"
     )

@@ -59,7 +59,9 @@ if TYPE_CHECKING:
         ServeConfig,
     )
     from dynamo_fast.config._settings import (
+        ANY_PART,
         IpNetwork,
+        endpoint_patterns,
         integer,
         seconds,
         set_for_subprocesses,
@@ -80,11 +82,14 @@ else:
                 "TcpClientConfig TcpServerConfig TlsConfig WorkerConfig"
             ),
             "dynamo_fast.config._programs": "BackendConfig CommandConfig GatewayConfig RuntimeConfig ServeConfig",
-            "dynamo_fast.config._settings": "IpNetwork integer seconds set_for_subprocesses setting text_of_variable",
+            "dynamo_fast.config._settings": (
+                "ANY_PART IpNetwork endpoint_patterns integer seconds set_for_subprocesses setting text_of_variable"
+            ),
         },
     )
 
 __all__ = [
+    "ANY_PART",
     "BackendConfig",
     "CodecConfig",
     "CommandConfig",
@@ -113,6 +118,7 @@ __all__ = [
     "TlsConfig",
     "TracingConfig",
     "WorkerConfig",
+    "endpoint_patterns",
     "integer",
     "seconds",
     "set_for_subprocesses",

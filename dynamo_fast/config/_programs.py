@@ -9,7 +9,9 @@ from dynamo_fast.config._settings import (
     PORT,
     POSITIVE,
     FromEnvironment,
+    endpoint_patterns,
     integer,
+    parse_endpoint_patterns,
     seconds,
     setting,
     truth,
@@ -63,6 +65,9 @@ class GatewayConfig(FromEnvironment):
     """Clients must send `Authorization: Bearer TOKEN`; empty: anyone may call. `GET /health` is open in any case."""
     cors: str = setting("DYNAMO_FAST_GATEWAY_CORS", "")
     """Origins whose pages may call, separated by commas, or `*`; empty: none."""
+    endpoints: str = setting("DYNAMO_FAST_GATEWAY_ENDPOINTS", "", endpoint_patterns)
+    """The endpoints that clients may call, separated by commas: `NAMESPACE/COMPONENT/ENDPOINT`, each part a name or `*`;
+    empty: all. For clients the others do not exist: they get the status 404, and neither lists nor the page show them."""
     max_body: int = setting("DYNAMO_FAST_GATEWAY_MAX_BODY", 16 * MIB, POSITIVE)
     """Bytes of the longest request; a longer one gets the status 413."""
     max_answer: int = setting("DYNAMO_FAST_GATEWAY_MAX_ANSWER", 64 * MIB, POSITIVE)
@@ -90,6 +95,11 @@ class GatewayConfig(FromEnvironment):
     development."""
     page: bool = setting("DYNAMO_FAST_GATEWAY_PAGE", True, truth)
     """Whether `GET /` is a page that shows the gateway live, fed by `/_state` and `/_events`. Those need the token, too."""
+
+    @property
+    def permitted(self) -> frozenset[tuple[str, ...]]:
+        """The patterns of `endpoints`: three parts each. Empty: all endpoints."""
+        return parse_endpoint_patterns(self.endpoints) if self.endpoints else frozenset()
 
     @property
     def listens_with_tls(self) -> bool:

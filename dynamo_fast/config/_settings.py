@@ -111,6 +111,29 @@ def names(text: str) -> str:
     return text
 
 
+ANY_PART = "*"
+"""In place of a part of an endpoint's name: every name."""
+
+
+def endpoint_patterns(text: str) -> str:
+    """Patterns of endpoints, separated by commas, as they stand."""
+    parse_endpoint_patterns(text)
+    return text
+
+
+def parse_endpoint_patterns(text: str) -> frozenset[tuple[str, ...]]:
+    """The patterns of `text`: namespace, component and endpoint, each a name or `ANY_PART`.
+
+    Raises ValueError with what is accepted.
+    """
+    texts = [each.strip() for each in text.split(",")]
+    patterns = frozenset(tuple(each.split("/" if "/" in each else ".")) for each in texts)
+    for pattern in patterns:
+        if len(pattern) != 3 or not all(pattern) or any(ANY_PART in part and part != ANY_PART for part in pattern):
+            raise ValueError("endpoints separated by commas, such as demo/backend/generate,demo/router/*,public/*/*")
+    return patterns
+
+
 def networks(text: str) -> str:
     """IP networks, separated by commas, as they stand; empty: none."""
     parse_networks(text)

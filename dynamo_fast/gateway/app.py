@@ -29,7 +29,7 @@ from dynamo_fast.gateway.metrics import GatewayMetrics
 from dynamo_fast.gateway.observer import Observer
 from dynamo_fast.gateway.openai import OpenAi
 from dynamo_fast.gateway.page import Page
-from dynamo_fast.gateway.routers import RouterSource
+from dynamo_fast.gateway.routers import PermittedRouters, RouterSource
 from dynamo_fast.gateway.shares import Shares
 from dynamo_fast.gateway.state import LiveState
 from dynamo_fast.wire.text import printable
@@ -62,6 +62,8 @@ def app(
     only with its next item.
     """
     config = config or GatewayConfig.from_env()
+    if config.permitted:
+        source = PermittedRouters(source, config.permitted)
     application = web.Application()
     if config.page:
         page = Page(_state(source, config, shared))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
+from dynamo_fast.config import ANY_PART
 from dynamo_fast.discovery.base import Added, Discovery, Removed
 from dynamo_fast.discovery.buckets import INSTANCES, MODEL_CARDS
 from dynamo_fast.discovery.store import Record, RecordPut, Watch
@@ -20,7 +21,7 @@ from dynamo_fast.wire.instance import Instance
 from dynamo_fast.wire.model_card import Card, ModelRecord
 from dynamo_fast.wire.payload import PayloadCodec
 
-__all__ = ["RouterSource", "Routers", "ServedModel"]
+__all__ = ["PermittedRouters", "RouterSource", "Routers", "ServedModel"]
 
 logger = get_logger(__name__)
 
@@ -46,6 +47,43 @@ class RouterSource(Protocol):
 
     def models(self) -> Mapping[str, Sequence[ServedModel]]:
         """The models by their names, aliases included."""
+
+
+class PermittedRouters:
+    """A `RouterSource` that shows of another one only what clients may call. It holds nothing but that one."""
+
+    def __init__(self, source: RouterSource, patterns: Collection[tuple[str, ...]]) -> None:
+        """`patterns`: namespace, component and endpoint; each part is a name, or `*` for every name."""
+        self._source = source
+        self._patterns = patterns
+
+    def find(self, endpoint: EndpointId) -> PushRouter | None:
+        """See RouterSource."""
+        return self._source.find(endpoint) if self._permits(endpoint) else None
+
+    def find_model(self, name: str) -> Sequence[ServedModel]:
+        """See RouterSource."""
+        return self._served(self._source.find_model(name))
+
+    def endpoints(self) -> Mapping[EndpointId, Sequence[Instance]]:
+        """See RouterSource."""
+        return {
+            endpoint: instances for endpoint, instances in self._source.endpoints().items() if self._permits(endpoint)
+        }
+
+    def models(self) -> Mapping[str, Sequence[ServedModel]]:
+        """See RouterSource."""
+        models = self._source.models().items()
+        return {name: served for name, places in models if (served := self._served(places))}
+
+    def _served(self, places: Sequence[ServedModel]) -> Sequence[ServedModel]:
+        return [each for each in places if self._permits(each.endpoint)]
+
+    def _permits(self, endpoint: EndpointId) -> bool:
+        return any(
+            all(wanted in (ANY_PART, part) for wanted, part in zip(pattern, endpoint, strict=True))
+            for pattern in self._patterns
+        )
 
 
 class Routers:
