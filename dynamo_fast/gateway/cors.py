@@ -21,11 +21,12 @@ class Cors:
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         """See aiohttp's `on_response_prepare`."""
+        varies = response.headers.get("Vary")
+        response.headers["Vary"] = (
+            f"{varies}, Origin" if varies else "Origin"
+        )  # also of an answer to a request without one
         origin = request.headers.get("Origin")
-        if origin is None:
-            return
-        response.headers["Vary"] = "Origin"
-        if self._all or origin in self._origins:
+        if origin is not None and (self._all or origin in self._origins):
             response.headers["Access-Control-Allow-Origin"] = "*" if self._all else origin
             response.headers["Access-Control-Expose-Headers"] = _EXPOSED
 

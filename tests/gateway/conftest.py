@@ -58,7 +58,9 @@ class Stage:
 
 
 @asynccontextmanager
-async def staged(folder: Path, handler: Any = engine, *, observers: Any = (), **settings: Any) -> AsyncIterator[Stage]:
+async def staged(
+    folder: Path, handler: Any = engine, *, observers: Any = (), routes: Any = (), **settings: Any
+) -> AsyncIterator[Stage]:
     """A gateway with `settings` before a worker with `handler`."""
     config = GatewayConfig(**{"port": 0, **settings})
     async with contextlib.AsyncExitStack() as stack:
@@ -72,7 +74,7 @@ async def staged(folder: Path, handler: Any = engine, *, observers: Any = (), **
         response_server = await TcpStreamServer.create(ResponseServerConfig(host="127.0.0.1"))
         router = await stack.enter_async_context(await AddressedPushRouter.create(response_server=response_server))
         routers = await stack.enter_async_context(await Routers.open(discovery, router, retries=config.retries))
-        server = await Server.start(app(routers, config, observers=observers), config)
+        server = await Server.start(app(routers, config, observers=observers, routes=routes), config)
         stack.push_async_callback(server.close)
         stage = Stage(server, routers, worker)
         stack.push_async_callback(stage.client.close)

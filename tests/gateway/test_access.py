@@ -8,6 +8,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from dynamo_fast.config import GatewayConfig
 from dynamo_fast.errors import InvalidConfig
@@ -130,6 +131,28 @@ async def test_pages_of_the_origins_that_are_named_may_call(
         assert response.status == 204
         assert response.headers.get("Access-Control-Allow-Origin") == allowed
         assert response.headers["Access-Control-Allow-Headers"] == "x-a"
+
+
+async def test_what_is_remembered_for_one_origin_is_not_shown_to_another(begin: Begin) -> None:
+    """A cache may keep the answer to a request without an origin, as a program sends it, and give it to a page."""
+
+    async def varied(request: web.Request) -> web.Response:
+        return web.Response(headers={"Vary": "Accept"})
+
+    stage = await begin(cors="https://a.example", routes=[web.get("/varied", varied)])
+    for path in ("/v1/models", "/v1/endpoints", "/health", "/", "/nothing"):
+        async with stage.client.get(path) as response:
+            assert response.headers["Vary"] == "Origin"
+            assert "Access-Control-Allow-Origin" not in response.headers
+    async with stage.post({"items": [1]}) as response:
+        assert response.headers["Vary"] == "Origin"
+    async with stage.client.get("/varied") as response:
+        assert response.headers["Vary"] == "Accept, Origin"
+
+
+async def test_without_cors_no_answer_varies(stage: Stage) -> None:
+    async with stage.client.get("/v1/models", headers={"Origin": "https://a.example"}) as response:
+        assert "Vary" not in response.headers
 
 
 async def test_https(begin: Begin, tmp_path: Path) -> None:
