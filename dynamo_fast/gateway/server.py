@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import sys
-from typing import cast
+from typing import Any, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from dynamo_fast.config import GatewayConfig, TlsConfig
 from dynamo_fast.gateway.app import GATEWAY
 from dynamo_fast.gateway.errors import HttpError
+from dynamo_fast.logs import get_logger
 from dynamo_fast.net.addresses import resolve
 from dynamo_fast.net.listener import Listener
 from dynamo_fast.net.tls import ServerTls
+from dynamo_fast.observability.limited_log import LimitedLog
 from dynamo_fast.wire.address import join_host_port
 
 __all__ = ["Server"]
+
+logger = get_logger(__name__)
 
 _BACKLOG = 1024
 _LAST_SECONDS = 1.0
@@ -30,9 +36,12 @@ class Server:
     A handler is cancelled as soon as its client has gone, so that the worker hears of it.
     """
 
-    def __init__(self, application: web.Application, runner: web.AppRunner, config: GatewayConfig) -> None:
+    def __init__(
+        self, application: web.Application, runner: web.AppRunner, log: _HttpLog, config: GatewayConfig
+    ) -> None:
         self._gateway = application[GATEWAY]
         self._runner = runner
+        self._log = log
         self._config = config
         self._most = config.max_connections or _half_of_the_descriptors()
         self._listener: Listener | None = None
@@ -51,15 +60,17 @@ class Server:
             tls = ServerTls(identity, ("DYNAMO_FAST_GATEWAY_TLS_CERT", "DYNAMO_FAST_GATEWAY_TLS_KEY"))
         listening = resolve(config.host, "DYNAMO_FAST_GATEWAY_HOST", names=True)
         application[GATEWAY].is_local = ipaddress.ip_address(listening.bind_ip).is_loopback
+        log = _HttpLog(asyncio.get_running_loop())
         runner = web.AppRunner(
             application,
+            logger=log,
             access_log=None,
             handler_cancellation=True,
             keepalive_timeout=config.idle_timeout,
             shutdown_timeout=_LAST_SECONDS,
         )
         await runner.setup()
-        server = cls(application, runner, config)
+        server = cls(application, runner, log, config)
         try:
             server._listener = Listener(
                 listening.bind_ip,
@@ -100,6 +111,7 @@ class Server:
         if self._listener is not None:
             self._listener.close()
         await self._runner.cleanup()
+        self._log.close()
 
     @property
     def running(self) -> int:
@@ -121,6 +133,29 @@ class Server:
         if server is None or self.connections >= self._most:
             return _Refusal(f"{self._most} connections are open: try again later")
         return server()
+
+
+class _HttpLog(logging.LoggerAdapter):  # type: ignore[type-arg]  # it has a parameter from Python 3.11 on
+    """What aiohttp logs of its connections, without the tracebacks of what a stranger sends. Owned by the server.
+
+    aiohttp has a traceback for each malformed request. Here it is one line at most every few seconds, with the count.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(logger, {})
+        self._limited = LimitedLog(loop, logger)
+
+    def exception(self, msg: object, *args: object, exc_info: Any = True, **options: Any) -> None:
+        """As the logger does it, unless `exc_info` is an error of the HTTP parser."""
+        if isinstance(exc_info, HttpProcessingError):
+            client = args[0] if args else "a client"
+            self._limited.tell("malformed", "%s sent what is not HTTP: %s", client, exc_info.message)
+        else:
+            super().exception(msg, *args, exc_info=exc_info, **options)
+
+    def close(self) -> None:
+        """Log what was counted."""
+        self._limited.close()
 
 
 class _Refusal(asyncio.Protocol):

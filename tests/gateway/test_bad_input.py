@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -129,6 +131,39 @@ async def test_what_is_no_http_is_400_and_closed(stage: Stage, garbage: bytes) -
     answer = await asyncio.wait_for(reader.read(), GENEROUS)
     assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
     writer.close()
+
+
+MALFORMED = [
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"GET /a b c HTTP/1.1\r\n\r\n",
+    b"POST /a/b/c HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nHost\x00: \x1b[2J\r\n\r\n",
+    b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+]
+
+
+async def test_malformed_requests_are_one_line_in_the_log_however_many(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def send(garbage: bytes) -> None:
+        reader, writer = await stage.connect()
+        writer.write(garbage)
+        assert await asyncio.wait_for(reader.read(), GENEROUS)
+        writer.close()
+
+    for garbage in MALFORMED:
+        await send(garbage)
+    for _ in range(10):
+        await asyncio.gather(*map(send, MALFORMED))
+    await stage.server.close()
+    records = [record for record in caplog.records if record.levelno >= logging.INFO]
+    lines = [record.getMessage() for record in records]
+    assert lines[0].startswith("127.0.0.1 sent what is not HTTP: ")
+    counts = [int(more[1]) for line in lines[1:] if (more := re.match("([0-9]+) more within 5 s, the last: 127", line))]
+    assert 1 + sum(counts) == 11 * len(MALFORMED)
+    assert len(lines) == 1 + len(counts) < sum(counts)
+    assert all(line.isprintable() for line in lines)
+    assert not any(record.exc_info for record in records)
 
 
 async def test_a_head_that_never_ends_is_closed_in_time(begin: Begin) -> None:
