@@ -26,7 +26,7 @@ from dynamo_fast.gateway.exchange import Exchanges
 from dynamo_fast.gateway.fleet import Fleet, RoutersFleet
 from dynamo_fast.gateway.limits import Limits
 from dynamo_fast.gateway.metrics import GatewayMetrics
-from dynamo_fast.gateway.observer import Observer
+from dynamo_fast.gateway.observer import Guarded, Observer
 from dynamo_fast.gateway.openai import OpenAi
 from dynamo_fast.gateway.page import Page
 from dynamo_fast.gateway.routers import PermittedRouters, RouterSource
@@ -64,6 +64,7 @@ def app(
     config = config or GatewayConfig.from_env()
     if config.permitted:
         source = PermittedRouters(source, config.permitted)
+    observers = [Guarded(each) for each in observers]
     application = web.Application()
     if config.page:
         page = Page(_state(source, config, shared))

@@ -183,9 +183,10 @@ class Exchanges:
             trace = span.headers
         context = Context(given, metadata, trace)
         request_id = context.id()
-        self._running[request_id] = None
         name = ".".join(asked.endpoint)
-        return _Told(context, span, [each.request_started(name, asked.model, request_id) for each in self._observers])
+        told = _Told(context, span, [each.request_started(name, asked.model, request_id) for each in self._observers])
+        self._running[request_id] = None
+        return told
 
     def _prepared(self, asked: Asked, told: _Told) -> Call:
         """The call, for the worker that the client, or the router, chooses. Raises HttpError and DynamoError."""

@@ -63,6 +63,49 @@ async def test_an_observer_hears_that_a_client_has_gone(begin: Begin) -> None:
     await until(lambda: told.events[-1] == ("ended", 499, "the client has gone"))
 
 
+class Broken(Told):
+    """An observer whose method of this name raises."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self._method = method
+
+    def request_started(self, endpoint: str, model: str | None, request_id: str) -> Told:
+        self._break("request_started")
+        return super().request_started(endpoint, model, request_id)
+
+    def items(self, count: int) -> None:
+        super().items(count)
+        self._break("items")
+
+    def ended(self, status: int, error: str | None) -> None:
+        super().ended(status, error)
+        self._break("ended")
+
+    def _break(self, method: str) -> None:
+        if method == self._method:
+            raise LookupError(f"{method}, on purpose")
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
+@pytest.mark.parametrize("method", ["request_started", "items", "ended"])
+async def test_an_observer_that_raises_is_left_out_and_the_request_goes_on(
+    begin: Begin, method: str, accept: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken, told = Broken(method), Told()
+    stage = await begin(observers=[broken, told])
+    for _ in range(2):  # the id is free again
+        async with stage.post({"items": [1, 2]}, headers={"Accept": accept, "X-Request-Id": "mine"}) as response:
+            assert response.status == 200
+            assert await response.text() in ("data: 1\n\ndata: 2\n\ndata: [DONE]\n\n", "[1,2]")
+    started, *items, end = told.events[: len(told.events) // 2]
+    assert (started[0], end) == ("started", ("ended", 200, None))
+    assert sum(count for _, count in items) == 2
+    assert caplog.text.count(f"LookupError: {method}, on purpose") == 1
+    async with stage.client.get("/metrics") as response:
+        assert "dynamo_fast_gateway_inflight_requests 0.0" in await response.text()
+
+
 async def test_metrics(stage: Stage) -> None:
     async with stage.post({"items": [1, 2]}) as response:
         await response.read()
