@@ -17,6 +17,7 @@ __all__ = [
     "is_address",
     "pairs",
     "patterns",
+    "port",
     "rate",
     "seconds",
     "seconds_or_none",
@@ -26,6 +27,11 @@ __all__ = [
 def count(text: str) -> int:
     """A whole number of at least 1."""
     return int(_parsed(config.integer(1), text))
+
+
+def port(text: str) -> int:
+    """A port of TCP; 0 where the system may choose."""
+    return int(_parsed(config.integer(0, 65535), text))
 
 
 def seconds(text: str) -> float:

@@ -10,7 +10,7 @@ import math
 
 from dynamo_fast.cli import bench_codec
 from dynamo_fast.cli.arguments import count, rate, seconds
-from dynamo_fast.cli.call import add_target, metadata_of, sender
+from dynamo_fast.cli.call import Aim, add_target, aim_of, sender
 from dynamo_fast.cli.load import Load
 from dynamo_fast.cli.loop import run as run_loop
 from dynamo_fast.cli.progress import showing
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     """Put the load on, and print what became of it."""
     if options.target == "codec":
         return _codec(options)
-    return run_loop(_bench(options))
+    return run_loop(_bench(aim_of(options), options))
 
 
 def _codec(options: argparse.Namespace) -> int:
@@ -60,10 +60,10 @@ def _codec(options: argparse.Namespace) -> int:
     return 0
 
 
-async def _bench(options: argparse.Namespace) -> int:
+async def _bench(aim: Aim, options: argparse.Namespace) -> int:
     duration = options.duration or (10.0 if options.count is None else math.inf)
-    async with sender(options) as send:
-        load = Load(send, metadata_of(options))
+    async with sender(aim, options) as send:
+        load = Load(send, aim.metadata)
         async with showing(lambda: load.progress(options.count)):
             await load.run(options.count, options.concurrency, seconds=duration, rate=options.rate)
     if options.json:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from dynamo_fast.cli.arguments import (
     count,
@@ -32,11 +32,12 @@ from dynamo_fast.egress.push_router import PushRouter, RouterMode
 from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.errors import DynamoError, InvalidRequest, ResponseTimeout, Unavailable
 from dynamo_fast.inspect import jsonable
+from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.json_text import dumps, dumps_any, loads
 from dynamo_fast.wire.payload import Annotated, PayloadCodec
 from dynamo_fast.wire.text import UNREADABLE, printable_json, reason
 
-__all__ = ["add_parser", "add_target", "metadata_of", "run", "sender"]
+__all__ = ["Aim", "add_parser", "add_target", "aim_of", "run", "sender"]
 
 _MODES = {mode.value: mode for mode in RouterMode if mode not in (RouterMode.KV, RouterMode.Direct)}
 
@@ -55,7 +56,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--timeout",
         type=seconds,
         metavar="SECONDS",
-        help="for the whole answer; then the request is killed (default: none)",
+        help="for all of it, the wait for an instance included; then the request is killed. With --repeat: for each "
+        "request (default: none)",
     )
     parser.add_argument("--raw", action="store_true", help="print the whole envelope of each item, not its data only")
     load = parser.add_argument_group("as a load")
@@ -65,7 +67,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def add_target(parser: argparse.ArgumentParser) -> None:
-    """Add the request, where it goes, and how; for `sender`."""
+    """Add the request, where it goes, and how; for `aim_of` and `sender`."""
     parser.add_argument(
         "target", metavar="TARGET", help="an endpoint, NAMESPACE.COMPONENT.ENDPOINT; or an address, IP:PORT/PATH"
     )
@@ -95,40 +97,73 @@ def add_target(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Make the call."""
-    return run_loop(_call(options))
+    if options.timeout is not None:
+        options.wait = min(options.wait, options.timeout)
+    aim = aim_of(options)
+    return run_loop(_call(aim, options) if options.repeat == 1 else _call_often(aim, options))
 
 
-async def _call(options: argparse.Namespace) -> int:
-    metadata = metadata_of(options)
-    async with sender(options) as send:
-        if options.repeat > 1:
-            return await _run_load(Load(send, metadata), options.repeat, options.concurrency)
-        items = 0
+async def _call(aim: Aim, options: argparse.Namespace) -> int:
+    sent = False
+    items = 0
 
-        async def answer() -> None:
-            nonlocal items
-            async with await send(Context(options.id, metadata)) as stream:
+    async def answer() -> None:
+        nonlocal sent, items
+        async with sender(aim, options) as send:
+            sent = True
+            async with await send(Context(options.id, aim.metadata)) as stream:
                 async for item in stream:
                     items += 1
                     _print(item, options.raw)
 
-        try:
-            await asyncio.wait_for(answer(), options.timeout)
-        except DynamoError:  # some are TimeoutErrors, too
-            raise
-        except asyncio.TimeoutError:
-            raise ResponseTimeout(
-                f"the answer was not complete within {options.timeout:g} s ({items} item{'' if items == 1 else 's'} came)"
-            ) from None
+    try:
+        await asyncio.wait_for(answer(), options.timeout)
+    except DynamoError:  # some are TimeoutErrors, too
+        raise
+    except asyncio.TimeoutError:
+        if not sent:
+            raise _no_instance(options) from None
+        came = f"{items} item{'' if items == 1 else 's'} came"
+        raise ResponseTimeout(f"the answer was not complete within {options.timeout:g} s ({came})") from None
     return 0
 
 
-@asynccontextmanager
-async def sender(options: argparse.Namespace) -> AsyncIterator[Send]:
-    """The function that sends the request to where the options of `add_target` say."""
-    headers = pairs(options.header, "header")
+async def _call_often(aim: Aim, options: argparse.Namespace) -> int:
+    """Show the progress on a terminal, and print the summary; the status is 1 if a request failed."""
+    async with sender(aim, options) as send:
+        load = Load(send, aim.metadata, options.timeout)
+        async with showing(lambda: load.progress(options.repeat)):
+            await load.run(options.repeat, options.concurrency)
+    for line in load.summary():
+        print(line)
+    return 1 if load.failed else 0
+
+
+class Aim(NamedTuple):
+    """What is sent, and where to."""
+
+    endpoint: EndpointId | None
+    """None: the target is an address."""
+    value: Any
+    metadata: dict[str, str]
+    headers: dict[str, str]
+
+
+def aim_of(options: argparse.Namespace) -> Aim:
+    """What the options of `add_target` ask for. May read standard input, so it is called before the event loop runs:
+    Ctrl-C ends a blocking read only there.
+
+    Raises InvalidRequest and InvalidAddress.
+    """
+    metadata, headers = pairs(options.metadata, "metadata"), pairs(options.header, "header")
     endpoint = None if is_address(options.target) else endpoint_of(options.target)
-    value = _request(options.request)
+    return Aim(endpoint, _request(options.request), metadata, headers)
+
+
+@asynccontextmanager
+async def sender(aim: Aim, options: argparse.Namespace) -> AsyncIterator[Send]:
+    """The function that sends the request."""
+    endpoint, value, _, headers = aim
     patience = options.inactivity_timeout
     if endpoint is None:
         request = AddressedRequest(value, options.target, payload_codec=PayloadCodec(options.codec), headers=headers)
@@ -161,23 +196,19 @@ async def _wait_for(workers: PushRouter, options: argparse.Namespace) -> None:
     known = workers.instance_ids()
     if known and options.instance in (None, *known):
         return
-    wanted = options.target if options.instance is None else f"{options.target} with the id {options.instance:x}"
-    with announced(f"an instance of {wanted}", options.wait):
+    with announced(f"an instance of {_wanted(options)}", options.wait):
         try:
             await asyncio.wait_for(found(), options.wait)
         except asyncio.TimeoutError:
-            raise Unavailable(
-                f"no instance of {wanted} within {options.wait:g} s (discovery: {where(options)})"
-            ) from None
+            raise _no_instance(options) from None
 
 
-async def _run_load(load: Load, repeat: int, concurrency: int) -> int:
-    """Run it with its progress on a terminal, and print the summary; the status is 1 if a request failed."""
-    async with showing(lambda: load.progress(repeat)):
-        await load.run(repeat, concurrency)
-    for line in load.summary():
-        print(line)
-    return 1 if load.failed else 0
+def _no_instance(options: argparse.Namespace) -> Unavailable:
+    return Unavailable(f"no instance of {_wanted(options)} within {options.wait:g} s (discovery: {where(options)})")
+
+
+def _wanted(options: argparse.Namespace) -> str:
+    return options.target if options.instance is None else f"{options.target} with the id {options.instance:x}"
 
 
 def _request(text: str | None) -> Any:
@@ -189,11 +220,6 @@ def _request(text: str | None) -> Any:
     except UNREADABLE as error:
         source = "of standard input " if from_stdin else ""
         raise InvalidRequest(f"the request {source}is no JSON: {reason(error)}") from None
-
-
-def metadata_of(options: argparse.Namespace) -> dict[str, str]:
-    """Of each request. Raises InvalidRequest."""
-    return pairs(options.metadata, "metadata")
 
 
 def _print(item: Annotated, raw: bool) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from dynamo_fast.cli.arguments import port
 from dynamo_fast.cli.output import add_format, discard_output, formatter_of
 from dynamo_fast.cli.progress import Progress
 from dynamo_fast.errors import InvalidRequest
@@ -36,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--format", choices=["hex", "raw", "pcap"], help="of the input (default: recognised)")
     parser.add_argument("--plane", choices=[each.value for each in Plane], help="default: told by the first bytes")
-    parser.add_argument("--port", type=int, help="of a capture, show only connections with this port")
+    parser.add_argument("--port", type=port, help="of a capture, show only connections with this port")
     add_format(parser)
     parser.set_defaults(run=run)
 
@@ -104,6 +105,8 @@ def _bytes(data: bytes, form: str | None) -> bytes:
     if form == "raw" or (form is None and not _is_hex(data)):
         return data
     digits = _NOT_HEX.sub(b"", data).decode("ascii", "replace")
+    if len(digits) % 2:
+        raise InvalidRequest(f"this is no hex: it has {len(digits)} digits, which is odd")
     try:
         return bytes.fromhex(digits)
     except ValueError as error:

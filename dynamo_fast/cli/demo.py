@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynamo_fast import codec
-from dynamo_fast.cli.loop import Termination
+from dynamo_fast.cli.loop import Termination, run_until_told
 from dynamo_fast.cli.loop import run as run_loop
 from dynamo_fast.config import ResponseServerConfig
 from dynamo_fast.context import Context
@@ -62,7 +62,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(options: argparse.Namespace) -> int:
     """Show it."""
     if options.stay:
-        return run_loop(_stay())
+        return run_until_told(_stay)
     try:
         import rich  # noqa: F401  # before anything is started
     except ImportError:
@@ -232,11 +232,10 @@ def _this_command() -> str:
     return str(beside)
 
 
-async def _stay() -> int:
+async def _stay(termination: Termination) -> int:
     """The worker and the gateway, until a signal comes or one of the two ends. Raises Disconnected if one ends."""
     if importlib.util.find_spec("aiohttp") is None:
         raise InvalidRequest("the gateway needs aiohttp: pip install 'dynamo-fast[gateway]'")
-    termination = Termination()
     with tempfile.TemporaryDirectory() as folder:
         async with (
             _worker_process(folder) as worker,
@@ -248,6 +247,7 @@ async def _stay() -> int:
                 url = said[-1]
                 told = f"{ENDPOINT} is behind {url}: open it in a browser, or\n\n    {_curl(url)}\n\nCtrl-C ends it."
                 print(told, flush=True)
+            termination.began()
             ends = [asyncio.ensure_future(wait) for wait in (termination.asked.wait(), worker.wait(), gateway.wait())]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             for end in ends:

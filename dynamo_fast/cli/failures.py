@@ -5,6 +5,7 @@
 2    nothing was done: the command line, an input or a setting cannot be used, or an extra is not installed
 130  interrupted (Ctrl-C)
 141  the reader of the output has stopped, as `head` does
+143  SIGTERM, while a command that serves was still starting
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import sys
 from dynamo_fast.errors import InvalidRequest
 from dynamo_fast.wire.text import printable
 
-__all__ = ["FAILED", "INTERRUPTED", "READER_GONE", "UNUSABLE", "report", "status_of", "text_of"]
+__all__ = ["FAILED", "INTERRUPTED", "READER_GONE", "TERMINATED", "UNUSABLE", "report", "status_of", "text_of"]
 
-FAILED, UNUSABLE, INTERRUPTED, READER_GONE = 1, 2, 130, 141
+FAILED, UNUSABLE, INTERRUPTED, READER_GONE, TERMINATED = 1, 2, 130, 141, 143
 
 _MAX_ERROR = 2000
 """Characters of an error that are shown."""

@@ -10,19 +10,25 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dynamo_fast.cli.arguments import count, patterns
+from dynamo_fast.cli import failures
+from dynamo_fast.cli.arguments import count, patterns, port, seconds_or_none
 from dynamo_fast.cli.discovery import add_discovery, add_wait, open_discovery
-from dynamo_fast.cli.loop import Termination
-from dynamo_fast.cli.loop import run as run_loop
+from dynamo_fast.cli.loop import Termination, run_until_told
 from dynamo_fast.config import GatewayConfig, MultiprocessConfig, ServeConfig, set_for_subprocesses
 from dynamo_fast.egress.router import AddressedPushRouter
+from dynamo_fast.errors import DynamoError
 from dynamo_fast.net.addresses import resolve
 from dynamo_fast.observability.metrics import REQUEST_PLANE
 from dynamo_fast.wire.text import printable
 
+if TYPE_CHECKING:
+    from dynamo_fast.gateway.processes import Child
+
 __all__ = ["add_parser", "run"]
 
+_PROGRAM = "dynamo-fast gateway"
 _SETTINGS = ("host", "port", "tls_cert", "tls_key", "cors", "endpoints")
 
 
@@ -37,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "environment (DYNAMO_FAST_GATEWAY_*).",
     )
     parser.add_argument("--host", help="where to listen (default: DYNAMO_FAST_GATEWAY_HOST, else 127.0.0.1)")
-    parser.add_argument("--port", type=int, help="0: any (default: DYNAMO_FAST_GATEWAY_PORT, else 8080)")
+    parser.add_argument("--port", type=port, help="0: any (default: DYNAMO_FAST_GATEWAY_PORT, else 8080)")
     parser.add_argument("--tls-cert", metavar="FILE", help="HTTPS with this certificate and its chain (PEM)")
     parser.add_argument("--tls-key", metavar="FILE", help="the key of the certificate (PEM)")
     parser.add_argument("--cors", metavar="ORIGINS", help="whose pages may call: origins, separated by commas, or *")
@@ -53,7 +59,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--grace",
-        type=float,
+        type=seconds_or_none,
         metavar="SECONDS",
         help="how long the requests in flight may take after the first signal (default: DYNAMO_FAST_GRACE, else "
         f"{ServeConfig.grace:g})",
@@ -73,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     options.grace = (ServeConfig.from_env() if options.grace is None else ServeConfig(grace=options.grace)).grace
     if options.workers > 1:
         return _run_several(config, options)
-    return run_loop(_serve(config, options))
+    return run_until_told(lambda termination: _serve(config, options, termination))
 
 
 def _run_several(config: GatewayConfig, options: argparse.Namespace) -> int:
@@ -87,13 +93,26 @@ def _run_several(config: GatewayConfig, options: argparse.Namespace) -> int:
         reserve_port(ip, config.port) as kept,
     ):
         shared = replace(config, port=kept.getsockname()[1])
-        processes = Processes(
-            options.workers,
-            lambda parent, ready: run_loop(_serve(shared, options, parent=parent, ready=ready, folder=Path(folder))),
-        )
+        processes = Processes(options.workers, lambda child: _serve_as(child, shared, options, Path(folder)))
         if processes.wait_ready():
             print(printable(f"gateway at {_url(shared, ip)} ({options.workers} processes)"), flush=True)
-        return processes.wait()
+        for why in processes.failures:
+            failures.report(_PROGRAM, why)
+        status = processes.wait()
+        return max(processes.failures.values(), default=status)
+
+
+def _serve_as(child: Child, config: GatewayConfig, options: argparse.Namespace, folder: Path) -> int:
+    """One process of several. What goes wrong is said by the parent, once for all, or here if it serves already."""
+    try:
+        return run_until_told(lambda termination: _serve(config, options, termination, child=child, folder=folder))
+    except (DynamoError, OSError) as error:
+        status, text = failures.status_of(error), failures.text_of(error)
+        if child.is_ready:
+            failures.report(_PROGRAM, text)
+        else:
+            child.say_failed(text, status)
+        return status
 
 
 def _url(config: GatewayConfig, ip: str) -> str:
@@ -117,21 +136,19 @@ def _shared_metrics() -> Iterator[None]:
 async def _serve(
     config: GatewayConfig,
     options: argparse.Namespace,
+    termination: Termination,
     *,
-    parent: int | None = None,
-    ready: int | None = None,
+    child: Child | None = None,
     folder: Path | None = None,
 ) -> int:
-    """One process. `parent` and `ready`: see `Processes`; `folder`: what they share. None for a process of its own."""
+    """One process. `child`: if it is one of several; `folder`: what they share."""
     from dynamo_fast.gateway.app import GATEWAY, app
-    from dynamo_fast.gateway.processes import say_ready
     from dynamo_fast.gateway.routers import Routers
     from dynamo_fast.gateway.server import Server
     from dynamo_fast.observability.multiprocess import share
 
-    termination = Termination()
-    if parent is not None:
-        asyncio.get_running_loop().add_reader(parent, termination.asked.set)
+    if child is not None:
+        asyncio.get_running_loop().add_reader(child.parent, termination.end)
     async with AsyncExitStack() as stack:
         discovery = await stack.enter_async_context(open_discovery(options))
         router = await stack.enter_async_context(await AddressedPushRouter.create())
@@ -139,18 +156,19 @@ async def _serve(
         application = app(routers, config, shared=folder)
         if MultiprocessConfig.from_env().folder:
             stack.callback(share(application[GATEWAY].metrics, REQUEST_PLANE).close)
-        server = await Server.start(application, config, reuse_port=ready is not None)
+        server = await Server.start(application, config, reuse_port=child is not None)
         stack.push_async_callback(server.close)
-        if ready is None:
+        termination.began()
+        if child is None:
             print(printable(f"gateway at {server.url}"), flush=True)
         else:
-            say_ready(ready)
+            child.say_ready()
         await termination.asked.wait()
-        if parent is not None:
-            asyncio.get_running_loop().remove_reader(parent)
-        if ready is None:
+        if child is None:
             running = server.running
             limit = f", for at most {options.grace:g} s; another signal ends it now" if running else ""
             print(f"leaving; {running} request{'' if running == 1 else 's'} to finish{limit}", flush=True)
+        else:
+            asyncio.get_running_loop().remove_reader(child.parent)
         await server.leave(options.grace)
     return 0

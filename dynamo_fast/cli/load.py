@@ -33,9 +33,11 @@ class Load:
     Owned by one `call` or `bench`, which runs it once and then prints `progress` and `summary`. Times are in seconds.
     """
 
-    def __init__(self, send: Send, metadata: dict[str, str]) -> None:
+    def __init__(self, send: Send, metadata: dict[str, str], timeout: float | None = None) -> None:
+        """`timeout`: of each answer; then its request is killed, and has failed."""
         self._send = send
         self._metadata = metadata
+        self._timeout = timeout
         self._done = 0
         self._items = 0
         self._first_items: list[float] = []
@@ -115,10 +117,12 @@ class Load:
             if began > (now := time.perf_counter()):
                 await asyncio.sleep(began - now)
             try:
-                await self._one(began)
+                await asyncio.wait_for(self._one(began), self._timeout)
                 self._answers.append(time.perf_counter() - began)
             except DynamoError as error:
                 self._errors[f"{type(error).__name__}: {error}"] += 1
+            except asyncio.TimeoutError:
+                self._errors[f"the answer was not complete within {self._timeout:g} s"] += 1
             self._done += 1
 
     async def _one(self, began: float) -> None:

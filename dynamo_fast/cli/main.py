@@ -68,7 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="chosen_command")
     for command in _COMMANDS:
         command.add_parser(subparsers)
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:  # said by the command's own parser, which names the command and its help
+        chosen = subparsers.choices.get(options.chosen_command, parser)
+        chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
     if options.chosen_command is None:
         parser.print_help(sys.stderr)
         return failures.UNUSABLE

@@ -10,18 +10,19 @@ import importlib
 import logging
 import os
 import sys
+import traceback
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from dynamo_fast.cli.arguments import endpoint_of, seconds_or_none
 from dynamo_fast.cli.discovery import add_discovery, add_wait, open_discovery
-from dynamo_fast.cli.loop import Termination, end_now
-from dynamo_fast.cli.loop import run as run_loop
+from dynamo_fast.cli.loop import Termination, end_now, run_until_told
 from dynamo_fast.config import CommandConfig, ServeConfig, WorkerConfig
 from dynamo_fast.errors import InvalidRequest
 from dynamo_fast.ingress.push_handler import Handler
 from dynamo_fast.ingress.worker import REQUEST_SERVERS, serve
-from dynamo_fast.wire.text import printable
+from dynamo_fast.wire.text import printable, printable_lines
 
 if TYPE_CHECKING:
     from dynamo_fast.llm import ModelCard
@@ -86,7 +87,8 @@ def run(options: argparse.Namespace) -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
     _check(options)
     handler = load(options.handler)
-    return run_loop(_serve(handler, _model(options), options))
+    model = _model(options)
+    return run_until_told(lambda termination: _serve(handler, model, options, termination))
 
 
 def load(name: str) -> Handler:
@@ -102,9 +104,25 @@ def load(name: str) -> Handler:
             value = getattr(value, part)
     except (ImportError, AttributeError) as error:
         raise InvalidRequest(f"the handler {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # of the module itself: its author wants to see where
+        print(printable_lines("".join(_traceback(error))), end="", file=sys.stderr)
+        raise InvalidRequest(f"the handler {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(value):
         raise InvalidRequest(f"the handler {name!r} is a {type(value).__name__}, which cannot be called")
     return cast(Handler, value)
+
+
+def _traceback(error: Exception) -> Iterator[str]:
+    """Where a module failed, without the frames of the import."""
+    found = traceback.TracebackException.from_exception(error)
+    importing = (
+        "<frozen importlib._bootstrap>",
+        "<frozen importlib._bootstrap_external>",
+        importlib.__file__,
+        __file__,
+    )
+    found.stack = traceback.StackSummary.from_list([each for each in found.stack if each.filename not in importing])
+    return found.format()
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -130,16 +148,18 @@ def _model(options: argparse.Namespace) -> ModelCard | None:
     return ModelCard.from_folder(options.model, name=options.name, model_input=kind)
 
 
-async def _serve(handler: Handler, model: ModelCard | None, options: argparse.Namespace) -> int:
+async def _serve(
+    handler: Handler, model: ModelCard | None, options: argparse.Namespace, termination: Termination
+) -> int:
     name = options.endpoint or MODEL_ENDPOINT
     endpoint = endpoint_of(name)
     config = _worker_config(options.grace)
-    termination = Termination()
     async with open_discovery(options) as discovery:
         try:
             worker = await serve(handler, endpoint, discovery, config, transport=options.transport, model=model)
         except TypeError as error:
             raise InvalidRequest(str(error)) from error
+        termination.began()
         (served,) = worker.endpoints.values()
         print(printable(f"serving {name} at {served.address}"), flush=True)
         if model is not None:

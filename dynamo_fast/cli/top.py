@@ -129,7 +129,7 @@ async def _of_gateway(url: str, *, once: bool) -> AsyncGenerator[Snapshot, None]
     except InvalidRequest:
         raise
     except (aiohttp.ClientError, asyncio.TimeoutError, ValueError) as error:
-        raise CannotConnect(f"no gateway at {url}: {error or 'it is silent'}") from error
+        raise CannotConnect(f"no gateway at {url}: {error or 'it is silent'}") from None
     raise CannotConnect(f"the gateway at {url} has ended")
 
 

@@ -19,12 +19,15 @@ from typing import NoReturn
 
 from dynamo_fast.errors import InvalidConfig
 from dynamo_fast.logs import get_logger
+from dynamo_fast.net.listener import listening_at
+from dynamo_fast.wire.text import printable
 
-__all__ = ["Processes", "reserve_port", "say_ready"]
+__all__ = ["Child", "Processes", "reserve_port"]
 
 logger = get_logger(__name__)
 
-_READY = b"r"
+_MAX_LINE = 4096
+"""Bytes that several processes may write to one pipe without a mixture (PIPE_BUF)."""
 
 
 def reserve_port(ip: str, port: int) -> socket.socket:
@@ -37,7 +40,8 @@ def reserve_port(ip: str, port: int) -> socket.socket:
     kept = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET)
     try:
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        kept.bind((ip, port))
+        with listening_at(ip, port):
+            kept.bind((ip, port))
     except BaseException:
         kept.close()
         raise
@@ -47,12 +51,10 @@ def reserve_port(ip: str, port: int) -> socket.socket:
 class Processes:
     """The children of this process. Made and used in the main thread, before there is an event loop; `wait` ends it."""
 
-    def __init__(self, count: int, serve: Callable[[int, int], int]) -> None:
-        """Start `count` children. Each calls `serve(parent, ready)`, and ends with its result as its status.
-
-        `parent` is a descriptor that can be read when the parent has ended; a byte that is written to `ready` says that
-        the child serves.
-        """
+    def __init__(self, count: int, serve: Callable[[Child], int]) -> None:
+        """Start `count` children. Each calls `serve`, and ends with its result as its status."""
+        self.failures: dict[str, int] = {}
+        """Why children could not begin to serve, and the status of each reason."""
         self._ends = False
         self._children: set[int] = set()
         life, self._life = os.pipe()
@@ -62,7 +64,7 @@ class Processes:
             if not child:
                 os.close(self._life)
                 os.close(self._ready)
-                _be_child(serve, life, ready)
+                _be_child(serve, Child(life, ready))
             self._children.add(child)
         os.close(life)
         os.close(ready)
@@ -70,14 +72,19 @@ class Processes:
             signal.signal(number, self._on_signal)
 
     def wait_ready(self) -> bool:
-        """Wait until all serve. False if one ended before that."""
-        missing = len(self._children)
-        while missing:
-            written = os.read(self._ready, missing)
-            if not written:  # all have ended
-                return False
-            missing -= len(written)
-        return True
+        """Wait until all serve. False if one cannot, which ends the others."""
+        said = b""
+        while said.count(b"\n") < len(self._children):
+            more = os.read(self._ready, _MAX_LINE)
+            if not more:  # each has said something or has ended
+                break
+            said += more
+        for line in filter(None, said.decode(errors="replace").split("\n")):
+            status, _, why = line.partition(" ")
+            self.failures[why] = int(status)
+        if self.failures:
+            self._tell(signal.SIGTERM)
+        return not self.failures and said.count(b"\n") == len(self._children)
 
     def wait(self) -> int:
         """Wait until all have ended; returns the exit status."""
@@ -107,12 +114,12 @@ class Processes:
                 os.kill(child, number)
 
 
-def _be_child(serve: Callable[[int, int], int], life: int, ready: int) -> NoReturn:
+def _be_child(serve: Callable[[Child], int], child: Child) -> NoReturn:
     """The whole life of a child. It has a process group of its own: Ctrl-C reaches it through the parent, once."""
     status = 1
     try:
         os.setpgid(0, 0)
-        status = serve(life, ready)
+        status = serve(child)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -121,7 +128,24 @@ def _be_child(serve: Callable[[int, int], int], life: int, ready: int) -> NoRetu
         os._exit(status)
 
 
-def say_ready(ready: int) -> None:
-    """See `Processes`."""
-    os.write(ready, _READY)
-    os.close(ready)
+class Child:
+    """What one of several processes has of its parent. Made by `Processes`; says once how its beginning ended."""
+
+    def __init__(self, parent: int, ready: int) -> None:
+        self.parent = parent
+        """A descriptor that can be read when the parent has ended."""
+        self.is_ready = False
+        self._ready = ready
+
+    def say_ready(self) -> None:
+        """This process serves."""
+        self.is_ready = True
+        self._say(b"")
+
+    def say_failed(self, why: str, status: int) -> None:
+        """This process cannot serve: the parent is told why, in one line, and the exit status."""
+        self._say(f"{status} {printable(why)}".encode()[: _MAX_LINE - 1])
+
+    def _say(self, line: bytes) -> None:
+        os.write(self._ready, line + b"\n")
+        os.close(self._ready)

@@ -21,6 +21,7 @@ from dynamo_fast.inspect.conversation import Conversation, Plane
 from dynamo_fast.inspect.describe import Frame
 from dynamo_fast.inspect.events import Closed, Event, Failed, FrameSeen, Opened
 from dynamo_fast.inspect.rewriter import AnswerRewriter
+from dynamo_fast.net.listener import listening_at
 from dynamo_fast.wire.address import join_host_port, split_host_port
 from dynamo_fast.wire.control import CallHomeHandshake, TcpStreamConnectionInfo
 from dynamo_fast.wire.mux import MuxHandshake
@@ -99,7 +100,8 @@ class Relay:
             finally:
                 self._running.discard(task)
 
-        server = await asyncio.start_server(accept, host, port)
+        with listening_at(host, port):
+            server = await asyncio.start_server(accept, host, port)
         self._servers.append(server)
         return join_host_port(*server.sockets[0].getsockname()[:2])
 

@@ -15,8 +15,9 @@ from dynamo_fast.logs import get_logger
 from dynamo_fast.net.sockets import keep_alive
 from dynamo_fast.net.tls import ServerTls
 from dynamo_fast.net.tls_accept import Handshake
+from dynamo_fast.wire.address import join_host_port
 
-__all__ = ["Listener", "listening_socket"]
+__all__ = ["Listener", "listening_at", "listening_socket"]
 
 logger = get_logger(__name__)
 
@@ -32,6 +33,18 @@ _RESERVE = 32
 _MOST_HANDSHAKES = 1024
 
 
+@contextlib.contextmanager
+def listening_at(ip: str, port: int) -> Iterator[None]:
+    """An OSError of the block says which address was asked for."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        why = os.strerror(error.errno)
+        raise OSError(error.errno, f"cannot listen on {join_host_port(ip, port)}: {why}") from error
+
+
 def listening_socket(
     ip: str, port: int, backlog: int, user_timeout: float | None = None, *, reuse_port: bool = False
 ) -> socket.socket:
@@ -42,9 +55,10 @@ def listening_socket(
     """
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     both = ip == "::" and socket.has_dualstack_ipv6()
-    endpoint = socket.create_server(
-        (ip, port), family=family, backlog=backlog, dualstack_ipv6=both, reuse_port=reuse_port
-    )
+    with listening_at(ip, port):
+        endpoint = socket.create_server(
+            (ip, port), family=family, backlog=backlog, dualstack_ipv6=both, reuse_port=reuse_port
+        )
     endpoint.setblocking(False)
     keep_alive(endpoint, user_timeout)
     return endpoint

@@ -84,5 +84,8 @@ def test_fish_reads_it(script: str) -> None:
 @pytest.mark.parametrize("script", ["fish"], indirect=True)
 def test_the_script_for_fish_has_every_option_with_its_help(script: str) -> None:
     assert "-f -a 'call' -d 'send a request to a worker, and print its answer as it comes'" in script
-    assert "from call' -l timeout -r -d 'for the whole answer; then the request is killed" in script
+    assert (
+        "from call' -l timeout -r -d 'for all of it, the wait for an instance included; then the request is killed"
+        in script
+    )
     assert "%" not in script

@@ -61,4 +61,11 @@ def test_every_command_is_in_the_table() -> None:
 
 def test_every_exit_code_is_in_the_table() -> None:
     codes = {int(each) for each in re.findall(r"^\| (\d+) \|", PAGE, re.MULTILINE)}
-    assert codes == {0, failures.FAILED, failures.UNUSABLE, failures.INTERRUPTED, failures.READER_GONE}
+    assert codes == {
+        0,
+        failures.FAILED,
+        failures.UNUSABLE,
+        failures.INTERRUPTED,
+        failures.READER_GONE,
+        failures.TERMINATED,
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,38 @@ def test_without_a_command_it_shows_its_help(tmp_path: Path) -> None:
             "the handler _fscodec.<locals>.fsencode is a plain function: write",
         ),
         (["serve", "os:getcwd", "--endpoint", "a.b"], 2, "'a.b' is no endpoint"),
+        *(
+            ([*given, "x", "--y"], 2, f"unrecognized arguments: x --y (see dynamo-fast {given[0]} --help)")
+            for given in (
+                ["demo"],
+                ["serve", "a:b"],
+                ["gateway"],
+                ["call", "a.b.c", "{}"],
+                ["bench", "a.b.c", "{}"],
+                ["instances", "a.b.c"],
+                ["describe", "a.b.c"],
+                ["models"],
+                ["top", "http://127.0.0.1:1"],
+                ["decode", "00"],
+                ["tap", "127.0.0.1:0", "127.0.0.1:1"],
+                ["completion", "bash"],
+            )
+        ),
+        (["decode", "00", "--port", "x"], 2, "argument --port: 'x' is not valid: expected a whole number, 0 to 65535"),
+        (["gateway", "--port", "70000"], 2, "argument --port: '70000' is not valid: expected a whole number, 0 to"),
+        (["gateway", "--grace", "x"], 2, "argument --grace: 'x' is not valid: expected a number of seconds, 0 or"),
+        (["gateway", "--grace", "-1"], 2, "argument --grace: '-1' is not valid: expected a number of seconds, 0 or"),
+        (["decode", "--format", "hex", "000"], 2, "this is no hex: it has 3 digits, which is odd"),
+        (
+            ["call", "a.b.c", "{}", "--timeout", "0.1", "--wait", "3600"],
+            1,
+            "no instance of a.b.c within 0.1 s (discovery: file, ",
+        ),
+        (
+            ["call", "a.b.c", "{}", "--timeout", "0.1", "--repeat", "3", "--wait", "3600"],
+            1,
+            "no instance of a.b.c within 0.1 s (discovery: file, ",
+        ),
     ],
 )
 def test_what_goes_wrong_is_one_line(tmp_path: Path, arguments: list[str], status: int, text: str) -> None:
@@ -122,8 +155,46 @@ def test_a_call_gives_up_a_silent_worker(tmp_path: Path, by_address: bool) -> No
         done = run(tmp_path, "call", address if by_address else "a/b/c", "{}", "--timeout", "0.5")
         assert (done.returncode, done.stdout) == (1, "1\n")
         assert done.stderr == "dynamo-fast call: error: the answer was not complete within 0.5 s (1 item came)\n"
+        done = run(tmp_path, "call", address if by_address else "a/b/c", "{}", "--timeout", "0.5", "--repeat", "2")
+        assert (done.returncode, done.stderr) == (1, "")
+        assert done.stdout.startswith("2 requests, 2 failed, 2 items in ")
+        assert done.stdout.endswith("\n2 x the answer was not complete within 0.5 s\n")
     refused = run(tmp_path, "call", "a.b.c", "{}", "--inactivity-timeout", "0")
     assert "'0' is not valid: expected a number of seconds above 0" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("raise LookupError('boom')", "LookupError: boom"),
+        ("def f(:", "SyntaxError: "),
+    ],
+)
+def test_a_handler_whose_module_raises_is_shown_where(tmp_path: Path, text: str, error: str) -> None:
+    (tmp_path / "engine.py").write_text(text)
+    done = run(tmp_path, "serve", "engine:f", "--endpoint", "a.b.c")
+    assert (done.returncode, done.stdout) == (2, "")
+    *shown, last = done.stderr.splitlines()
+    assert last.startswith(f"dynamo-fast serve: error: the handler 'engine:f' cannot be imported: {error}")
+    assert any(f'  File "{tmp_path / "engine.py"}", line 1' in each for each in shown)
+    assert not any("importlib" in each or "serve.py" in each for each in shown)
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("DYN_TCP_RPC_PORT", str(port))
+        for arguments in (
+            ["serve", "dynamo_fast.cli.demo:handler", "--endpoint", "a.b.c"],
+            ["gateway", "--port", str(port)],
+            ["gateway", "--port", str(port), "--workers", "2"],
+            ["tap", f"127.0.0.1:{port}", "127.0.0.1:1"],
+        ):
+            done = run(tmp_path, *arguments)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert done.stderr == (
+                f"dynamo-fast {arguments[0]}: error: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+            )
 
 
 def test_a_bad_setting_is_one_line(tmp_path: Path) -> None:

@@ -106,7 +106,15 @@ def test_a_port_that_is_taken_and_a_setting_that_is_none(tmp_path: Path) -> None
         2,
         "dynamo-fast gateway: error: HTTPS needs a certificate and its key: DYNAMO_FAST_GATEWAY_TLS_KEY is missing\n",
     )
-    assert "port=70000 is not valid" in run(tmp_path, "gateway", "--port", "70000").stderr
+
+
+def test_what_no_process_can_use_is_said_once(tmp_path: Path) -> None:
+    pair = ["--tls-cert", str(tmp_path / "none"), "--tls-key", str(tmp_path / "none")]
+    for workers in ("1", "3"):
+        refused = run(tmp_path, "gateway", "--port", "0", *pair, "--workers", workers)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert refused.stderr.startswith("dynamo-fast gateway: error: DYNAMO_FAST_GATEWAY_TLS_CERT=")
+        assert refused.stderr.count("\n") == 1
 
 
 def test_without_aiohttp_the_extra_is_named(tmp_path: Path) -> None:
