@@ -55,9 +55,11 @@ class World:
 async def world(kind: str, patience: float = PATIENCE) -> AsyncIterator[World]:
     found, discovery = World(), MemoryDiscovery()
     config = WorkerConfig(leave_delay=0.0, cancel_grace=0.1)
-    worker = await Worker.start(discovery, config, TcpServerConfig(host="127.0.0.1"))
-    served = await worker.serve(found.handler, ENDPOINT)
-    async with await make_router(ResponseServerConfig(host="127.0.0.1", abandoned_after=patience)) as found.router:
+    async with (
+        await Worker.start(discovery, config, TcpServerConfig(host="127.0.0.1")) as worker,
+        await make_router(ResponseServerConfig(host="127.0.0.1", abandoned_after=patience)) as found.router,
+    ):
+        served = await worker.serve(found.handler, ENDPOINT)
         if kind == "addressed":
             found.stream = await found.router.generate(AddressedRequest.for_instance(None, served.instance))
         else:
@@ -66,7 +68,6 @@ async def world(kind: str, patience: float = PATIENCE) -> AsyncIterator[World]:
         yield found
         if found.workers is not None:
             found.workers.close()
-    await worker.close()
 
 
 async def waiting(stream: Any) -> asyncio.Task[Any]:

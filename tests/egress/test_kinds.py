@@ -74,13 +74,13 @@ async def started(discovery: MemoryDiscovery) -> Worker:
 @asynccontextmanager
 async def both_ends(codec: PayloadCodec) -> AsyncIterator[PushRouter]:
     discovery = MemoryDiscovery()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("DYN_REQUEST_PLANE_CODEC", codec.value)
-        worker = await started(discovery)
-        await worker.serve(answer, "a.b.c")
-    async with await make_router() as router, await PushRouter.create("a.b.c", discovery, router) as calls:
-        yield calls
-    await asyncio.wait_for(worker.close(), LIMIT)
+    async with await started(discovery) as worker:
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("DYN_REQUEST_PLANE_CODEC", codec.value)
+            await worker.serve(answer, "a.b.c")
+        async with await make_router() as router, await PushRouter.create("a.b.c", discovery, router) as calls:
+            yield calls
+        await asyncio.wait_for(worker.close(), LIMIT)
 
 
 class Kept:

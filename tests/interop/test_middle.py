@@ -41,10 +41,9 @@ async def downstream(whose: str, folder: Path) -> AsyncIterator[None]:
             yield
         return
     config = TcpServerConfig(host="127.0.0.1", engine_request_limit=1, request_queue_limit=100)
-    worker = await Worker.start(FileDiscovery(folder), WorkerConfig(leave_delay=0.0), config)
-    await worker.serve(count, CALLED)
-    yield
-    await worker.close()
+    async with await Worker.start(FileDiscovery(folder), WorkerConfig(leave_delay=0.0), config) as worker:
+        await worker.serve(count, CALLED)
+        yield
 
 
 class Middle:

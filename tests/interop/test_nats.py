@@ -58,13 +58,15 @@ async def calling(folder: Path, endpoint: str, count: int = 1) -> AsyncIterator[
     """A router of ours, which sees that many workers."""
     discovery = FileDiscovery(folder)
     response_server = await TcpStreamServer.create(ResponseServerConfig(host="127.0.0.1"))
-    async with (
-        AddressedPushRouter(TcpRequestClient(), response_server) as addressed,
-        await PushRouter.create(endpoint, discovery, addressed) as router,
-    ):
-        await until(lambda: len(router.instance_ids()) == count)
-        yield router
-    await discovery.close()
+    try:
+        async with (
+            AddressedPushRouter(TcpRequestClient(), response_server) as addressed,
+            await PushRouter.create(endpoint, discovery, addressed) as router,
+        ):
+            await until(lambda: len(router.instance_ids()) == count)
+            yield router
+    finally:
+        await discovery.close()
 
 
 async def answer(router: PushRouter, request: Any) -> list[Any]:

@@ -155,13 +155,16 @@ class Bench:
 async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
     worker = await Worker.start(FileDiscovery(tmp_path), WorkerConfig(leave_delay=0.05, cancel_grace=0.2), LOOPBACK)
     engine = Engine()
-    await worker.serve(engine.generate, ENDPOINT)
-    client = await PeerClient.start(request.param, tmp_path)
-    await client.wait_for(ENDPOINT, 1)
-    yield Bench(worker, engine, client)
-    engine.gate.set()
-    await worker.close()
-    await client.close()
+    async with worker:
+        await worker.serve(engine.generate, ENDPOINT)
+        client = await PeerClient.start(request.param, tmp_path)
+        try:
+            await client.wait_for(ENDPOINT, 1)
+            yield Bench(worker, engine, client)
+        finally:
+            engine.gate.set()
+            await worker.close()
+            await client.close()
     leftover = {task for task in asyncio.all_tasks() if "Request.run" in str(task.get_coro())}
     assert not leftover
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,23 +92,58 @@ def wrong(request: Any) -> AsyncIterator[Any]:
 
 @asynccontextmanager
 async def ends(mux: str, tls: TlsConfig | None = None, **settings: Any) -> AsyncIterator[Ends]:
+    """Both ends, and at the end of the test that nothing is left of its requests.
+
+    They are closed however it ends: the router first, so that the worker does not wait for its handlers.
+    """
     metrics = RequestPlaneMetrics()
-    server = await TcpStreamServer.create(ResponseServerConfig(host="127.0.0.1", mux=mux, **settings), tls=tls)
-    client = TcpRequestClient(TcpClientConfig(), metrics=metrics, tls=tls)
-    config = WorkerConfig(leave_delay=0.0, cancel_grace=0.05, mux=mux)
-    worker = await Worker.start(MemoryDiscovery(), config, TcpServerConfig(host="127.0.0.1"), tls=tls)
-    handlers: dict[str, Any] = {"generate": generate, "push": push, "wrong": wrong}
-    served = {name: await worker.serve(handler, f"a.b.{name}") for name, handler in handlers.items()}
-    served["converse"] = await worker.serve(converse, "a.b.converse", bidirectional=True)
-    instances = {name: each.instance for name, each in served.items()}
-    async with AddressedPushRouter(client, server, metrics=metrics) as router:
-        yield Ends(router, worker, instances)
+    async with AsyncExitStack() as stack:
+        config = WorkerConfig(leave_delay=0.0, cancel_grace=0.05, mux=mux)
+        worker = await Worker.start(MemoryDiscovery(), config, TcpServerConfig(host="127.0.0.1"), tls=tls)
+        stack.push_async_callback(worker.close)
+        server = await TcpStreamServer.create(ResponseServerConfig(host="127.0.0.1", mux=mux, **settings), tls=tls)
+        client = TcpRequestClient(TcpClientConfig(), metrics=metrics, tls=tls)
+        router = await stack.enter_async_context(AddressedPushRouter(client, server, metrics=metrics))
+        handlers: dict[str, Any] = {"generate": generate, "push": push, "wrong": wrong}
+        served = {name: await worker.serve(handler, f"a.b.{name}") for name, handler in handlers.items()}
+        served["converse"] = await worker.serve(converse, "a.b.converse", bidirectional=True)
+        yield Ends(router, worker, {name: each.instance for name, each in served.items()})
         await until(lambda: worker.admission.running == 0)
         assert metrics.inflight == 0
         assert server.pending == 0
         assert server.multiplexed == 0
         assert worker.admission.promised == 0
         await asyncio.wait_for(worker.close(), LIMIT)
+
+
+@pytest.mark.parametrize("mux", PLANES)
+async def test_ends_that_cannot_serve_are_closed(mux: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that fails must end soon, and leave nothing: else the next ones fail, too, or the loop does not close."""
+
+    async def serve(*_: Any, **__: Any) -> None:
+        raise LookupError("on purpose")
+
+    before = open_sockets()
+    monkeypatch.setattr(Worker, "serve", serve)
+    with pytest.raises(LookupError, match="on purpose"):
+        async with ends(mux):
+            pass
+    await until(lambda: open_sockets() == before)
+
+
+@pytest.mark.parametrize("mux", PLANES)
+async def test_ends_whose_test_fails_with_a_request_under_way_are_closed(mux: str) -> None:
+
+    async def failing() -> None:
+        async with ends(mux) as both:
+            stream = await both.call("generate", {"holds": True})
+            assert (await anext(stream)).data() == "held"
+            raise LookupError("on purpose")
+
+    before = open_sockets()
+    with pytest.raises(LookupError, match="on purpose"):
+        await failing()
+    await until(lambda: open_sockets() == before)
 
 
 async def outcome(stream: Any) -> Any:

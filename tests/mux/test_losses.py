@@ -146,7 +146,11 @@ async def start_router(port: int = 0) -> AddressedPushRouter:
 async def start_worker(port: int = 0) -> tuple[Worker, Instance]:
     config = WorkerConfig(leave_delay=0.0, cancel_grace=0.05, mux="auto")
     worker = await Worker.start(MemoryDiscovery(), config, TcpServerConfig(host="127.0.0.1", port=port))
-    return worker, (await worker.serve(generate, "a.b.generate")).instance
+    try:
+        return worker, (await worker.serve(generate, "a.b.generate")).instance
+    except BaseException:
+        await worker.close()
+        raise
 
 
 def port_of(address: str) -> int:

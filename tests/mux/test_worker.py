@@ -82,8 +82,8 @@ async def start(handler: Handler) -> AsyncIterator[Start]:
     async def begin(**settings: Any) -> Worker:
         config = WorkerConfig(**{"leave_delay": 0.0, "cancel_grace": 0.05, "mux": "auto", **settings})
         worker = await Worker.start(MemoryDiscovery(), config, TcpServerConfig(host="127.0.0.1"))
-        await worker.serve(handler, ENDPOINT)
         workers.append(worker)
+        await worker.serve(handler, ENDPOINT)
         return worker
 
     yield begin

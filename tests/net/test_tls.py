@@ -52,12 +52,12 @@ async def generate(request: Any) -> AsyncIterator[Any]:
 @contextlib.asynccontextmanager
 async def ends(worker_tls: TlsConfig, router_tls: TlsConfig) -> AsyncIterator[tuple[AddressedPushRouter, str]]:
     """A router, and the address of a worker with `generate`."""
-    worker = await Worker.start(MemoryDiscovery(), WorkerConfig(leave_delay=0), LOOPBACK, tls=worker_tls)
-    served = await worker.serve(generate, "a.b.c")
-    server = await TcpStreamServer.create(ResponseServerConfig(host="127.0.0.1"), tls=router_tls)
-    async with await AddressedPushRouter.create(TcpRequestClient(tls=router_tls), server) as router:
-        yield router, served.address
-    await worker.close()
+    starting = Worker.start(MemoryDiscovery(), WorkerConfig(leave_delay=0), LOOPBACK, tls=worker_tls)
+    async with await starting as worker:
+        served = await worker.serve(generate, "a.b.c")
+        server = await TcpStreamServer.create(ResponseServerConfig(host="127.0.0.1"), tls=router_tls)
+        async with await AddressedPushRouter.create(TcpRequestClient(tls=router_tls), server) as router:
+            yield router, served.address
 
 
 async def items(router: AddressedPushRouter, address: str, request: Any) -> list[Any]:
