@@ -7,6 +7,7 @@ from dynamo_fast._native cimport Native
 cdef class Deadlines(Native):
     cdef readonly double seconds
     cdef readonly object _loop
+    cdef readonly object _time
     cdef readonly object _expire
     cdef readonly dict _deadlines
     cdef readonly object _timer

@@ -36,11 +36,12 @@ class Deadlines(Native, Generic[_Key]):
     `close`. A key leaves the table before `expire` is called with it; `expire` may add it again.
     """
 
-    __slots__ = ("_deadlines", "_expire", "_loop", "_timer", "seconds")
+    __slots__ = ("_deadlines", "_expire", "_loop", "_time", "_timer", "seconds")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, expire: Callable[[_Key], None]) -> None:
         self.seconds = seconds
         self._loop = loop
+        self._time = loop.time
         self._expire = expire
         self._deadlines: dict[_Key, float] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -65,7 +66,7 @@ class Deadlines(Native, Generic[_Key]):
 
     def add(self, key: _Key) -> None:
         """Start the wait of `key`. Discard it first if it waits already: it would keep its place in the order."""
-        self._deadlines[key] = self._loop.time() + self.seconds
+        self._deadlines[key] = self._time() + self.seconds
         if self._timer is None:
             self._timer = self._loop.call_later(self.seconds, self._wake)
 
@@ -83,7 +84,7 @@ class Deadlines(Native, Generic[_Key]):
     def _wake(self) -> None:
         self._timer = None
         # uvloop's clock has whole milliseconds: a timer may fire up to one millisecond before its time.
-        now = self._loop.time() + 0.001
+        now = self._time() + 0.001
         try:
             while self._deadlines:
                 key, deadline = next(iter(self._deadlines.items()))

@@ -27,6 +27,7 @@ cdef class Items:
     cdef readonly object _decode
     cdef readonly bint _scan
     cdef readonly bytes _null
+    cdef readonly bytes _final
     cdef readonly bytes _head
     cdef readonly bytes _tail
     cdef readonly Py_ssize_t _begin

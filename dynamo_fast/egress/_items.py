@@ -50,6 +50,7 @@ class Items:
         "_bare",
         "_begin",
         "_decode",
+        "_final",
         "_final_seen",
         "_flowing",
         "_frames",
@@ -73,7 +74,7 @@ class Items:
         self._receiver = receiver
         self._frames: deque[bytes | memoryview] = receiver.frames
         self._popleft = receiver.frames.popleft
-        (self._head, self._tail), self._read_data, self._scan, self._null, self._decode = reader
+        (self._head, self._tail), self._read_data, self._scan, self._null, self._final, self._decode = reader
         self._begin, self._after = len(self._head), len(self._tail)
         self._final_seen = False
         self._open = True
@@ -225,6 +226,8 @@ class NextItem:
     def send(self, value: object) -> Any:
         """See collections.abc.Coroutine."""
         result = _step(self)
+        if result is END:
+            raise StopAsyncIteration
         if _is_over(self):
             raise StopIteration(result)
         return result
@@ -258,7 +261,7 @@ def begin(items: Items) -> NextItem:
 
 
 def _step(item: Any) -> Any:
-    """The item, after which it is over; or what the task is to wait for."""
+    """The item, or END, after which it is over; or what the task is to wait for."""
     next_item: NextItem = item
     items = next_item._items
     if items is None:
@@ -270,8 +273,6 @@ def _step(item: Any) -> Any:
     while True:
         result = items.take()
         if result is not None:
-            if result is END:
-                raise StopAsyncIteration
             return result
         waiting = items.wait().__await__()
         result = next(waiting, None)
@@ -286,4 +287,4 @@ def _is_over(item: Any) -> bool:
 
 
 if _IS_COMPILED:
-    fill_send_slot(NextItem, _step, _is_over)  # type: ignore[name-defined]  # noqa: F821  # it is in `_send.pxd`
+    fill_send_slot(NextItem, _step, _is_over, END)  # type: ignore[name-defined]  # noqa: F821  # it is in `_send.pxd`

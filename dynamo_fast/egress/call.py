@@ -105,20 +105,19 @@ class Call:
         except DynamoError as error:
             self._error = error
             return
-        instance = entry.instance
-        codec = instance.payload_codec
+        codec = entry.codec
         self._reader = codec.reader(*self._how)
         stream_of_requests = isinstance(self._request, ManyIn)
         data = self._request if stream_of_requests else EncodedBody(encoded(codec, self._request))
         self._attempt = AddressedRequest(
             data,
-            instance.transport.address,
-            instance.endpoint_instance_id,
+            entry.address,
+            entry.id,
             codec,
             self._headers,
             self._owner.config.inactivity_timeout,
-            instance.transport.kind,
-            instance.mux,
+            entry.kind,
+            entry.mux,
         )
         if stream_of_requests:
             self._retries = 0  # it can be read only once

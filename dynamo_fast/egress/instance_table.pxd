@@ -6,6 +6,11 @@ cdef class LoadQueue
 @cython.final
 cdef class Entry:
     cdef readonly object instance
+    cdef readonly object kind
+    cdef readonly object address
+    cdef readonly object id
+    cdef readonly object codec
+    cdef readonly object mux
     cdef readonly LoadQueue queue
     cdef public Py_ssize_t in_flight
 

@@ -23,10 +23,13 @@ class Entry:
     Owned by the table. Calls count themselves in and out; a call may outlive the removal.
     """
 
-    __slots__ = ("in_flight", "instance", "queue")
+    __slots__ = ("address", "codec", "id", "in_flight", "instance", "kind", "mux", "queue")
 
     def __init__(self, instance: Instance, queue: LoadQueue) -> None:
         self.instance = instance
+        # What each request needs of the record is looked up once.
+        self.kind, self.address = instance.transport.kind, instance.transport.address
+        self.id, self.codec, self.mux = instance.endpoint_instance_id, instance.payload_codec, instance.mux
         self.queue = queue
         self.in_flight = 0
         """Requests that all routers of this table have sent there, and whose answers have not ended."""

@@ -1,9 +1,14 @@
 # The types with which Cython translates `mux_session.py`.
 cimport cython
 
-from dynamo_fast.egress.response_connection cimport ResponseConnection
+from dynamo_fast.egress.response_connection cimport ConnectionOwner, ResponseConnection
 from dynamo_fast.egress.response_receiver cimport ResponseReceiver
-from dynamo_fast.wire.stream cimport StreamMachine
+from dynamo_fast.wire.stream cimport StreamMachine, requester
+
+cdef class SessionOwner(ConnectionOwner):
+    cdef readonly dict sessions
+    cdef public Py_ssize_t multiplexed
+    cdef readonly long long forgotten
 
 @cython.final
 cdef class MuxSession:
@@ -16,7 +21,7 @@ cdef class MuxSession:
     cdef readonly list _out
     cdef readonly bint _over
     cdef readonly Py_ssize_t _owed
-    cdef readonly object _server
+    cdef readonly SessionOwner _server
     cdef readonly dict _sinks
     cdef readonly object _transport
     cdef readonly Py_ssize_t _unanswered

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 from dynamo_fast.codec import MuxDecoder, MuxFrame, encode_mux_frame
 from dynamo_fast.config import ResponseServerConfig
@@ -44,7 +44,7 @@ from dynamo_fast.wire.mux import (
     credit_frame,
     described,
 )
-from dynamo_fast.wire.stream import REQUESTER, Action, Event, State, StreamMachine
+from dynamo_fast.wire.stream import REQUESTER, Action, Event, State, requester
 
 __all__ = ["MuxSession", "MuxStream"]
 
@@ -64,10 +64,9 @@ _WAITING = State.PROLOGUE
 _DELIVERING = frozenset(state for state, row in REQUESTER.items() if row[_DATA] == (state, Action.DELIVER))
 
 
-class SessionOwner(ConnectionOwner, Protocol):
-    """What a session asks of the registry that made it."""
+class SessionOwner(ConnectionOwner):
+    """What a session asks of the registry that made it, which is a subclass and sets the attributes."""
 
-    loop: asyncio.AbstractEventLoop
     sessions: dict[str, MuxSession]
     """The sessions that are open, by their names."""
     multiplexed: int
@@ -338,7 +337,7 @@ class MuxStream(ResponseConnection):
         self._transport = None
         self._sink = None
         self._server = server
-        self._machine = StreamMachine.requester()
+        self._machine = requester()
         self._receiver = receiver
         self._paused = False
         self._session = session
@@ -409,10 +408,7 @@ class MuxStream(ResponseConnection):
             self.resume_reading()
         elif self._parts is None:
             # As `_wake` of a connection, but for its limits: there is no credit while something waits.
-            if receiver.on_first_frame is not None:
-                receiver.on_first_frame()
-                receiver.on_first_frame = None
-            receiver.unread += size
+            receiver.arrived(size)
             receiver.wake()
 
     def resume_reading(self) -> None:

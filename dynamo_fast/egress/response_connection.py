@@ -12,7 +12,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from dynamo_fast.codec import (
     TwoPartDecoder,
@@ -23,7 +23,7 @@ from dynamo_fast.codec import (
 from dynamo_fast.config import ResponseServerConfig
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.egress.request_sender import RequestSender
-from dynamo_fast.egress.response_receiver import ResponseReceiver
+from dynamo_fast.egress.response_receiver import ResponseReceiver, StreamOwner
 from dynamo_fast.errors import (
     CannotConnect,
     CodecError,
@@ -41,9 +41,10 @@ from dynamo_fast.wire.control import (
     ControlMessage,
     ResponseStreamPrologue,
     StreamType,
+    usual_subject,
 )
 from dynamo_fast.wire.mux import MuxHandshake
-from dynamo_fast.wire.stream import REQUESTER, Action, Event, State, StreamMachine, classify
+from dynamo_fast.wire.stream import REQUESTER, Action, Event, State, classify, requester
 
 __all__ = ["EXECUTORS", "ConnectionOwner", "ResponseConnection", "no_prologue"]
 
@@ -57,6 +58,7 @@ _DELIVERING = frozenset(state for state, row in REQUESTER.items() if row[_DATA] 
 _HANDSHAKE, _PROLOGUE, _CLOSED = State.HANDSHAKE, State.PROLOGUE, State.CLOSED
 _DIALLED, _STARTED, _SENTINEL = Event.HANDSHAKE, Event.PROLOGUE_OK, Event.SENTINEL
 _REQUEST, _RESPONSE = StreamType.REQUEST, StreamType.RESPONSE
+_STARTED_TEXT, _SENTINEL_TEXT = ResponseStreamPrologue().encode(), ControlMessage.SENTINEL.encode()
 _NOT_STARTED = "Worker generate() failed before response stream: "
 _LINGER_NOT = struct.pack("ii", 1, 0)
 # What a worker may send before it is known, and before it has begun to answer: whole frames, in bytes.
@@ -65,8 +67,8 @@ _LIMITS = {_HANDSHAKE: _HANDSHAKE_LIMIT, _PROLOGUE: _PROLOGUE_LIMIT}
 _PREFIX_SIZE = len(encode_two_part(b"", b""))
 
 
-class ConnectionOwner(Protocol):
-    """What a response connection asks of the server that accepted it."""
+class ConnectionOwner(StreamOwner):
+    """What a response connection asks of the server that accepted it, which is a subclass and sets the attributes."""
 
     config: ResponseServerConfig
     connections: set[ResponseConnection]
@@ -78,15 +80,25 @@ class ConnectionOwner(Protocol):
     strangers_reset: int
     """Connections that were reset without a valid handshake."""
 
-    def limit_strangers(self) -> None: ...
+    def limit_strangers(self) -> None:
+        """There are more connections than `max_strangers`."""
+        raise NotImplementedError
 
-    def refused(self, host: str, why: str) -> None: ...
+    def refused(self, host: str, why: str) -> None:
+        """A connection from `host` failed before its handshake."""
+        raise NotImplementedError
 
-    def take(self, subject: str) -> ResponseReceiver | None: ...
+    def take(self, subject: str) -> ResponseReceiver | None:
+        """The stream that waits for `subject`, which is used up by this; None if none does."""
+        raise NotImplementedError
 
-    def take_input(self, subject: str) -> RequestSender | None: ...
+    def take_input(self, subject: str) -> RequestSender | None:
+        """The input that waits for `subject`, which is used up by this; None if none does."""
+        raise NotImplementedError
 
-    def open_session(self, handshake: MuxHandshake, transport: asyncio.Transport) -> bool: ...
+    def open_session(self, handshake: MuxHandshake, transport: asyncio.Transport) -> bool:
+        """The connection is to be a session. Returns whether it was asked for."""
+        raise NotImplementedError
 
 
 class ResponseConnection(DataFrameProtocol):
@@ -104,7 +116,7 @@ class ResponseConnection(DataFrameProtocol):
         self._transport = None
         self._sink = None
         self._server = server
-        self._machine = StreamMachine.requester()
+        self._machine = requester()
         self._receiver: ResponseReceiver | None = None
         self._paused = False
 
@@ -139,10 +151,7 @@ class ResponseConnection(DataFrameProtocol):
             self._wake(receiver, size)
 
     def _wake(self, receiver: ResponseReceiver, size: int) -> None:
-        if receiver.on_first_frame is not None:
-            receiver.on_first_frame()
-            receiver.on_first_frame = None
-        receiver.unread += size
+        receiver.arrived(size)
         config = self._server.config
         if receiver.unread > config.max_buffered_bytes or len(receiver.frames) > config.max_buffered_frames:
             self._pause_reading()
@@ -154,6 +163,8 @@ class ResponseConnection(DataFrameProtocol):
             self._receive_handshake(message)
         elif state is _PROLOGUE:
             self._receive_prologue(message)
+        elif message.header == _SENTINEL_TEXT and not message.data:
+            self.step(_SENTINEL)
         else:
             event = classify(message)
             if event is _SENTINEL:
@@ -182,6 +193,16 @@ class ResponseConnection(DataFrameProtocol):
         self.step(Event.VIOLATION, MessageTooLarge(text, size=size, limit=limit))
 
     def _receive_handshake(self, message: TwoPartMessage) -> None:
+        # Nearly every handshake is for a stream that waits, and has its usual text.
+        subject = usual_subject(message.header) if not message.data else None
+        if subject is not None:
+            self._receiver = self._server.take(subject)
+        if self._receiver is not None:
+            self.step(_DIALLED)
+        else:
+            self._receive_unusual_handshake(message)
+
+    def _receive_unusual_handshake(self, message: TwoPartMessage) -> None:
         size = _PREFIX_SIZE + len(message.header) + len(message.data)
         if size > _HANDSHAKE_LIMIT:
             self._too_large(size, _HANDSHAKE_LIMIT)
@@ -220,6 +241,9 @@ class ResponseConnection(DataFrameProtocol):
         return True
 
     def _receive_prologue(self, message: TwoPartMessage) -> None:
+        if message.header == _STARTED_TEXT and not message.data:
+            self.step(_STARTED)
+            return
         if message.message_type is not _HEADER_ONLY:
             self.step(Event.VIOLATION, no_prologue())
             return

@@ -5,13 +5,25 @@ from dynamo_fast.context cimport Context
 from dynamo_fast.deadlines cimport Deadlines
 from dynamo_fast.observability.metrics cimport RequestTiming
 
+cdef class ResponseReceiver
+
+cdef class StreamOwner:
+    cdef readonly object loop
+    cdef public object address
+    cdef readonly Deadlines call_home
+    cdef readonly Deadlines orphans
+
+    cpdef forget(self, ResponseReceiver receiver)
+    cpdef forget_input(self, sender)
+
 @cython.final
 cdef class ResponseReceiver:
     cdef readonly bint _acknowledged
     cdef readonly object _connection
+    cdef readonly RequestTiming _first
     cdef readonly object _inactivity
     cdef readonly object _inactivity_timer
-    cdef readonly object _owner
+    cdef readonly StreamOwner _owner
     cdef readonly Deadlines _call_home
     cdef readonly Deadlines _orphans
     cdef readonly bint _ready
@@ -28,7 +40,6 @@ cdef class ResponseReceiver:
     cdef public object input_error
     cdef public object instance
     cdef public object offer
-    cdef public object on_first_frame
     cdef public object sender
     cdef readonly object subject
     cdef public Py_ssize_t unread
@@ -40,6 +51,7 @@ cdef class ResponseReceiver:
     cpdef dialled(self, connection)
     cpdef ready(self)
     cpdef _establish_if_complete(self)
+    cpdef arrived(self, Py_ssize_t size)
     cpdef wake(self)
     cpdef _wait_for_frames(self)
     cpdef readable(self)

@@ -45,8 +45,8 @@ class StreamConnection(Protocol):
     def resume_reading(self) -> None: ...
 
 
-class StreamOwner(Protocol):
-    """What a receiver asks of the registry that made it."""
+class StreamOwner:
+    """What a receiver asks of the registry that made it, which is a subclass and sets the attributes."""
 
     loop: asyncio.AbstractEventLoop
     address: str
@@ -55,9 +55,13 @@ class StreamOwner(Protocol):
     orphans: Deadlines[ResponseReceiver]
     """Those among them whose request connection is lost."""
 
-    def forget(self, receiver: ResponseReceiver) -> None: ...
+    def forget(self, receiver: ResponseReceiver) -> None:
+        """It has ended before its worker began to answer."""
+        raise NotImplementedError
 
-    def forget_input(self, sender: RequestSender) -> None: ...
+    def forget_input(self, sender: RequestSender) -> None:
+        """It has ended, and `sender` was its input."""
+        raise NotImplementedError
 
 
 class ResponseReceiver:
@@ -71,6 +75,7 @@ class ResponseReceiver:
         "_acknowledged",
         "_call_home",
         "_connection",
+        "_first",
         "_inactivity",
         "_inactivity_timer",
         "_orphans",
@@ -89,7 +94,6 @@ class ResponseReceiver:
         "input_error",
         "instance",
         "offer",
-        "on_first_frame",
         "sender",
         "subject",
         "unread",
@@ -115,7 +119,6 @@ class ResponseReceiver:
         """Whether no more frames will come."""
         self.error: BaseException | None = None
         """Why the connection ended, if not with its sentinel."""
-        self.on_first_frame: Callable[[], None] | None = None
         self.sender: RequestSender | None = None
         """The input of a bidirectional request."""
         self.input_error: BaseException | None = None
@@ -126,6 +129,7 @@ class ResponseReceiver:
         self._request_connection: RequestConnection | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self._timing: RequestTiming = None  # type: ignore[assignment]  # `follow` sets it
+        self._first: RequestTiming | None = None  # until the first item has come
         self._reader: Callable[[], None] | None = None
         self._inactivity: float | None = None
         self._inactivity_timer: asyncio.TimerHandle = None  # type: ignore[assignment]  # as long as there is a limit
@@ -146,8 +150,7 @@ class ResponseReceiver:
 
     def follow(self, timing: RequestTiming) -> None:
         """The request is sent: report its acknowledgement and the first item to `timing`."""
-        self.on_first_frame = timing.first_item
-        self._timing = timing
+        self._first = self._timing = timing
 
     def is_settled(self) -> bool:
         """See AckListener. The call has its stream, or has ended."""
@@ -219,6 +222,13 @@ class ResponseReceiver:
     def _establish_if_complete(self) -> None:
         if self._acknowledged and self._ready and not self.established.done():
             self.established.set_result(None)
+
+    def arrived(self, size: int) -> None:
+        """Frames have come, in a read of `size` bytes."""
+        if self._first is not None:
+            self._first.first_item()
+            self._first = None
+        self.unread += size
 
     def wake(self) -> None:
         """Wake the caller: frames have come, or the stream has ended."""

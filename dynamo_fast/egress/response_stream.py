@@ -74,6 +74,9 @@ class ResponseStream(Items, Generic[Data]):
 
     def _unusual(self, frame: bytes | memoryview) -> Annotated[Data] | None:
         """The item in a frame; None for the final marker. Raises what the item says, if it is an error."""
+        if frame == self._final and not self._final_seen:
+            self._finish()
+            return None
         try:
             wrapper = self._decode(frame)
         except PayloadError:
@@ -81,10 +84,8 @@ class ResponseStream(Items, Generic[Data]):
             raise
         if self._final_seen:
             raise self._failed(ProtocolError("Response received after generation ended - this should never happen"))
-        self._final_seen = wrapper.complete_final
-        if self._final_seen and not self._receiver.ended:
-            # The answer is complete, with or without the sentinel: wait for it a moment only.
-            self._receiver.limit_inactivity(_SENTINEL_SECONDS)
+        if wrapper.complete_final:
+            self._finish()
         item = wrapper.data
         if item is not None:
             if item.is_error():
@@ -93,6 +94,13 @@ class ResponseStream(Items, Generic[Data]):
         if not wrapper.complete_final:
             raise self._failed(ProtocolError("Empty response received - this should never happen"))
         return None
+
+    def _finish(self) -> None:
+        """The answer is complete, with or without the sentinel: wait for it a moment only."""
+        self._final_seen = True
+        receiver = self._receiver
+        if not receiver.ended:
+            receiver.limit_inactivity(_SENTINEL_SECONDS)
 
     def _end(self) -> None:
         receiver = self._receiver

@@ -2,27 +2,15 @@
 cimport cython
 
 from dynamo_fast.context cimport Context
-from dynamo_fast.deadlines cimport Deadlines
+from dynamo_fast.egress.mux_session cimport SessionOwner
 from dynamo_fast.egress.response_receiver cimport ResponseReceiver
 from dynamo_fast.net.descriptors cimport Descriptors
 from dynamo_fast.wire.ids cimport random_uuid
 
-cdef class StreamRegistry:
+cdef class StreamRegistry(SessionOwner):
     cdef object __weakref__
-    cdef readonly object loop
-    cdef readonly object config
-    cdef public object address
-    cdef readonly Deadlines call_home
-    cdef readonly Deadlines orphans
-    cdef readonly set connections
-    cdef readonly Deadlines strangers
     cdef readonly object offer
-    cdef readonly dict sessions
-    cdef public Py_ssize_t multiplexed
-    cdef readonly long long forgotten
-    cdef public long long strangers_reset
     cdef readonly Py_ssize_t _max_streams
-    cdef public Py_ssize_t max_strangers
     cdef readonly double _warn_after
     cdef readonly dict _waiting
     cdef readonly dict _inputs
@@ -32,6 +20,9 @@ cdef class StreamRegistry:
 
     @cython.locals(receiver=ResponseReceiver, sockets=Py_ssize_t)
     cpdef ResponseReceiver register(self, Context context, established=*, mux=*)
+    cpdef ResponseReceiver take(self, subject)
+    cpdef forget(self, ResponseReceiver receiver)
+    cpdef forget_input(self, sender)
     @cython.locals(receiver=ResponseReceiver)
     cpdef bint associate_instance(self, subject, instance) except -1
     cpdef bint _is_tombstoned(self, instance) except -1

@@ -16,7 +16,7 @@ from typing import Any
 from dynamo_fast.config import ResponseServerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
-from dynamo_fast.egress.mux_session import MuxSession
+from dynamo_fast.egress.mux_session import MuxSession, SessionOwner
 from dynamo_fast.egress.request_sender import ManyIn, RequestSender
 from dynamo_fast.egress.response_connection import ResponseConnection
 from dynamo_fast.egress.response_receiver import ResponseReceiver
@@ -41,7 +41,7 @@ _MOST_SESSIONS = 4096  # further workers dial for each answer
 _REFUSED_SECONDS = 3.0  # as long as a handshake may take by default
 
 
-class StreamRegistry:
+class StreamRegistry(SessionOwner):
     """The subjects of a router, their deadlines, the open connections, and the tombstones of removed workers.
 
     Owns each registered stream until its worker dials or it ends, and each connection while it is open. The router

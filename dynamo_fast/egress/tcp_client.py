@@ -143,7 +143,7 @@ class TcpRequestClient(Native):
     def _frame(self, target: Target, payload: bytes, headers: bytes) -> bytes:
         now = time_ns()
         all_headers = b"".join((headers, b"" if headers == b"{" else b",", target.headers, f'{now}"}}'.encode()))
-        message = TcpRequestMessage.from_parts(target.path, all_headers, payload)
+        message = TcpRequestMessage(target.path, all_headers, payload)
         try:
             return self._codec.encode_message(message)
         except MessageTooLarge as error:

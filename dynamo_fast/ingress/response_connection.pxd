@@ -4,7 +4,7 @@ cimport cython
 from dynamo_fast.context cimport Context
 from dynamo_fast.deadlines cimport Deadlines
 from dynamo_fast.ingress._cork cimport Cork
-from dynamo_fast.wire.stream cimport StreamMachine
+from dynamo_fast.wire.stream cimport StreamMachine, classify, worker
 
 @cython.final
 cdef class ResponseConnection:

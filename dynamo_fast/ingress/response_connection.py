@@ -41,7 +41,7 @@ from dynamo_fast.net.sockets import keep_alive
 from dynamo_fast.wire.control import ControlMessage, ResponseStreamPrologue
 from dynamo_fast.wire.mux import END, PROLOGUE, refused_prologue
 from dynamo_fast.wire.payload import PayloadCodec
-from dynamo_fast.wire.stream import Action, Event, State, StreamMachine, classify
+from dynamo_fast.wire.stream import Action, Event, State, classify, worker
 
 __all__ = ["EXECUTORS", "ConnectionOwner", "ResponseConnection", "Uncorking"]
 
@@ -152,7 +152,7 @@ class ResponseConnection:
         self._dialler = dialler
         self._context = context
         self._cut_short = cut_short
-        self._machine = StreamMachine.worker()
+        self._machine = worker()
         self._head, self._tail = codec.envelope
         self._frames: list[bytes] = []
         self.corked = Cork(codec.write, dialler.clock, _CORK_FRAMES, _CORK_BYTES, _CORK_SECONDS)

@@ -25,3 +25,5 @@ cdef class RequestTiming:
 
     cpdef sending(self)
     cpdef acknowledged(self)
+    @cython.locals(now=double)
+    cpdef first_item(self)

@@ -142,4 +142,4 @@ def _is_over(arrived: Any) -> bool:
 
 
 if _IS_COMPILED:
-    fill_send_slot(Arrived, _step, _is_over)  # type: ignore[name-defined]  # noqa: F821  # it is in `_send.pxd`
+    fill_send_slot(Arrived, _step, _is_over, END)  # type: ignore[name-defined]  # noqa: F821  # it is in `_send.pxd`

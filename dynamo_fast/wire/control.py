@@ -38,6 +38,7 @@ __all__ = [
     "TcpStreamConnectionInfo",
     "encode_plain_single_in",
     "encode_single_in",
+    "usual_subject",
 ]
 
 MAX_CONTROL_MESSAGE_SIZE = 131_072
@@ -194,6 +195,19 @@ class CallHomeHandshake(msgspec.Struct, frozen=True, gc=False):
         return _decode(_handshake, data, "handshake")
 
 
+def usual_subject(handshake: bytes | memoryview) -> str | None:
+    """What stands for the subject in the text that every worker writes for a response; None if it is another text.
+
+    It is the subject if it needs no escape, as those that a registry gives out.
+    """
+    if type(handshake) is not bytes:
+        return None
+    text: bytes = handshake
+    if not (text.startswith(_TO_SUBJECT) and text.endswith(_TO_END)):
+        return None
+    return text[len(_TO_SUBJECT) : -len(_TO_END)].decode("latin-1")
+
+
 class ResponseStreamPrologue(msgspec.Struct, frozen=True):
     """The second frame of a response stream. `error` is None if the handler was started, else the reason as a text.
 
@@ -213,8 +227,6 @@ class ResponseStreamPrologue(msgspec.Struct, frozen=True):
     @classmethod
     def decode(cls, data: bytes | memoryview) -> ResponseStreamPrologue:
         """Read it; without `error` there is none. Raises ControlError."""
-        if data == _STARTED_TEXT:
-            return _STARTED
         raw = _decode(_prologue, data, "prologue")
         if raw.error is None or raw.typed_error is None:
             return cls(raw.error)
@@ -241,8 +253,6 @@ class ControlMessage(Enum):
 # What nearly every stream has is known by its usual text, and needs no parser.
 _CONTROL_TEXTS = {message: dumps(message.value) for message in ControlMessage}
 _CONTROL_MESSAGES: dict[bytes | memoryview, ControlMessage] = {text: each for each, text in _CONTROL_TEXTS.items()}
-_STARTED = ResponseStreamPrologue()
-_STARTED_TEXT = _STARTED.encode()
 
 
 # The fields stand in the order in which Dynamo writes them, and what is at its default is left out, as it does. The codec
@@ -279,6 +289,7 @@ _RESPONSE = StreamType.RESPONSE
 _SINGLE_IN_JSON, _SINGLE_IN_MSGPACK = (
     _single_in("?", "?", "?", codec, {}).decode().split("?") for codec in PayloadCodec
 )
+_TO_SUBJECT, _TO_END = CallHomeHandshake("?").encode().split(b"?")
 _tcp_stream_info = msgspec.json.Decoder(TcpStreamConnectionInfo)
 _handshake = msgspec.json.Decoder(CallHomeHandshake)
 _prologue = msgspec.json.Decoder(_RawPrologue)

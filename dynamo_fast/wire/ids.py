@@ -1,5 +1,8 @@
 # cython: freethreading_compatible=True, annotation_typing=False
-"""Random UUIDs, two for each request: the name of its stream, and its own id unless the caller gave one."""
+"""Random UUIDs, two for each request: the name of its stream, and its own id unless the caller gave one.
+
+Where there is a compiler, Cython translates this very file, with the types in `ids.pxd` (see setup.py).
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,11 @@ import os
 
 __all__ = ["random_uuid"]
 
+# Then the names that no module here defines are those of functions in C (`_uuid.pxd`).
+_IS_COMPILED = not __file__.endswith(".py")
+
 _BATCH = 256
-_LENGTH = 37  # with a blank behind each
-_DASHES = (8, 13, 18, 23)
-#: Where each of the 32 digits stands in the text.
-_PLACES = [place for place in range(_LENGTH - 1) if place not in _DASHES]
-_VERSION, _VARIANT = 12, 16  # the digits that say how the UUID was made
-_VARIANTS = bytes.maketrans(b"0123456789abcdef", b"89ab" * 4)
+_SIZE = 16  # bytes of one
 _pool: list[str] = []
 
 
@@ -26,19 +27,23 @@ def random_uuid() -> str:
         try:
             return _pool.pop()
         except IndexError:  # asked for afterwards: another thread may take the last one
-            _pool.extend(_batch())
+            _pool.extend(_batch(os.urandom(_SIZE * _BATCH)))
 
 
-def _batch() -> list[str]:
-    """As many as are made at once. Each step is done for all of them: they stand one behind the other."""
-    digits = bytearray(os.urandom(16 * _BATCH).hex().encode())
-    digits[_VERSION::32] = b"4" * _BATCH
-    digits[_VARIANT::32] = digits[_VARIANT::32].translate(_VARIANTS)
-    texts = bytearray(b"-") * (_LENGTH * _BATCH)
-    for digit, place in enumerate(_PLACES):
-        texts[place::_LENGTH] = digits[digit::32]
-    texts[_LENGTH - 1 :: _LENGTH] = b" " * _BATCH
-    return texts.decode().split()
+def _batch(random: bytes) -> list[str]:
+    """One UUID for each 16 of the bytes."""
+    return [
+        uuid_at(random, at)  # type: ignore[name-defined]  # noqa: F821  # it is in `_uuid.pxd`
+        if _IS_COMPILED
+        else _uuid(random, at)
+        for at in range(0, len(random), _SIZE)
+    ]
+
+
+def _uuid(random: bytes, at: int) -> str:
+    """The UUID of the 16 bytes from there on. Two digits say how it was made: the version, and the variant."""
+    digits, variant = random[at : at + _SIZE].hex(), "89ab"[random[at + 8] >> 4 & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 if hasattr(os, "register_at_fork"):  # or parent and child would draw the same ones

@@ -136,6 +136,8 @@ class ItemReader(NamedTuple):
     """Whether it must be made sure that those bytes are one value."""
     null: bytes
     """The data that is none."""
+    final: bytes
+    """The wrapper that says that the answer is complete, as every worker writes it."""
     decode: Callable[[bytes | memoryview], NetworkStreamWrapper]
     """The wrapper in a frame. Raises PayloadError."""
 
@@ -193,10 +195,10 @@ class PayloadCodec(Enum):
         # `write` writes a plain value; for other values it raises one of UNWRITABLE, or writes what Dynamo does not read.
         self.envelope = format_.item_head + format_.data_head, format_.data_tail + format_.item_tail
         """What stands before and after the data of an item that has nothing else: both envelopes."""
-        self.items = ItemReader(self.envelope, self._read, False, self.null, self.decode_item)
-        """Reads items as plain values."""
         self.final = format_.write({"complete_final": True})
         """The wrapper that says that the answer is complete."""
+        self.items = ItemReader(self.envelope, self._read, False, self.null, self.final, self.decode_item)
+        """Reads items as plain values."""
 
     def reader(self, response_type: Any = None, raw: bool = False) -> ItemReader:
         """Reads items as plain values, as values of `response_type`, or as the bytes of their data.
@@ -294,7 +296,7 @@ def _raw_reader(codec: PayloadCodec) -> ItemReader:
         )
 
     # MessagePack says how many fields the inner envelope has, so what stands between the two texts is its one value.
-    return ItemReader(codec.envelope, None, codec is PayloadCodec.JSON, codec.null, decode)
+    return ItemReader(codec.envelope, None, codec is PayloadCodec.JSON, codec.null, codec.final, decode)
 
 
 @functools.lru_cache(maxsize=256)
@@ -332,7 +334,7 @@ def _typed_reader(codec: PayloadCodec, kind: Any) -> ItemReader:
         typed = Annotated(data, item._id, item._event, item._comment, item._error)
         return NetworkStreamWrapper(wrapper.complete_final, typed)
 
-    return ItemReader(codec.envelope, read_data, False, codec.null, decode)
+    return ItemReader(codec.envelope, read_data, False, codec.null, codec.final, decode)
 
 
 def _misfit(error: Exception) -> str:

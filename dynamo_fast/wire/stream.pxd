@@ -8,4 +8,8 @@ cdef class StreamMachine:
     cdef readonly dict _table
     cdef public object state
 
+    @cython.locals(row=dict, transition=tuple)
     cpdef step(self, event)
+
+cpdef StreamMachine requester()
+cpdef StreamMachine worker()

@@ -73,7 +73,7 @@ from dynamo_fast.codec import TwoPartMessage
 from dynamo_fast.errors import ControlError
 from dynamo_fast.wire.control import ControlMessage
 
-__all__ = ["REQUESTER", "WORKER", "Action", "Event", "State", "StreamMachine", "classify"]
+__all__ = ["REQUESTER", "WORKER", "Action", "Event", "State", "StreamMachine", "classify", "requester", "worker"]
 
 
 class _Key(Enum):
@@ -230,20 +230,22 @@ class StreamMachine:
         self._table = table
         self.state = state
 
-    @classmethod
-    def requester(cls) -> StreamMachine:
-        """The requester's end of a connection that a worker has just dialled."""
-        return cls(REQUESTER, _HANDSHAKE)
-
-    @classmethod
-    def worker(cls) -> StreamMachine:
-        """The worker's end of a connection whose handshake was just written."""
-        return cls(WORKER, _PROLOGUE)
-
     def step(self, event: Event) -> Action:
         """Go to the next state; returns what to do. Never raises."""
-        self.state, action = self._table[self.state][event]
-        return action
+        row: dict[Event, Transition] = self._table[self.state]
+        transition: Transition = row[event]
+        self.state = transition[0]
+        return transition[1]
+
+
+def requester() -> StreamMachine:
+    """The requester's end of a connection that a worker has just dialled."""
+    return StreamMachine(REQUESTER, _HANDSHAKE)
+
+
+def worker() -> StreamMachine:
+    """The worker's end of a connection whose handshake was just written."""
+    return StreamMachine(WORKER, _PROLOGUE)
 
 
 _CONTROL_EVENTS = {

@@ -11,6 +11,7 @@ import pytest
 from dynamo_fast.context import Context
 from dynamo_fast.egress.response_connection import EXECUTORS, ResponseConnection
 from dynamo_fast.egress.response_server import TcpStreamServer
+from dynamo_fast.errors import CannotConnect
 from dynamo_fast.net.frame_protocol import FrameProtocol
 from dynamo_fast.wire.stream import REQUESTER, Action, Event, State
 from tests.egress.conftest import SERVER
@@ -119,3 +120,42 @@ async def test_the_fast_path_equals_the_table(seed: int) -> None:
         await server.close()
     assert seen[0] == seen[1]
     assert seen[0][2]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        '{{"subject":"{}","stream_type":"response"}}',
+        '{{"stream_type":"response","subject":"{}"}}',
+        ' {{ "subject" : "{}", "stream_type" : "response" }} ',
+        '{{"subject":"{}","stream_type":"response","more":1}}',
+    ],
+)
+@pytest.mark.parametrize("escaped", [False, True])
+async def test_a_handshake_takes_its_stream_in_whatever_words(words: str, escaped: bool) -> None:
+    server = await TcpStreamServer.create(SERVER)
+    receiver = server.register(Context())
+    connection = ResponseConnection(server)
+    connection.connection_made(Written())
+    subject = receiver.subject
+    handshake = words.format(f"\\u{ord(subject[0]):04x}{subject[1:]}" if escaped else subject).encode()
+    connection.data_received(two_part(handshake) + two_part(OK_PROLOGUE) + two_part(b"", b"item") + two_part(SENTINEL))
+    assert [bytes(each) for each in receiver.frames] == [b"item"]
+    assert receiver.ended
+    connection.connection_lost(None)
+    await server.close()
+
+
+@pytest.mark.parametrize("prologue", [two_part(OK_PROLOGUE, b"data"), two_part(b'{"error":"no"}'), two_part(b"{")])
+async def test_another_prologue_than_the_usual_one_is_looked_at(prologue: bytes) -> None:
+    server = await TcpStreamServer.create(SERVER)
+    receiver = server.register(Context())
+    connection, transport = ResponseConnection(server), Written()
+    connection.connection_made(transport)
+    connection.data_received(two_part(f'{{"subject":"{receiver.subject}","stream_type":"response"}}'.encode()))
+    assert transport.calls == []
+    connection.data_received(prologue)
+    assert isinstance(receiver.established.exception(), CannotConnect)
+    assert transport.calls[-1] == "abort"
+    connection.connection_lost(None)
+    await server.close()

@@ -19,6 +19,7 @@ from dynamo_fast.wire.control import (
     StreamType,
     TcpStreamConnectionInfo,
     encode_single_in,
+    usual_subject,
 )
 from dynamo_fast.wire.payload import PayloadCodec
 from tests.captured import Vector, captured, name_of
@@ -63,6 +64,23 @@ def test_handshakes_of_dynamo_are_written_again_byte_for_byte(vector: Vector) ->
     handshake = CallHomeHandshake.decode(header)
     assert handshake.stream_type.value == vector.kind.removeprefix("handshake_")
     assert handshake.encode() == header
+    assert usual_subject(header) == (handshake.subject if handshake.stream_type is StreamType.RESPONSE else None)
+
+
+@pytest.mark.parametrize(
+    ("text", "subject"),
+    [
+        (b'{"subject":"","stream_type":"response"}', ""),
+        (b'{"subject":","stream_type":"response"}', ""),
+        (b'{"subject":"\xff\\u0061","stream_type":"response"}', "\xff\\u0061"),
+        (b'{"stream_type":"response","subject":"a"}', None),
+        (b'{"subject":"a","stream_type":"response"} ', None),
+        (b"", None),
+        (memoryview(b'{"subject":"a","stream_type":"response"}'), None),
+    ],
+)
+def test_what_stands_for_the_subject_of_a_usual_handshake(text: bytes | memoryview, subject: str | None) -> None:
+    assert usual_subject(text) == subject
 
 
 @pytest.mark.parametrize("vector", captured("prologue_*"), ids=name_of)

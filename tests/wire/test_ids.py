@@ -5,7 +5,7 @@ import uuid
 
 import pytest
 
-from dynamo_fast.wire.ids import random_uuid
+from dynamo_fast.wire.ids import _batch, random_uuid
 
 
 def test_they_are_random_uuids_of_version_4() -> None:
@@ -15,6 +15,12 @@ def test_they_are_random_uuids_of_version_4() -> None:
         parsed = uuid.UUID(text)
         assert str(parsed) == text
         assert (parsed.version, parsed.variant) == (4, uuid.RFC_4122)
+
+
+def test_they_are_made_of_random_bytes_as_the_standard_library_makes_them() -> None:
+    random = bytes(range(256)) + bytes(16) + b"\xff" * 16 + os.urandom(1024)
+    parts = [random[at : at + 16] for at in range(0, len(random), 16)]
+    assert _batch(random) == [str(uuid.UUID(bytes=part, version=4)) for part in parts]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

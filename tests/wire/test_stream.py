@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,18 @@ from hypothesis import strategies as st
 
 from dynamo_fast.codec import TwoPartCodec, TwoPartDecoder, TwoPartMessage
 from dynamo_fast.wire.control import ControlMessage
-from dynamo_fast.wire.stream import REQUESTER, WORKER, Action, Event, State, StreamMachine, Table, classify
+from dynamo_fast.wire.stream import (
+    REQUESTER,
+    WORKER,
+    Action,
+    Event,
+    State,
+    StreamMachine,
+    Table,
+    classify,
+    requester,
+    worker,
+)
 from tests.captured import Vector, captured, name_of
 
 TABLES = pytest.mark.parametrize("table", [REQUESTER, WORKER], ids=["requester", "worker"])
@@ -48,9 +60,9 @@ def test_a_violation_closes_every_state(table: Table) -> None:
     assert {row[Event.VIOLATION][0] for row in table.values()} == {State.CLOSED}
 
 
-@given(st.lists(st.sampled_from(list(Event))), st.sampled_from([StreamMachine.requester, StreamMachine.worker]))
-def test_a_stream_ends_once(events: list[Event], role: object) -> None:
-    machine: StreamMachine = role()  # type: ignore[operator]
+@given(st.lists(st.sampled_from(list(Event))), st.sampled_from([requester, worker]))
+def test_a_stream_ends_once(events: list[Event], role: Callable[[], StreamMachine]) -> None:
+    machine = role()
     ends = 0
     for event in events:
         was_closed = machine.state is State.CLOSED
@@ -66,7 +78,7 @@ def run(machine: StreamMachine, *events: Event) -> list[Action]:
 
 
 def test_the_requester_of_an_answer_that_ends_well() -> None:
-    machine = StreamMachine.requester()
+    machine = requester()
     actions = run(machine, Event.HANDSHAKE, Event.PROLOGUE_OK, Event.DATA, Event.EMPTY, Event.SENTINEL, Event.EOF)
     assert actions == [
         Action.ACCEPT,
@@ -79,34 +91,34 @@ def test_the_requester_of_an_answer_that_ends_well() -> None:
 
 
 def test_stop_is_sent_once_and_what_still_comes_is_delivered() -> None:
-    machine = StreamMachine.requester()
+    machine = requester()
     run(machine, Event.HANDSHAKE, Event.PROLOGUE_OK)
     actions = run(machine, Event.CONTEXT_STOPPED, Event.CONTEXT_STOPPED, Event.DATA, Event.SENTINEL)
     assert actions == [Action.SEND_STOP, Action.IGNORE, Action.DELIVER, Action.FINISH]
 
 
 def test_stop_before_the_prologue_is_an_answer_without_items() -> None:
-    machine = StreamMachine.requester()
+    machine = requester()
     assert run(machine, Event.HANDSHAKE, Event.CONTEXT_STOPPED) == [Action.ACCEPT, Action.STOP_AND_FINISH]
 
 
 @pytest.mark.parametrize("event", [Event.CONTEXT_KILLED, Event.DROPPED])
 @pytest.mark.parametrize("before", [[], [Event.PROLOGUE_OK], [Event.PROLOGUE_OK, Event.CONTEXT_STOPPED]])
 def test_the_worker_is_killed_at_any_time(event: Event, before: list[Event]) -> None:
-    machine = StreamMachine.requester()
+    machine = requester()
     run(machine, Event.HANDSHAKE, *before)
     assert run(machine, event, event) == [Action.SEND_KILL, Action.IGNORE]
 
 
 @pytest.mark.parametrize("event", [Event.STOP, Event.KILL, Event.VIOLATION])
 def test_a_worker_that_says_what_only_a_requester_may_is_killed(event: Event) -> None:
-    machine = StreamMachine.requester()
+    machine = requester()
     run(machine, Event.HANDSHAKE, Event.PROLOGUE_OK)
     assert run(machine, event) == [Action.SEND_KILL]
 
 
 def test_the_worker_of_an_answer_that_ends_well_outlives_a_half_close() -> None:
-    machine = StreamMachine.worker()
+    machine = worker()
     actions = run(machine, Event.EOF, Event.PROLOGUE_OK, Event.EOF, Event.FINISHED, Event.EOF)
     assert actions == [Action.IGNORE, Action.WRITE, Action.IGNORE, Action.WRITE_END, Action.FINISH]
 
@@ -114,13 +126,13 @@ def test_the_worker_of_an_answer_that_ends_well_outlives_a_half_close() -> None:
 @pytest.mark.parametrize("event", [Event.SENTINEL, Event.DATA, Event.VIOLATION, Event.KILL, Event.LOST])
 def test_the_worker_kills_its_handler(event: Event) -> None:
     for before in ([], [Event.PROLOGUE_OK]):
-        machine = StreamMachine.worker()
+        machine = worker()
         run(machine, *before)
         assert run(machine, event) == [Action.KILL_CONTEXT]
 
 
 def test_a_reset_after_the_sentinel_is_a_normal_end() -> None:
-    machine = StreamMachine.worker()
+    machine = worker()
     run(machine, Event.PROLOGUE_OK, Event.FINISHED)
     assert run(machine, Event.LOST) == [Action.CLOSE]
 
@@ -129,7 +141,7 @@ def test_a_reset_after_the_sentinel_is_a_normal_end() -> None:
 def test_what_dynamo_workers_write_is_what_the_requester_expects(vector: Vector) -> None:
     messages = TwoPartDecoder().feed(vector.data)
     events = [Event.HANDSHAKE, Event.PROLOGUE_OK, *map(classify, messages[2:])]
-    actions = run(StreamMachine.requester(), *events)
+    actions = run(requester(), *events)
     finishes = vector.kind == "conv_ok_metadata_worker_side"
     assert actions[:2] == [Action.ACCEPT, Action.ESTABLISH]
     assert set(actions[2:]) <= {Action.DELIVER, Action.FINISH}
@@ -139,7 +151,7 @@ def test_what_dynamo_workers_write_is_what_the_requester_expects(vector: Vector)
 @pytest.mark.parametrize("vector", captured("conv_*_requester_side"), ids=name_of)
 def test_what_dynamo_requesters_write_is_what_the_worker_expects(vector: Vector) -> None:
     events = list(map(classify, TwoPartDecoder().feed(vector.data)))
-    machine = StreamMachine.worker()
+    machine = worker()
     machine.step(Event.PROLOGUE_OK)
     expected = Action.STOP_CONTEXT if "stopped" in vector.kind else Action.KILL_CONTEXT
     assert run(machine, *events)[0] is expected
