@@ -290,7 +290,7 @@ class _Interest:
 
 
 class _Client(Client):
-    """nats-py, which says at once that its connection is lost, and tells only TLS who this process is if TLS was asked for."""
+    """nats-py, which says at once that its connection is lost, and keeps its credentials for TLS if that was asked for."""
 
     def __init__(self) -> None:
         super().__init__()
