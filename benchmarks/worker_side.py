@@ -2,7 +2,7 @@
 grpc.aio; and the floor.
 
 Each worker is a process of its own. Its caller is a replay: request frames that were built before the clock starts, and
-sockets that are read and thrown away until the sentinel, so that it costs almost nothing and stays in nobody's way. (For
+sockets that are read and thrown away until the sentinel, so that it costs almost nothing and does not slow the worker. (For
 grpc.aio it is grpc's own client, in other threads of this process.) The floor is `replay.c`, whose answers are made
 beforehand.
 """

@@ -301,7 +301,7 @@ cdef struct Span:
 cdef inline int span_of(object part, Span *span) except -1:
     """The memory of a part: bytes or a flat view, kept alive by the caller.
 
-    Raises ValueError for a view that its user has released, and TypeError for the part of a message that nobody made.
+    Raises ValueError for a view that its user has released, and TypeError for the part of a message that was never made.
     """
     if type(part) is bytes:
         span.start = <const unsigned char *>PyBytes_AS_STRING(part)
@@ -832,7 +832,7 @@ cdef class _Decoder:
     """
 
     cdef _Codec codec
-    cdef PyObject *held  # a bytes object that nobody else sees, hence still mutable; NULL if nothing is pending
+    cdef PyObject *held  # a bytes object without another reference, hence still mutable; NULL if nothing is pending
     cdef readonly Py_ssize_t pending
     cdef uint64_t offset  # of the first byte that is neither decoded nor held
     cdef readonly object failed

@@ -321,7 +321,7 @@ def view_threshold(views: bool) -> int:
 
 
 def xxh3_64() -> Callable[[BytesLike], int]:
-    """The checksum function. xxhash is imported only when somebody asks for checksums."""
+    """The checksum function. xxhash is imported only when checksums are asked for."""
     try:
         from xxhash import xxh3_64_intdigest
     except ImportError as error:

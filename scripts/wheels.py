@@ -78,7 +78,7 @@ def interpreter(version: str) -> str | None:
 
 
 def unpacked(archive: Path, folder: Path) -> Path:
-    """The source tree that an sdist holds: what somebody has who tests it."""
+    """The source tree that an sdist holds: what a person has who tests it."""
     with tarfile.open(archive) as files:
         files.extractall(folder)
     (tree,) = folder.iterdir()

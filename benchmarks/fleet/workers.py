@@ -4,7 +4,7 @@
 
 Worker 300 is at 127.1.1.44: the whole of 127.0.0.0/8 is this machine, so `replay.c` answers at every address of it on one
 port, and needs a descriptor for each connection only. Killing the process is the loss of all its workers at once: their
-connections are reset, nobody listens any more, and their records stay until discovery finds them too old.
+connections are reset, their ports are closed, and their records stay until discovery finds them too old.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class KvEventSource(Source):
         plane: EventPlaneConfig | None = None,
         config: KvEventConfig | None = None,
     ) -> None:
-        """Bind the sockets. Nobody knows of them until `announce`. `open` does both.
+        """Bind the sockets. They are not in discovery until `announce`. `open` does both.
 
         `worker_id` is the instance id that frontends know the worker by. `state_endpoint` is the endpoint whose state the
         events describe, if it is another one.

@@ -186,7 +186,8 @@ class NatsConnection:
         try:
             if not await self._connect(client, closed):
                 return False
-            await self._watch(client, closed)
+            await self._watch(client)
+            client.drop()
             logger.warning("the NATS server at %s is lost: %s", self.config.address, self.failure)
             return True
         finally:
@@ -197,13 +198,14 @@ class NatsConnection:
                 interest.made = None
             for leaving in self._leaving:
                 leaving.cancel()
-            await _end(client, closed)
             if is_lost and self._on_lost is not None:
                 self._on_lost()
+            await _end(client, closed)
 
     async def _connect(self, client: _Client, closed: asyncio.Event) -> bool:
         async def on_closed() -> None:
             closed.set()
+            client.lost.set()
 
         try:
             options = _options(self.config)  # read again: files may have been replaced
@@ -233,11 +235,11 @@ class NatsConnection:
         else:
             self._decided.clear()
 
-    async def _watch(self, client: Client, closed: asyncio.Event) -> None:
-        """Wait until the connection is closed, or the server does not answer."""
-        while not closed.is_set():
+    async def _watch(self, client: _Client) -> None:
+        """Wait until the connection is lost or closed, or the server does not answer."""
+        while not client.lost.is_set():
             try:
-                await asyncio.wait_for(closed.wait(), _PING_SECONDS)
+                await asyncio.wait_for(client.lost.wait(), _PING_SECONDS)
             except asyncio.TimeoutError:
                 try:
                     await asyncio.wait_for(client.rtt(int(_PONG_SECONDS)), 2 * _PONG_SECONDS)
@@ -288,7 +290,30 @@ class _Interest:
 
 
 class _Client(Client):
-    """nats-py, which does not tell a server that offers no TLS who this process is, if TLS was asked for."""
+    """nats-py, which says at once that its connection is lost, and keeps its credentials for TLS if that was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost = asyncio.Event()
+        """The connection is lost, or was closed."""
+
+    def drop(self) -> None:
+        """Forget what was not written yet, and wake those who wait until it is.
+
+        nats-py would write it before it closes: to a lost connection that raises, in a task of its own, and then it neither
+        closes nor says that it is lost.
+        """
+        self.lost.set()
+        self._pending, self._pending_data_size = [], 0
+        while self._flush_queue is not None and not self._flush_queue.empty():
+            flushed = self._flush_queue.get_nowait()
+            if not flushed.done():
+                flushed.set_result(None)
+
+    async def _process_op_err(self, e: Exception) -> None:
+        """nats-py calls this when the connection is lost."""
+        self.drop()
+        await super()._process_op_err(e)
 
     @property
     def must_say_who(self) -> bool:

@@ -313,6 +313,42 @@ async def test_a_frozen_server_is_given_up(server: NatsServer, monkeypatch: pyte
     await client.close()
 
 
+@pytest.mark.parametrize("more", [0, 8], ids=["some of it waits", "nothing more is taken"])
+async def test_what_waits_to_be_written_fails_with_the_connection(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    """nats-py would write it to the connection that is lost, fail, and say nothing until the next ping."""
+    monkeypatch.setattr("dynamo_fast.net.nats_connection._PING_SECONDS", 3600)
+    monkeypatch.setattr("dynamo_fast.net.nats_connection._PONG_SECONDS", 3600)
+    client = NatsRequestClient(NatsConfig(server=server.url, request_timeout=3600))
+    with pytest.raises(Unavailable):
+        await sent(client)
+    server.freeze()
+    connection = client._connection._client
+    assert connection is not None
+    requests = []
+    while not connection._pending_data_size:
+        requests.append(client.send_request(SUBJECT, bytes(500_000), {}))
+        await until(lambda: not client._unsent)
+        for _ in range(10):  # the turns in which nats-py writes it, if the socket takes it
+            await asyncio.sleep(0)
+    requests += [client.send_request(SUBJECT, bytes(500_000), {}) for _ in range(more)]
+    small = client.send_request(SUBJECT, b"x", {})
+    if not more:
+        await until(lambda: not client._unsent)
+    server.stop()
+    for each in requests[: len(requests) - more]:
+        with pytest.raises(CannotConnect, match="the NATS server at .* is lost: "):
+            await asyncio.wait_for(each, LIMIT)
+    server.start()
+    for each in (*requests, small):
+        with pytest.raises((CannotConnect, Unavailable)):
+            await asyncio.wait_for(each, LIMIT)
+    with pytest.raises(Unavailable):
+        await sent(client)
+    await client.close()
+
+
 async def test_what_is_not_permitted_is_said(tmp_path: Path) -> None:
     permissions = 'authorization { users: [{user: user, password: user, permissions: {publish: "other"}}] }'
     with NatsServer(tmp_path, permissions) as server:
