@@ -176,7 +176,7 @@ class Call:
     def begun(self) -> None:
         """The first item has come: no other worker is tried from now on."""
         self._retries = 0
-        self._request = None
+        self._request = self._attempt = None  # the body may be large, and the answer may last
 
     def completed(self) -> None:
         """The answer has come to its end: the worker does not have the request any more."""
