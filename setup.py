@@ -18,6 +18,7 @@ TRANSLATED = [
     "dynamo_fast._native",
     "dynamo_fast.context",
     "dynamo_fast.deadlines",
+    "dynamo_fast.egress._frames",
     "dynamo_fast.egress._items",
     "dynamo_fast.egress.call",
     "dynamo_fast.egress.instance_table",

@@ -15,7 +15,7 @@ environment.
 Each caller reads an answer in the fastest way that it has: `data()` of our router's items, bare items of the others.
 Prints one JSON object per round: the event loop, items, requests, seconds, CPU seconds of this process (all threads, user
 and system) and of the workers if WORKER_PID names them, the times to the first item, and the median and the 99th
-percentile of the time between items where they come one by one.
+percentile of the time between items where they come one by one (once every stream has begun).
 With `counted` (see `cost.py`) it prints nothing, since writing the times of 300 requests costs instructions, too; and the
 garbage collector leaves alone what was made before the rounds, since a full collection falls into some runs and not into
 others.
@@ -101,7 +101,7 @@ class Collecting:
     def __init__(self) -> None:
         self.items: list[Any] = []
         self.item = self.items.append
-        self.gaps: list[float] = []
+        self.times: list[float] = []
 
     def begin(self, delivery: Any) -> None:
         self.began = time.perf_counter()
@@ -111,18 +111,14 @@ class Collecting:
 
 
 class Timed(Collecting):
-    """One that notes the time between items, too."""
+    """One that notes when each item came, too."""
 
     def __init__(self) -> None:
         super().__init__()
         self.item = self._take
-        self._last = 0.0
 
     def _take(self, item: Any) -> None:
-        now = time.perf_counter()
-        if self.items:
-            self.gaps.append(now - self._last)
-        self._last = now
+        self.times.append(time.perf_counter())
         self.items.append(item)
 
 
@@ -272,12 +268,21 @@ class Floor:
         }
 
 
+def between_items(times: list[list[float]]) -> list[float]:
+    """Seconds between the items of a stream, in ascending order. `times`: when the items of each stream came.
+
+    They count from when every stream has begun: before that, the caller is busy with thousands of requests.
+    """
+    since = max((each[0] for each in times if each), default=0.0)
+    return sorted(after - before for each in times for before, after in itertools.pairwise(each) if before >= since)
+
+
 async def do(call: Call, work: Work, wrapped: bool) -> dict[str, Any]:
     """The work, once. `wrapped`: the data of an item is what its `data` method returns."""
     request = work.request()
     left = iter(range(work.requests))
     first_items: list[float] = []
-    gaps: list[float] = []
+    times: list[list[float]] = []
     count = 0
 
     async def one() -> None:
@@ -285,32 +290,33 @@ async def do(call: Call, work: Work, wrapped: bool) -> dict[str, Any]:
         for _ in left:
             began = time.perf_counter()
             got = 0
+            came: list[float] = []
             answer = await call(request)
             if isinstance(answer, Collecting):
                 first_items.append(answer.began - began)  # the first item comes with it, or soon after
-                gaps.extend(answer.gaps)
+                times.append(answer.times)
                 count += len(answer.items)
                 continue
             async for item in answer:
-                if not got:
-                    last = time.perf_counter()
-                    first_items.append(last - began)
-                elif work.pace:
-                    now = time.perf_counter()
-                    gaps.append(now - last)
-                    last = now
+                if work.pace:
+                    came.append(time.perf_counter())
+                elif not got:
+                    first_items.append(time.perf_counter() - began)
                 if wrapped:
                     item.data()
                 got += 1
             assert got == work.items, (got, work.items)
             count += got
+            if came:
+                first_items.append(came[0] - began)
+                times.append(came)
 
     worker_cpu = worker_seconds()
     cpu, began = cpu_seconds(), time.perf_counter()
     await asyncio.gather(*(one() for _ in range(work.concurrent)))
     seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
     worker_cpu = worker_seconds() - worker_cpu
-    gaps.sort()
+    gaps = between_items(times)
     return {
         "loop": type(asyncio.get_running_loop()).__module__,
         "items": count,
@@ -333,10 +339,17 @@ async def idle(call: Call) -> dict[str, float]:
         await anext(aiter(stream))
         return stream
 
-    await asyncio.gather(*(opened() for _ in range(100)))  # warm up
+    async def opened_by_turns(count: int) -> list[AsyncIterator[Any]]:
+        """A hundred at a time: what the calls take while they are made, all at once, would be counted, too."""
+        streams: list[AsyncIterator[Any]] = []
+        while len(streams) < count:
+            streams += await asyncio.gather(*(opened() for _ in range(100)))
+        return streams
+
+    kept = await opened_by_turns(200)  # warm up
     before = resident_kib()
-    streams = await asyncio.gather(*(opened() for _ in range(IDLE.concurrent)))
-    return {"kib_per_stream": (resident_kib() - before) / len(streams)}
+    kept += await opened_by_turns(IDLE.concurrent)
+    return {"kib_per_stream": (resident_kib() - before) / IDLE.concurrent}
 
 
 def resident_kib() -> float:

@@ -8,6 +8,14 @@
  * MessagePack, and the answer is in the format that the request names. Items go out in bursts, each with one system call
  * (of 256 KiB at most); or, with a pace, one by one with that many microseconds between them. With `hold` the answer does
  * not end.
+ *
+ * Paced answers are shared out by turns among 16 engines (`"engines": 16` in the body), as if each ran on a machine of its
+ * own: every engine steps once in each pace, and they step one after the other at equal distances. With 4,096 answers and
+ * a pace of 20 ms, 256 items leave every 1.25 ms. A step is due at an absolute time: one that is late is made up for, and
+ * none is left out. An engine writes all its items for one connection at once.
+ *
+ * A router that offers a session of dynamo_fast (docs/spec/mux.md) is answered there, all others on a connection for each
+ * answer. Nobody waits for credit: no answer may have more than 64 KiB on a session.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -25,7 +33,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BURST = 64, BURST_BYTES = 1 << 18, ONE_WRITE = 1 << 16 };
+enum { ENGINES = 16, BURST = 64, BURST_BYTES = 1 << 18, ONE_WRITE = 1 << 16 };
 
 typedef struct {
     char *bytes;
@@ -42,11 +50,11 @@ typedef struct Frames {
 } Frames;
 
 typedef struct {
-    enum { INPUT, LISTENER, REQUESTS, ANSWER } kind;
+    enum { INPUT, LISTENER, REQUESTS, ANSWER, SESSION } kind;
     int fd;
     Text held;        /* requests: what came and is no whole request; answer: its beginning, then its end */
     Text next;        /* answer: what is to be written next, in `held` or in `frames` */
-    long items, pace; /* answer: how many are still to be written, and the microseconds between them */
+    long items;       /* answer: how many are still to be written */
     int ended, writing;
     const Frames *frames;
 } Connection;
@@ -162,26 +170,185 @@ static void write_on(Connection *answer) {
     answer->writing = 0;
 }
 
-/* One packet an item. (The timers of epoll are too coarse for this.) */
-static void *write_paced(void *argument) {
-    Connection *answer = argument;
-    struct timespec due;
-    send(answer->fd, answer->held.bytes, answer->held.length, MSG_NOSIGNAL);
-    clock_gettime(CLOCK_MONOTONIC, &due);
-    for (; answer->items; answer->items--) {
-        due.tv_nsec += answer->pace * 1000;
-        due.tv_sec += due.tv_nsec / 1000000000, due.tv_nsec %= 1000000000;
-        clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &due, NULL);
-        if (send(answer->fd, answer->frames->bytes, answer->frames->item, MSG_NOSIGNAL) < 0) break;
+/* Sessions */
+
+enum { OPEN = 1, PROLOGUE = 2, DATA = 3, END = 5, TWO_PART_PREFIX = 24, HELLO_SIZE = 8 + 12, SMALLEST_WINDOW = 1 << 16 };
+
+typedef struct Session {
+    Connection connection; /* what comes in is read and thrown away */
+    char *key;             /* the address and the token of the router */
+    uint32_t last;         /* the number of the last stream */
+    int lost;
+    pthread_mutex_t writing;
+    struct Session *next;
+} Session;
+
+static Session *sessions;
+
+static void append_mux(Text *text, uint32_t stream, int kind, const char *body, size_t length) {
+    append_number(text, stream, 4);
+    append_number(text, (uint64_t)kind << 24 | length, 4);
+    append(text, body, length);
+}
+
+/* All of it, however long that takes. Returns 0 if the connection is lost. */
+static int send_all(int fd, const char *bytes, size_t length) {
+    while (length) {
+        ssize_t sent = send(fd, bytes, length, MSG_NOSIGNAL);
+        if (sent < 0 && errno == EINTR) continue;
+        if (sent < 0) return 0;
+        bytes += sent, length -= sent;
     }
-    Text end = {0};
-    append_end(&end, answer->frames->json);
-    send(answer->fd, end.bytes, end.length, MSG_NOSIGNAL);
-    char byte;
-    while (recv(answer->fd, &byte, 1, 0) > 0) {}
-    close(answer->fd);
-    free(end.bytes), free(answer->held.bytes), free(answer);
+    return 1;
+}
+
+static void write_session(Session *session, Text text) {
+    pthread_mutex_lock(&session->writing);
+    if (!session->lost && !send_all(session->connection.fd, text.bytes, text.length)) session->lost = 1;
+    pthread_mutex_unlock(&session->writing);
+}
+
+static void append_mux_item(Text *text, uint32_t stream, const Frames *frames) {
+    append_mux(text, stream, DATA, frames->bytes + TWO_PART_PREFIX, frames->item - TWO_PART_PREFIX);
+}
+
+static void append_mux_end(Text *text, uint32_t stream, int json) {
+    const char *final = json ? "{\"complete_final\":true}" : "\x81\xae" "complete_final\xc3";
+    append_mux(text, stream, DATA, final, strlen(final));
+    append_mux(text, stream, END, "", 0);
+}
+
+/* Paced answers */
+
+typedef struct Paced {
+    int fd;           /* of a connection of its own; -1: it is on a session */
+    Session *session;
+    uint32_t number;  /* of its stream there */
+    long items;       /* how many are still to be written */
+    const Frames *frames;
+    struct Paced *next;
+} Paced;
+
+/* Engines with the same pace; one thread is all of them. */
+typedef struct Pacer {
+    long pace, engines;
+    Paced **answers; /* of each engine */
+    long turn;       /* the engine that gets the next answer */
+    pthread_mutex_t lock;
+    pthread_cond_t more;
+    struct Pacer *next;
+} Pacer;
+
+static int64_t steps, late_steps, latest; /* of all pacers: those over a millisecond late, and by how many ns the worst */
+
+static int64_t now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * 1000000000LL + time.tv_nsec;
+}
+
+static void sleep_until(int64_t due) {
+    struct timespec time = {.tv_sec = due / 1000000000, .tv_nsec = due % 1000000000};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &time, NULL) == EINTR) {}
+    int64_t late = now() - due;
+    steps++, late_steps += late > 1000000;
+    if (late > latest) latest = late;
+}
+
+/* The router closes a connection of its own when it has the end: the main thread waits for that. */
+static void leave(Paced *answer) {
+    if (answer->fd >= 0) {
+        Connection *made = calloc(1, sizeof *made);
+        made->kind = ANSWER, made->fd = answer->fd;
+        watch(made, EPOLL_CTL_ADD, EPOLLIN);
+    }
+    free(answer);
+}
+
+/* The item of this answer, and its end if it was the last; on a session it is left in `together`. Returns whether more follow. */
+static int write_item(Paced *answer, Text *together) {
+    int is_last = --answer->items == 0;
+    if (answer->session) {
+        append_mux_item(together, answer->number, answer->frames);
+        if (is_last) append_mux_end(together, answer->number, answer->frames->json);
+        return !is_last && !answer->session->lost;
+    }
+    if (!is_last) return send_all(answer->fd, answer->frames->bytes, answer->frames->item);
+    Text text = {0};
+    append(&text, answer->frames->bytes, answer->frames->item);
+    append_end(&text, answer->frames->json);
+    send_all(answer->fd, text.bytes, text.length);
+    free(text.bytes);
+    return 0;
+}
+
+/* An item of each answer of one engine; what goes to one session leaves in one write. */
+static void step(Paced **answers) {
+    Text together = {0};
+    Session *session = NULL;
+    for (Paced **at = answers, *each; (each = *at);) {
+        if (each->session != session && together.length) {
+            write_session(session, together);
+            together.length = 0;
+        }
+        session = each->session;
+        if (write_item(each, &together)) {
+            at = &each->next;
+        } else {
+            *at = each->next;
+            leave(each);
+        }
+    }
+    if (together.length) write_session(session, together);
+    free(together.bytes);
+}
+
+static void *run_engines(void *argument) {
+    Pacer *pacer = argument;
+    long engines = pacer->engines, ahead;
+    int64_t origin = now(), distance = pacer->pace * 1000 / engines, slot = 0;
+    pthread_mutex_lock(&pacer->lock);
+    for (;;) {
+        for (ahead = 0; ahead < engines && !pacer->answers[(slot + ahead) % engines]; ahead++) {}
+        if (ahead == engines) {
+            pthread_cond_wait(&pacer->more, &pacer->lock);
+            slot = (now() - origin) / distance + 1;
+            continue;
+        }
+        slot += ahead;
+        pthread_mutex_unlock(&pacer->lock);
+        sleep_until(origin + slot * distance);
+        pthread_mutex_lock(&pacer->lock);
+        step(&pacer->answers[slot++ % engines]);
+    }
     return NULL;
+}
+
+static Pacer *pacer_of(long pace, long engines) {
+    static Pacer *all;
+    for (Pacer *each = all; each; each = each->next)
+        if (each->pace == pace && each->engines == engines) return each;
+    Pacer *made = calloc(1, sizeof *made);
+    made->pace = pace, made->engines = engines, made->next = all;
+    made->answers = calloc(engines, sizeof *made->answers);
+    pthread_mutex_init(&made->lock, NULL), pthread_cond_init(&made->more, NULL);
+    pthread_t thread;
+    check(pthread_create(&thread, NULL, run_engines, made) != 0, "pthread_create");
+    pthread_detach(thread);
+    return all = made;
+}
+
+/* At the end of its engine's answers: they are written in the order in which they came. */
+static void add_paced(Paced answer, long pace, long engines) {
+    Pacer *pacer = pacer_of(pace, engines);
+    Paced *made = malloc(sizeof *made);
+    *made = answer;
+    pthread_mutex_lock(&pacer->lock);
+    Paced **at = &pacer->answers[pacer->turn++ % engines];
+    while (*at) at = &(*at)->next;
+    *at = made;
+    pthread_cond_signal(&pacer->more);
+    pthread_mutex_unlock(&pacer->lock);
 }
 
 static long number_after(const char *body, size_t length, const char *key, long otherwise) {
@@ -207,24 +374,99 @@ static Text text_after(const char *control, size_t length, const char *key) {
     return (Text){at, end - at};
 }
 
-static void answer(const char *control, size_t control_length, const char *body, size_t body_length) {
-    Text address = text_after(control, control_length, "\\\"address\\\":\\\""), subject = text_after(control, control_length, "\\\"subject\\\":\\\"");
-    int json = memmem(control, control_length, "\"msgpack\"", 9) == NULL, one = 1;
+/* A connection to the router, which is on this machine; -1 if it is gone. */
+static int dial(Text address) {
     char *colon = memrchr(address.bytes, ':', address.length);
-    int family = memchr(address.bytes, ':', colon - address.bytes) ? AF_INET6 : AF_INET; /* the router is on this machine */
+    int family = memchr(address.bytes, ':', colon - address.bytes) ? AF_INET6 : AF_INET, one = 1;
     struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons(atoi(colon + 1)), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = v4.sin_port, .sin6_addr = IN6ADDR_LOOPBACK_INIT};
-    Connection *made = calloc(1, sizeof *made);
-    made->kind = ANSWER, made->fd = socket(family, SOCK_STREAM, 0);
-    made->items = number_after(body, body_length, "items", 0), made->pace = number_after(body, body_length, "pace", 0);
-    int hold = number_after(body, body_length, "hold", 0);
-    made->frames = frames_of(json, number_after(body, body_length, "size", 100), number_after(body, body_length, "burst", BURST));
-    if (family == AF_INET ? connect(made->fd, (struct sockaddr *)&v4, sizeof v4)
-                          : connect(made->fd, (struct sockaddr *)&v6, sizeof v6)) { /* the caller is gone */
-        close(made->fd), free(made);
-        return;
+    int fd = socket(family, SOCK_STREAM, 0);
+    if (family == AF_INET ? connect(fd, (struct sockaddr *)&v4, sizeof v4)
+                          : connect(fd, (struct sockaddr *)&v6, sizeof v6)) {
+        close(fd);
+        return -1;
     }
-    setsockopt(made->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    return fd;
+}
+
+/* The session with the router, dialled the first time; NULL if it cannot be had. */
+static Session *session_with(Text address, Text token) {
+    Text key = {0};
+    append(&key, address.bytes, address.length), append(&key, " ", 1), append(&key, token.bytes, token.length);
+    append(&key, "", 1);
+    for (Session *each = sessions; each; each = each->next)
+        if (!each->lost && !strcmp(each->key, key.bytes)) {
+            free(key.bytes);
+            return each;
+        }
+    Session *made = calloc(1, sizeof *made);
+    made->connection.kind = SESSION, made->connection.fd = dial(address), made->key = key.bytes;
+    pthread_mutex_init(&made->writing, NULL);
+    if (made->connection.fd < 0) return NULL;
+    Text handshake = {0}, framed = {0};
+    append_text(&handshake, "{\"mux\":1,\"session\":\"");
+    append(&handshake, token.bytes, token.length);
+    append_text(&handshake, "\",\"worker\":\"replay\"}");
+    append_frame(&framed, handshake.bytes, handshake.length, "", 0);
+    char hello[HELLO_SIZE]; /* the windows: no answer is as long as the smallest */
+    send_all(made->connection.fd, framed.bytes, framed.length);
+    free(handshake.bytes), free(framed.bytes);
+    if (recv(made->connection.fd, hello, sizeof hello, MSG_WAITALL) != sizeof hello) {
+        close(made->connection.fd);
+        return NULL;
+    }
+    watch(&made->connection, EPOLL_CTL_ADD, EPOLLIN);
+    made->next = sessions;
+    return sessions = made;
+}
+
+typedef struct {
+    long items, pace, engines;
+    int hold;
+    const Frames *frames;
+} Wanted;
+
+static int answer_on_session(Session *session, Text subject, Wanted wanted) {
+    if (!session) return 0;
+    check(wanted.items * (long)wanted.frames->item > SMALLEST_WINDOW, "an answer of more than 64 KiB on a session");
+    Text text = {0};
+    uint32_t number = ++session->last;
+    append_mux(&text, number, OPEN, subject.bytes, subject.length);
+    append_mux(&text, number, PROLOGUE, "", 0);
+    if (!wanted.pace) {
+        for (long i = 0; i < wanted.items; i++) append_mux_item(&text, number, wanted.frames);
+        if (!wanted.hold) append_mux_end(&text, number, wanted.frames->json);
+    }
+    write_session(session, text);
+    free(text.bytes);
+    if (wanted.pace)
+        add_paced((Paced){-1, session, number, wanted.items, wanted.frames, NULL}, wanted.pace, wanted.engines);
+    return 1;
+}
+
+static void answer(const char *control, size_t control_length, const char *body, size_t body_length) {
+    Text address = text_after(control, control_length, "\\\"address\\\":\\\""), subject = text_after(control, control_length, "\\\"subject\\\":\\\"");
+    int json = memmem(control, control_length, "\"msgpack\"", 9) == NULL;
+    Wanted wanted = {
+        .items = number_after(body, body_length, "items", 0),
+        .pace = number_after(body, body_length, "pace", 0),
+        .engines = number_after(body, body_length, "engines", ENGINES),
+        .hold = number_after(body, body_length, "hold", 0),
+        .frames = frames_of(json, number_after(body, body_length, "size", 100), number_after(body, body_length, "burst", BURST)),
+    };
+    if (!wanted.items) wanted.pace = 0;
+    char *token = memmem(control, control_length, "\"session\":\"", 11);
+    if (token) {
+        token += 11;
+        char *end = memchr(token, '"', control + control_length - token);
+        check(!end, "a session without a token");
+        if (answer_on_session(session_with(address, (Text){token, end - token}), subject, wanted)) return;
+    }
+    int fd = dial(address);
+    if (fd < 0) return; /* the caller is gone */
+    Connection *made = calloc(1, sizeof *made);
+    made->kind = ANSWER, made->fd = fd, made->items = wanted.items, made->frames = wanted.frames;
     Text handshake = {0};
     append_text(&handshake, "{\"subject\":\"");
     append(&handshake, subject.bytes, subject.length);
@@ -232,15 +474,15 @@ static void answer(const char *control, size_t control_length, const char *body,
     append_frame(&made->held, handshake.bytes, handshake.length, "", 0);
     append_frame(&made->held, "{\"error\":null}", 14, "", 0);
     free(handshake.bytes);
-    if (made->pace) {
-        pthread_t thread;
-        check(pthread_create(&thread, NULL, write_paced, made) != 0, "pthread_create");
-        pthread_detach(thread);
+    if (wanted.pace) {
+        send_all(fd, made->held.bytes, made->held.length);
+        free(made->held.bytes), free(made);
+        add_paced((Paced){fd, NULL, 0, wanted.items, wanted.frames, NULL}, wanted.pace, wanted.engines);
         return;
     }
-    if (hold || (made->items <= made->frames->burst && made->items * made->frames->item <= ONE_WRITE)) { /* all of it in one write */
+    if (wanted.hold || (made->items <= made->frames->burst && made->items * made->frames->item <= ONE_WRITE)) { /* all of it in one write */
         append(&made->held, made->frames->bytes, made->items * made->frames->item);
-        if (!hold) append_end(&made->held, json);
+        if (!wanted.hold) append_end(&made->held, json);
         made->items = 0, made->ended = 1;
     }
     made->next = made->held;
@@ -283,7 +525,10 @@ static void read_on(Connection *connection) {
     static char buffer[1 << 18];
     ssize_t got = recv(connection->fd, buffer, sizeof buffer, 0);
     if (got < 0 && errno == EAGAIN) return;
-    if (got <= 0) {
+    if (got <= 0 && connection->kind == SESSION) { /* its answers may be under way: it is kept */
+        ((Session *)connection)->lost = 1;
+        epoll_ctl(epoll, EPOLL_CTL_DEL, connection->fd, NULL);
+    } else if (got <= 0) {
         end(connection);
     } else if (connection->kind == REQUESTS) {
         Text *held = &connection->held;
@@ -303,6 +548,12 @@ static void accept_all(int listener) {
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
         watch(made, EPOLL_CTL_ADD, EPOLLIN);
     }
+}
+
+static int report(void) {
+    if (late_steps)
+        fprintf(stderr, "replay: of %lld steps %lld were more than 1 ms late, the worst by %.1f ms\n", (long long)steps, (long long)late_steps, latest / 1e6);
+    return 0;
 }
 
 int main(int count, char **arguments) {
@@ -326,7 +577,7 @@ int main(int count, char **arguments) {
         int ready = epoll_wait(epoll, events, 64, -1);
         for (int i = 0; i < ready; i++) {
             Connection *connection = events[i].data.ptr;
-            if (connection->kind == INPUT) return 0;
+            if (connection->kind == INPUT) return report();
             if (connection->kind == LISTENER) accept_all(connection->fd);
             else if (events[i].events & ~EPOLLOUT) read_on(connection);
             else write_on(connection);

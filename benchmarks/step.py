@@ -6,6 +6,8 @@ Both ends are of one make: ours, native and through the drop-in, and Dynamo's. O
 (docs/spec/mux.md), and beside it the plane of Dynamo, which has one connection for each answer. The works:
 
     N at 20 ms              N streams of several workers at one router, an item on each every 20 ms, all at the same time
+    N at 20 ms, generator   the same at a router alone: N streams of `replay.c`, which costs almost nothing, as 16 engines
+                            that step one after the other, 1.25 ms apart
     sequential, concurrent  one-item requests to one worker, one after the other and 32 at once
     WORK, TLS               the same with TLS, ours only
 
@@ -29,9 +31,10 @@ from benchmarks.timing import machine
 
 PEER = "1.6.1"
 PACED = ("64 at 20 ms", "256 at 20 ms", "1,024 at 20 ms", "4,096 at 20 ms")
+GENERATED = tuple(f"{work}, generator" for work in PACED)
 REQUESTS = ("sequential", "concurrent")
 WITH_TLS = tuple(f"{work}, TLS" for work in ("256 at 20 ms", *REQUESTS))
-WORKS = (*PACED, *REQUESTS, *WITH_TLS)
+WORKS = (*PACED, *GENERATED, *REQUESTS, *WITH_TLS)
 ONCE = "4,096 at 20 ms"
 """A work that others than ours need half a minute for; the others are done twice in each round."""
 
@@ -69,18 +72,30 @@ def measure(pair: Pair, work: str, workers: int, variables: Mapping[str, str]) -
         return router.call(pair.python, pair.kind, work, settings, rounds=1 if work == ONCE else 2)
 
 
+def measure_generated(pair: Pair, work: str) -> Rounds:
+    """As `measure`, with the generator at the other end: it answers each router in the way that the router asks for."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {**environment(folder), "DYNAMO_FAST_MUX": pair.mux}
+        with process([sys.executable, "-m", "benchmarks.replay_worker", "msgpack", "mux"], settings):
+            return router.call(pair.python, pair.kind, work, settings, rounds=1 if work == ONCE else 2)
+
+
 def measure_all(works: list[str], rounds: int, workers: int) -> dict[str, dict[str, Rounds]]:
     """By work and pair."""
     results: dict[str, dict[str, Rounds]] = {work: {} for work in works}
     made = pairs()
     with tempfile.TemporaryDirectory() as folder:
         for name in works:
-            work, _, is_tls = name.partition(", ")
+            work = name.removesuffix(", TLS").removesuffix(", generator")
+            is_tls = name in WITH_TLS
             variables = tls.modes(Path(folder))["TLS"] if is_tls else {}
             able = {who: pair for who, pair in made.items() if not is_tls or pair.kind == "ours"}
             for _ in range(rounds):
                 for who, pair in able.items():
-                    measured = measure(pair, work, workers if work in PACED else 1, variables)
+                    if name in GENERATED:
+                        measured = measure_generated(pair, work)
+                    else:
+                        measured = measure(pair, work, workers if work in PACED else 1, variables)
                     results[name].setdefault(who, []).extend(measured)
             print(f"{name} done", file=sys.stderr)
     return results

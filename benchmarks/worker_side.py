@@ -199,12 +199,16 @@ class Replay:
         return seconds
 
     def first_items(self) -> None:
-        """Return when every answer has its first item; the answers stay open."""
-        for _ in range(self._work.requests):
-            self._send()
-        waiting = self._work.requests
-        while waiting:
-            waiting -= sum(b"token" in self._read(connection, keep=1024) for connection in self._ready())
+        """Return when every answer has its first item; the answers stay open.
+
+        A hundred at a time: what the requests take while they come, all at once, would be counted, too.
+        """
+        for _ in range(0, self._work.requests, 100):
+            for _ in range(100):
+                self._send()
+            waiting = 100
+            while waiting:
+                waiting -= sum(b"token" in self._read(connection, keep=1024) for connection in self._ready())
 
     def close(self) -> None:
         for connection in list(self._last):

@@ -11,6 +11,7 @@ cdef class Context:
     cdef readonly bint _stopped
     cdef readonly bint _killed
     cdef readonly dict _callbacks
+    cdef readonly list _watchers
     cdef readonly bint _needs_no_escape
 
     cpdef id(self)
@@ -20,3 +21,5 @@ cdef class Context:
     cpdef bint is_killed(self) except -1
     cpdef on_cancel(self, callback, loop=*)
     cpdef off_cancel(self, callback)
+    cpdef watch(self, watcher)
+    cpdef unwatch(self, watcher)

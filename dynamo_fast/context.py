@@ -17,18 +17,29 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from dynamo_fast.logs import get_logger
 from dynamo_fast.wire.ids import random_uuid
 from dynamo_fast.wire.text import needs_no_escape
 
-__all__ = ["Context"]
+__all__ = ["Context", "Watcher"]
 
 logger = get_logger(__name__)
 
 # Two threads may take the same step at once, and it is told once. One lock for all contexts: it is held for two
 # assignments, and only when a context is cancelled.
 _STEP = threading.Lock()
+
+
+class Watcher(Protocol):
+    """What acts on the steps of a context for one request. `loop` is the one that it belongs to."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+
+    def context_changed(self) -> None:
+        """The context was stopped or killed."""
 
 
 class Context:
@@ -45,9 +56,9 @@ class Context:
         "_killed",
         "_metadata",
         "_needs_no_escape",
-        "_needs_no_escape",
         "_stopped",
         "_trace_headers",
+        "_watchers",
         "parent_span_id",
     )
 
@@ -61,13 +72,16 @@ class Context:
             raise TypeError(f"id must be str, not {type(id).__name__}")
         self._id = random_uuid() if id is None else id
         self._needs_no_escape = id is None  # True or, for an id that was given, not looked at yet
-        self._metadata = {} if metadata is None else _checked_metadata(metadata)
+        # Nearly every context has no metadata, and lives as long as its request: no empty dict for it.
+        self._metadata: dict[str, str] | None = _checked_metadata(metadata) if metadata else None
         self._trace_headers = None if trace_headers is None else dict(trace_headers)
         self.parent_span_id: str | None = None
         """The span that the request came from, at a worker that follows traces."""
         self._stopped = False
         self._killed = False
-        # Each callback and its loop. A dict for its order and its cheap removal; made when first needed.
+        # Made when first needed, as the metadata. What the planes register: see `watch`.
+        self._watchers: list[Watcher] | None = None
+        # Each callback and its loop. A dict for its order and its cheap removal.
         self._callbacks: dict[Callable[[], None], asyncio.AbstractEventLoop | None] | None = None
 
     def __repr__(self) -> str:
@@ -87,13 +101,16 @@ class Context:
     @property
     def metadata(self) -> dict[str, str]:
         """The metadata; assigning replaces the contents."""
+        if self._metadata is None:
+            self._metadata = {}
         return self._metadata
 
     @metadata.setter
     def metadata(self, metadata: Mapping[str, str]) -> None:
         contents = _checked_metadata(metadata)
-        self._metadata.clear()
-        self._metadata.update(contents)
+        present = self.metadata
+        present.clear()
+        present.update(contents)
 
     def trace_headers(self) -> dict[str, str] | None:
         """W3C trace headers (`traceparent`, ...): those that came with the request, or are to go out with it."""
@@ -155,6 +172,21 @@ class Context:
         if self._callbacks is not None:
             self._callbacks.pop(callback, None)
 
+    def watch(self, watcher: Watcher) -> None:
+        """As `on_cancel` with a method of an object that every request has: without a bound method and a dict's entry.
+
+        A context has few of them, and tells them before the callbacks. `unwatch` removes it.
+        """
+        if self._watchers is None:
+            self._watchers = [watcher]
+        else:
+            self._watchers.append(watcher)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        """Stop telling `watcher`; nothing happens if it is not there."""
+        if self._watchers is not None and watcher in self._watchers:
+            self._watchers.remove(watcher)
+
     def link_child(self, child: Context) -> Callable[[], None]:
         """Stop and kill `child` whenever this context is stopped or killed, now included.
 
@@ -174,21 +206,31 @@ class Context:
         return lambda: self.off_cancel(follow)
 
     def _notify(self) -> None:
-        if not self._callbacks:
-            return
-        here = asyncio._get_running_loop()
-        # A copy, made at once: a callback, or another thread, may register and remove callbacks meanwhile.
-        for callback, loop in self._callbacks.copy().items():
-            if loop is None or loop is here:
-                self._call(callback)
-            else:
-                # Where the loop is closed, what the callback would have ended is gone.
-                with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(self._call, callback)
+        # Copies, made at once: a callback, or another thread, may register and remove some meanwhile.
+        if self._watchers:
+            for watcher in self._watchers.copy():
+                self._tell(self._call_watcher, watcher, watcher.loop)
+        if self._callbacks:
+            for callback, loop in self._callbacks.copy().items():
+                self._tell(self._call, callback, loop)
+
+    def _tell(self, call: Callable[[Any], None], whom: Any, loop: asyncio.AbstractEventLoop | None) -> None:
+        if loop is None or loop is asyncio._get_running_loop():
+            call(whom)
+        else:
+            # Where the loop is closed, what this would have ended is gone.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(call, whom)
+
+    def _call_watcher(self, watcher: Watcher) -> None:
+        if self._watchers is not None and watcher in self._watchers:  # else it was removed since
+            self._run(watcher.context_changed)
 
     def _call(self, callback: Callable[[], None]) -> None:
-        if self._callbacks is None or callback not in self._callbacks:
-            return  # removed since
+        if self._callbacks is not None and callback in self._callbacks:  # as above
+            self._run(callback)
+
+    def _run(self, callback: Callable[[], None]) -> None:
         try:
             callback()
         except Exception:

@@ -53,7 +53,7 @@ def test_a_caller_runs_on_uvloop_and_reads_every_item(name: str, settings: dict[
 def test_items_that_come_one_by_one_are_timed_for_each_way_of_taking_them(kind: str, settings: dict[str, str]) -> None:
     for measured in router.call(sys.executable, kind, "64 at 20 ms", settings):
         assert measured["items"] == 6_400
-        assert 0.01 < measured["gap_p50"] <= measured["gap_p99"]
+        assert 0 < measured["gap_p50"] <= measured["gap_p99"]
 
 
 def test_the_floor_reads_the_answers_of_all_streams_as_they_come(settings: dict[str, str], tmp_path: Path) -> None:

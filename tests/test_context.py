@@ -246,3 +246,69 @@ def test_a_callback_that_another_one_takes_off_is_not_called() -> None:
     context.on_cancel(second)
     context.stop_generating()
     assert called == ["first"]
+
+
+class Watching:
+    """What is told with `watch`."""
+
+    def __init__(self, told: list[str], name: str, then: Callable[[], object] = lambda: None) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._told = told
+        self._name = name
+        self._then = then
+
+    def context_changed(self) -> None:
+        self._told.append(self._name)
+        self._then()
+
+
+async def test_what_watches_is_told_of_each_step_before_the_callbacks() -> None:
+    context, told = Context(), list[str]()
+    context.on_cancel(lambda: told.append("callback"))
+    context.watch(Watching(told, "first"))
+    context.watch(Watching(told, "second"))
+    context.stop_generating()
+    context.kill()
+    assert told == ["first", "second", "callback"] * 2
+
+
+async def test_what_does_not_watch_any_more_is_not_told() -> None:
+    context, told = Context(), list[str]()
+    second = Watching(told, "second")
+    first = Watching(told, "first", lambda: context.unwatch(second))
+    context.unwatch(first)  # it does not yet
+    context.watch(first)
+    context.watch(second)
+    context.stop_generating()
+    assert told == ["first"]
+    context.unwatch(first)
+    context.unwatch(first)
+    context.kill()
+    assert told == ["first"]
+
+
+async def test_what_watches_is_told_on_its_loop_though_it_fails(caplog: pytest.LogCaptureFixture) -> None:
+    context, told, threads = Context(), list[str](), list[int]()
+    done = asyncio.Event()
+
+    def fail() -> None:
+        threads.append(threading.get_ident())
+        raise ValueError("no")
+
+    context.watch(Watching(told, "first", fail))
+    context.watch(Watching(told, "second", done.set))
+    in_a_thread(context.kill)
+    assert not told
+    await asyncio.wait_for(done.wait(), 60)
+    assert told == ["first", "second"]
+    assert threads == [threading.get_ident()]
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+def test_metadata_that_was_not_given_can_be_set() -> None:
+    context = Context("id")
+    assert context.metadata == {}
+    context.metadata["a"] = "1"
+    assert context.metadata == {"a": "1"}
+    context.metadata = {"b": "2"}
+    assert context.metadata == {"b": "2"}

@@ -1,6 +1,7 @@
 # The types with which Cython translates `_items.py`.
 cimport cython
 
+from dynamo_fast.egress._frames cimport Frames
 from dynamo_fast.wire._raw cimport is_one_value
 from dynamo_fast.egress._send cimport bytes_between, fill_send_slot
 
@@ -21,8 +22,7 @@ cdef class Items:
     cdef public bint _in_take
     cdef public bint _asked
     cdef public object _abandonment
-    cdef readonly object _frames
-    cdef readonly object _popleft
+    cdef readonly Frames _frames
     cdef readonly object _read_data
     cdef readonly object _decode
     cdef readonly bint _scan

@@ -7,7 +7,6 @@ This runs for every item. Where there is a compiler, Cython translates this very
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +58,6 @@ class Items:
         "_mixed",
         "_null",
         "_open",
-        "_popleft",
         "_read_data",
         "_receiver",
         "_scan",
@@ -72,8 +70,7 @@ class Items:
     def _read(self, receiver: ResponseReceiver, reader: ItemReader) -> None:
         """What `__init__` does, for a subclass: the call costs less."""
         self._receiver = receiver
-        self._frames: deque[bytes | memoryview] = receiver.frames
-        self._popleft = receiver.frames.popleft
+        self._frames = receiver.frames
         (self._head, self._tail), self._read_data, self._scan, self._null, self._final, self._decode = reader
         self._begin, self._after = len(self._head), len(self._tail)
         self._final_seen = False
@@ -103,12 +100,12 @@ class Items:
         """As `pull`, but END after the last item: an exception costs as much as an item or two."""
         self._asked = True
         while self._open:
-            if not self._frames:
+            if self._frames.first is None:
                 if not self._receiver.ended:
                     return None
                 self._end()
                 continue
-            frame = self._popleft()
+            frame = self._frames.popleft()
             if not self._final_seen:
                 data = self._plain(frame)
                 if data is not None:

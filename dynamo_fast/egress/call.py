@@ -147,10 +147,11 @@ class Call:
         """Send it, for who waits for `established`, and tries no other worker. Raises DynamoError: see `failed`."""
         if self._error is not None:
             raise self._error
-        assert self._attempt is not None
+        attempt, self._attempt = self._attempt, None  # the body may be large, and the answer may last
+        assert attempt is not None
         router = self._router
         router.metrics.route.observe(perf_counter() - self._began)
-        return router.begin(self._attempt, self._reader, self.context, established)
+        return router.begin(attempt, self._reader, self.context, established)
 
     def failed(self, error: DynamoError) -> bool:
         """The worker failed. Returns whether another one was picked, which `send` is for."""
@@ -175,7 +176,7 @@ class Call:
     def begun(self) -> None:
         """The first item has come: no other worker is tried from now on."""
         self._retries = 0
-        self._request = None
+        self._request = self._attempt = None  # as in `begin`
 
     def completed(self) -> None:
         """The answer has come to its end: the worker does not have the request any more."""

@@ -3,7 +3,7 @@
 
 Three parties meet here, and none waits for another: the request connection (the acknowledgement), the response connection
 that the worker dials (which may come before the acknowledgement), and the caller. One future, `established`, tells the
-caller the result of the first two; then one deque carries the frames.
+caller the result of the first two; then one queue carries the frames.
 
 A request has no task of its own. The connections, the context and the timers call the methods below.
 """
@@ -11,12 +11,12 @@ A request has no task of its own. The connections, the context and the timers ca
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
+from dynamo_fast.egress._frames import Frames
 from dynamo_fast.egress.request_client import Ack, RequestConnection
 from dynamo_fast.egress.request_sender import RequestSender
 from dynamo_fast.errors import (
@@ -111,10 +111,10 @@ class ResponseReceiver:
         self._call_home, self._orphans = owner.call_home, owner.orphans
         self.offer: MuxOffer | None = None
         """What the worker was told of the multiplexed plane."""
-        self.frames: deque[bytes | memoryview] = deque()
+        self.frames = Frames()
         """Wrapped items that the caller has not taken yet."""
         self.unread = 0
-        """Bytes that were read since the deque was last empty: an upper bound of what the frames hold."""
+        """Bytes that were read since they were last empty: an upper bound of what the frames hold."""
         self.ended = False
         """Whether no more frames will come."""
         self.error: BaseException | None = None
@@ -134,7 +134,7 @@ class ResponseReceiver:
         self._inactivity: float | None = None
         self._inactivity_timer: asyncio.TimerHandle = None  # type: ignore[assignment]  # as long as there is a limit
         self._silent_since: float | None = None  # when the caller began to wait; None if it has not waited yet
-        self.context.on_cancel(self._context_changed, owner.loop)
+        context.watch(self)
 
     @property
     def connection_info(self) -> TcpStreamConnectionInfo:
@@ -209,7 +209,7 @@ class ResponseReceiver:
             self._call_home.discard(self)
         self._call_home.add(self)  # the same time again, for the prologue
         if self.context.is_stopped():
-            self._context_changed()
+            self.context_changed()
 
     def ready(self) -> None:
         """The prologue has come, and the handler was started."""
@@ -245,7 +245,7 @@ class ResponseReceiver:
         if not self.ended:
             self.ended = True
             self.error = error
-            self.context.off_cancel(self._context_changed)
+            self.context.unwatch(self)
             if self._inactivity is not None:
                 self._inactivity_timer.cancel()
             if not self._ready:
@@ -329,7 +329,13 @@ class ResponseReceiver:
             self.established.set_exception(error)
         self.context.kill()
 
-    def _context_changed(self) -> None:
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """See Watcher."""
+        return self._owner.loop
+
+    def context_changed(self) -> None:
+        """See Watcher."""
         if self.context.is_killed():
             self.frames.clear()
             if not self.established.done():

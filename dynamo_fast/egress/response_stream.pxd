@@ -13,7 +13,6 @@ cdef class ResponseStream(Items):
     cdef object __weakref__
 
     @cython.locals(receiver=ResponseReceiver)
-    @cython.locals(receiver=ResponseReceiver)
     cpdef _finish(self)
     @cython.locals(receiver=ResponseReceiver)
     cpdef _close(self)

@@ -8,6 +8,8 @@ from dynamo_fast.observability.histogram cimport Histogram
 cdef class Admission:
     cdef object __weakref__
     cdef readonly object _clock
+    cdef readonly object _context
+    cdef readonly object _on_done
     cdef public object _descriptors
     cdef readonly object _loop
     cdef readonly Py_ssize_t _max_bytes

@@ -7,6 +7,7 @@ Where there is a compiler, Cython translates this very file, with the types in `
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Protocol
@@ -46,9 +47,11 @@ class Admission:
     __slots__ = (
         "__weakref__",
         "_clock",
+        "_context",
         "_descriptors",
         "_loop",
         "_max_bytes",
+        "_on_done",
         "_queue",
         "_tasks",
         "bytes",
@@ -79,6 +82,8 @@ class Admission:
         self._queue: deque[tuple[float, Job]] = deque()
         self._tasks: dict[asyncio.Task[None], Job] = {}
         self._descriptors = descriptors
+        self._on_done = self._done
+        self._context = contextvars.copy_context()  # else each callback has a copy of its own
         descriptors.add(self, calls=False)
 
     @property
@@ -133,7 +138,7 @@ class Admission:
         # No message if a program leaves its loop with requests in flight: it can do nothing about them.
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # as `asyncio.gather` does
         self._tasks[task] = job
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._on_done, context=self._context)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         job = self._tasks.pop(task)

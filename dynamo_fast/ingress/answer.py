@@ -70,12 +70,13 @@ class Answer:
     The request owns it, calls `refuse` or `start` once, and awaits `push`.
     """
 
-    __slots__ = ("_codec", "_endpoint", "_stream")
+    __slots__ = ("_codec", "_endpoint", "_has_dropped", "_stream")
 
     def __init__(self, endpoint: HandlingEndpoint, stream: ResponseConnection, codec: PayloadCodec) -> None:
         self._endpoint = endpoint
         self._stream = stream
         self._codec = codec
+        self._has_dropped = False
 
     def refuse_request(self, error: Exception) -> None:
         """The request is not valid: end the stream with an error prologue, without a call of the handler."""
@@ -105,53 +106,55 @@ class Answer:
 
     async def push(self, iterator: AsyncIterator[Any]) -> None:
         """Send what `iterator` yields, and how it ended. Raises nothing."""
+        stream = self._stream
         exhausted = False
-        outcome: Any = None
+        rest: Any = iterator  # or what it does about a cancellation
         try:
-            outcome = await self._send_items(iterator)
-            while isinstance(outcome, asyncio.CancelledError):
-                outcome = await self._send_items(Resumed(iterator, outcome))
-            exhausted = outcome
+            while rest is not None:
+                async for item in rest:
+                    must_wait = self._send(item)
+                    if must_wait is None:
+                        rest = None
+                        break
+                    if must_wait:
+                        try:
+                            await stream.room()
+                        except asyncio.CancelledError as cancellation:  # while this waited: the handler must get it
+                            rest, self._has_dropped = Resumed(iterator, cancellation), False
+                            break
+                else:
+                    exhausted, rest = True, None
         except BaseException as error:  # as above
             self._failed(error)
-        outcome = None  # its traceback may refer to this frame
-        if self._stream.abandoned:
+        rest = None  # the traceback of a cancellation may refer to this frame
+        if stream.abandoned:
             return
-        self._stream.finish(self._codec.final)
+        stream.finish(self._codec.final)
         if not exhausted or type(iterator) is not AsyncGeneratorType:  # else there is nothing left to close
             await _close(iterator)
 
     def _refuse(self, text: str, error: RemoteError) -> None:
         self._stream.refuse(ResponseStreamPrologue(text, error))
 
-    async def _send_items(self, iterator: AsyncIterator[Any]) -> bool | asyncio.CancelledError:
-        """Send what `iterator` yields. Returns whether it is exhausted.
-
-        Or a cancellation that came while this waited: the handler must get it.
-        """
-        stream, encode = self._stream, self._codec.encode_item
-        corked = stream.corked
-        is_last_chance = False
-        async for item in iterator:
-            if not stream.open:
-                # A handler that noticed may yield once more, which is dropped, and end by itself. Others are closed.
-                if is_last_chance:
-                    return False
-                is_last_chance = True
-                continue
-            try:
-                must_wait = corked.add(item)
-                if must_wait is None:
-                    must_wait = self._send_batch(item.items) if item.__class__ is Batch else stream.send(encode(item))
-            except SerializationError as error:
-                self._unserialisable(error)
-                return False
-            if must_wait:
-                try:
-                    await stream.room()
-                except asyncio.CancelledError as cancellation:
-                    return cancellation
-        return True
+    def _send(self, item: Any) -> bool | None:
+        """Send what the handler has yielded. Returns whether `room()` must be awaited; None if it may not go on."""
+        stream = self._stream
+        if not stream.open:
+            # A handler that noticed may yield once more, which is dropped, and end by itself. Others are closed.
+            if self._has_dropped:
+                return None
+            self._has_dropped = True
+            return False
+        must_wait = stream.corked.add(item)
+        if must_wait is not None:
+            return must_wait
+        try:
+            return (
+                self._send_batch(item.items) if item.__class__ is Batch else stream.send(self._codec.encode_item(item))
+            )
+        except SerializationError as error:
+            self._unserialisable(error)
+            return None
 
     def _send_batch(self, items: Iterable[Any]) -> bool:
         """All in one write. Returns whether `room()` must be awaited."""

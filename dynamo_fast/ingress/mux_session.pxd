@@ -23,6 +23,8 @@ cdef class MuxSender:
     @cython.locals(data=bytes, end=Py_ssize_t, size=Py_ssize_t)
     cpdef bytes take(self, Py_ssize_t limit)
     cpdef bint has_more(self) except -1
+    cdef object _keep(self, bytes data)
+    cdef object _drop(self)
     cpdef object _tell_lost_later(self)
 
 @cython.final

@@ -96,7 +96,7 @@ class MuxSender:
         self._owner: SenderOwner | None = owner
         self.credit = credit
         """Bytes that may be written; below 0 when the end was written without."""
-        self._backlog: deque[bytes] = deque()
+        self._backlog: deque[bytes] | None = None  # made when something waits, which for most streams never is
         self._at = 0  # how much of the first one has left
         self._size = 0  # bytes in it that have not left
         self._opened = False  # whether the first bytes have left
@@ -126,8 +126,7 @@ class MuxSender:
             self.credit -= size
             self._opened = True
             return
-        self._backlog.append(data)
-        self._size += size
+        self._keep(data)
         self._session.queue(self)
         if self._owner is not None:
             self._owner.pause_writing()
@@ -150,14 +149,12 @@ class MuxSender:
         """End the stream now: what has not left is dropped, and the router is told."""
         if self._closing and not self._size:
             return
-        self._backlog.clear()
-        self._size = self._at = 0
+        self._drop()
         self._closing = True
         if self._opened:
             cut = encode_mux_frame(self.number, CUT)
             self.credit = len(cut)
-            self._backlog.append(cut)
-            self._size = len(cut)
+            self._keep(cut)
             self._session.queue(self)
         else:
             self._session.ended(self)
@@ -167,6 +164,7 @@ class MuxSender:
 
     def take(self, limit: int) -> bytes:
         """The next frames of the backlog: as many as have credit, up to `limit` bytes; empty if none has."""
+        assert self._backlog is not None  # there is a size
         data = self._backlog[0]
         end = mux_frames_within(data, self._at, min(limit, self.credit))
         size = end - self._at
@@ -175,6 +173,8 @@ class MuxSender:
         if end == len(data):
             self._backlog.popleft()
             self._at = 0
+            if not self._backlog:
+                self._backlog = None
         if size:
             self.credit -= size
             self._size -= size
@@ -194,8 +194,7 @@ class MuxSender:
     def told(self, event: Event) -> None:
         """The router says stop or kill."""
         if event is Event.KILL:  # it has forgotten the stream: say nothing more
-            self._backlog.clear()
-            self._size = self._at = 0
+            self._drop()
             self._opened = False
         if self._owner is not None:
             self._owner.told(event)
@@ -205,12 +204,21 @@ class MuxSender:
 
     def lost(self, error: Exception | None) -> None:
         """The session is lost, or the stream is gone: tell the connection, once."""
-        self._backlog.clear()
-        self._size = self._at = 0
+        self._drop()
         self._closing = True
         owner, self._owner = self._owner, None
         if owner is not None:
             owner.connection_lost(error)
+
+    def _keep(self, data: bytes) -> None:
+        if self._backlog is None:
+            self._backlog = deque()
+        self._backlog.append(data)
+        self._size += len(data)
+
+    def _drop(self) -> None:
+        self._backlog = None
+        self._size = self._at = 0
 
     def _tell_lost_later(self) -> None:
         owner, self._owner = self._owner, None

@@ -134,7 +134,7 @@ class Request:
         self.context = _context(endpoint, self._control, headers)
         worker, codec = endpoint.worker, self._control.payload_codec
         self.cancellation = Cancellation(worker.dialler.loop, worker.config.cancel_grace)
-        self.stream = ResponseConnection(worker.dialler, self.context, codec, self.cancellation.cut_short)
+        self.stream = ResponseConnection(worker.dialler, self.context, codec, self.cancellation)
         self._answer = Answer(endpoint, self.stream, codec)
         self._input: RequestStream | None = None
         self.accepted_at = _now()
@@ -167,6 +167,8 @@ class Request:
             else:
                 stream.dialled(await self._connected(transport))
             iterator = self._start()
+            # The answer may last, and what the request says takes a kilobyte.
+            self._control = self._info = self._offer = None  # type: ignore[assignment]  # nothing asks for them again
             if iterator is not None:
                 await self._answer.push(iterator)
         except (TransportError, InvalidAddress, ControlError) as error:

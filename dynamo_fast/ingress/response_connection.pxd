@@ -10,12 +10,12 @@ from dynamo_fast.wire.stream cimport StreamMachine, classify, worker
 cdef class ResponseConnection:
     cdef object __weakref__
     cdef readonly Context _context
-    cdef readonly object _cut_short
     cdef readonly object _decoder
     cdef readonly object _dialler
     cdef readonly list _frames
     cdef readonly StreamMachine _machine
     cdef readonly bint _peer_finished
+    cdef readonly object _request
     cdef readonly object _room
     cdef readonly object _transport
     cdef readonly bytes _head
@@ -49,6 +49,7 @@ cdef class ResponseConnection:
     cpdef object _step(self, object event, str end, bytes frames=*)
     @cython.locals(young=Deadlines)
     cdef object _begins(self)
+    cdef object _keep(self, bytes frames)
     @cython.locals(closing=Deadlines)
     cdef object _ends(self)
     @cython.locals(data=list, frames=bytes)

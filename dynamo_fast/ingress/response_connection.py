@@ -76,10 +76,6 @@ _SENTINEL = encode_two_part(ControlMessage.SENTINEL.encode(), b"")
 _FRAME_OVERHEAD = len(encode_two_part(b"", b""))
 
 
-def _nothing() -> None:
-    pass
-
-
 @cache
 def _final_frames(final: bytes) -> bytes:
     return encode_two_part(b"", final) + _SENTINEL
@@ -87,6 +83,13 @@ def _final_frames(final: bytes) -> bytes:
 
 def _final_mux_frames(number: int, final: bytes) -> bytes:
     return encode_mux_items(number, (final,)) + encode_mux_frame(number, END)
+
+
+class CutShort(Protocol):
+    """What a response connection asks of the request that made it."""
+
+    def cut_short(self) -> None:
+        """The answer has ended before the request has ended it. Called once."""
 
 
 class ConnectionOwner(Protocol):
@@ -113,8 +116,8 @@ class ConnectionOwner(Protocol):
 class ResponseConnection:
     """One answer on its way to the router: bytes to frames, frames to events, events to the actions of the table.
 
-    The request makes it and owns it; the dialler connects it and keeps its deadlines. `cut_short` is called once if the
-    stream ends before the request has ended it. It ends when the machine is closed and the transport is lost.
+    The request makes it and owns it; the dialler connects it and keeps its deadlines. `request` is told if the stream
+    ends before the request has ended it. It ends when the machine is closed and the transport is lost.
 
     The event loop, or its direct transport, calls it as an `asyncio.Protocol`. It does not inherit from `FrameProtocol`: a
     compiled class has no base in Python.
@@ -123,7 +126,6 @@ class ResponseConnection:
     __slots__ = (
         "__weakref__",
         "_context",
-        "_cut_short",
         "_decoder",
         "_dialler",
         "_end",
@@ -132,6 +134,7 @@ class ResponseConnection:
         "_head",
         "_machine",
         "_peer_finished",
+        "_request",
         "_room",
         "_tail",
         "_transport",
@@ -144,17 +147,15 @@ class ResponseConnection:
         "orderly",
     )
 
-    def __init__(
-        self, dialler: ConnectionOwner, context: Context, codec: PayloadCodec, cut_short: Callable[[], None]
-    ) -> None:
+    def __init__(self, dialler: ConnectionOwner, context: Context, codec: PayloadCodec, request: CutShort) -> None:
         self._decoder: TwoPartDecoder | None = None  # until the router says something, which few do
         self._transport: Any = None  # until the handshake is written
         self._dialler = dialler
         self._context = context
-        self._cut_short = cut_short
+        self._request: CutShort | None = request
         self._machine = worker()
         self._head, self._tail = codec.envelope
-        self._frames: list[bytes] = []
+        self._frames: list[bytes] | None = None
         self.corked = Cork(codec.write, dialler.clock, _CORK_FRAMES, _CORK_BYTES, _CORK_SECONDS)
         """Plain items that wait behind the frames, without frame and envelope. `add` to it only while this is `open`."""
         self._room: asyncio.Future[None] | None = None
@@ -173,7 +174,7 @@ class ResponseConnection:
         """Whether it ended as the protocol provides: by the worker, by the handler, or by stop or kill of the router."""
         self.abandoned = False
         """Whether the event loop ended first."""
-        context.on_cancel(self._context_changed, dialler.loop)
+        context.watch(self)
 
     # Called by the request
 
@@ -213,16 +214,16 @@ class ResponseConnection:
     def send(self, item: bytes) -> bool:
         """Write an item in its envelope. Returns whether `room()` must be awaited before the next."""
         self.cork(item)
-        return self.corked.is_due(len(self._frames))
+        return self.corked.is_due(len(self._frames) if self._frames is not None else 0)
 
     def cork(self, item: bytes) -> None:
         """As `send`, but nothing is written before `uncork`."""
         if self.open:
             self._frame_plain()
             if self.number is None:
-                self._frames.append(encode_data_frames((item,)))
+                self._keep(encode_data_frames((item,)))
             else:
-                self._frames.append(encode_mux_items(self.number, (item,)))
+                self._keep(encode_mux_items(self.number, (item,)))
             self.corked.bytes += len(item)
             self.items += 1
             self.bytes += len(item)
@@ -260,8 +261,7 @@ class ResponseConnection:
         self.abandoned = True
         self.open = False
         self._machine.state = _CLOSED
-        self._transport = None
-        self._frames.clear()
+        self._transport = self._frames = None
         self.corked.data.clear()
 
     def finish(self, final: bytes) -> None:
@@ -339,7 +339,13 @@ class ResponseConnection:
         """The router read nothing for too long."""
         self._step(Event.TIMEOUT, f"killed, as the router read nothing for {self._dialler.stalled.seconds:g} s")
 
-    def _context_changed(self) -> None:
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """See Watcher."""
+        return self._dialler.loop
+
+    def context_changed(self) -> None:
+        """See Watcher."""
         killed = self._context.is_killed()
         self._step(Event.CONTEXT_KILLED if killed else Event.CONTEXT_STOPPED, "stopped by its own handler")
 
@@ -357,17 +363,17 @@ class ResponseConnection:
             self.open = False
             self._end, self._ended_in = end, before
             self.orderly = event in _ORDERLY_ENDS
-            self._context.off_cancel(self._context_changed)
+            self._context.unwatch(self)
         EXECUTORS[action](self, frames)
         if not self.open:
-            self._cut_short = _nothing  # break the reference cycle with the request
+            self._request = None  # break the reference cycle with the request
         return action
 
     def _ignore(self, _: bytes = b"") -> None:
         pass
 
     def _write(self, frames: bytes) -> None:
-        self._frames.append(frames)
+        self._keep(frames)
         self._begins()
 
     def _write_end(self, frames: bytes) -> None:
@@ -384,7 +390,7 @@ class ResponseConnection:
             self._transport.write_eof()
         if self._peer_finished:
             self._finish()
-        self._cut_short()
+        self._tell_cut_short()
 
     def _finish(self, _: bytes = b"") -> None:
         self._wake()
@@ -393,17 +399,21 @@ class ResponseConnection:
 
     def _close(self, _: bytes = b"") -> None:
         self._abort()
-        self._cut_short()
+        self._tell_cut_short()
 
     def _stop_context(self, _: bytes = b"") -> None:
         self._abort()
         self._context.stop_generating()
-        self._cut_short()
+        self._tell_cut_short()
 
     def _kill_context(self, _: bytes = b"") -> None:
         self._abort()
         self._context.kill()
-        self._cut_short()
+        self._tell_cut_short()
+
+    def _tell_cut_short(self) -> None:
+        if self._request is not None:
+            self._request.cut_short()
 
     def _begins(self) -> None:
         if self.number is not None:  # it has no connection of its own that should be looked after
@@ -431,7 +441,7 @@ class ResponseConnection:
             else:
                 frames = encode_mux_items(self.number, data, self._head, self._tail)
                 self.bytes += len(frames) - MUX_PREFIX_SIZE * self._count_frames(frames, data)
-            self._frames.append(frames)
+            self._keep(frames)
             self.items += len(data)
             data.clear()
 
@@ -445,13 +455,19 @@ class ResponseConnection:
     def flush(self, end: bytes = b"") -> None:
         """Write what is corked, and `end`."""
         self._frame_plain()
-        frames = self._frames
         if end:
-            frames.append(end)
-        if frames and self._transport is not None:
+            self._keep(end)
+        frames, self._frames = self._frames, None
+        if frames is not None and self._transport is not None:
             self._transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
-        frames.clear()
         self.corked.bytes = 0
+
+    def _keep(self, frames: bytes) -> None:
+        """Until the next `flush`. Most streams have nothing to write most of the time."""
+        if self._frames is None:
+            self._frames = [frames]
+        else:
+            self._frames.append(frames)
 
     def _wake(self) -> None:
         if self._room is not None and not self._room.done():
@@ -459,7 +475,7 @@ class ResponseConnection:
 
     def _abort(self) -> None:
         """Close now; what the kernel has not taken yet is dropped."""
-        self._frames.clear()
+        self._frames = None
         self.corked.data.clear()
         self._wake()
         if self._transport is not None:

@@ -15,7 +15,6 @@ This runs for every read: where there is a compiler, Cython translates this file
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Iterable
 from typing import Any, Protocol, TypeVar
 
@@ -25,7 +24,7 @@ from dynamo_fast.errors import CodecError
 from dynamo_fast.net import frame_log
 from dynamo_fast.net.sockets import descriptors_of
 
-__all__ = ["DataFrameProtocol", "Decoder", "FrameProtocol"]
+__all__ = ["Bodies", "DataFrameProtocol", "Decoder", "FrameProtocol"]
 
 _Message = TypeVar("_Message")
 _DATA_ONLY = TwoPartMessageType.DATA_ONLY
@@ -48,6 +47,16 @@ class Decoder(Protocol[_Message]):
 
     def feed(self, chunk: bytes, /) -> list[_Message]:
         """The messages that `chunk` completes. Raises CodecError if it completes none and the stream has failed."""
+
+
+class Bodies(Protocol):
+    """Takes the bodies of data frames."""
+
+    def append(self, body: bytes | memoryview, /) -> None:
+        """One."""
+
+    def extend(self, bodies: list[bytes | memoryview], /) -> None:
+        """Those of one read; the list is given away."""
 
 
 class FrameProtocol(Native, asyncio.Protocol):
@@ -109,7 +118,7 @@ class DataFrameProtocol(FrameProtocol):
     def __init__(self, decoder: TwoPartDecoder) -> None:
         self._decoder = decoder  # as the base: one call less for each response connection
         self._transport = None
-        self._sink: deque[bytes | memoryview] | None = None
+        self._sink: Bodies | None = None
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""

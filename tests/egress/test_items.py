@@ -7,12 +7,12 @@ import collections.abc
 import gc
 import inspect
 import weakref
-from collections import deque
 from typing import Any
 
 import pytest
 
 from dynamo_fast.egress import _items
+from dynamo_fast.egress._frames import Frames as Queue
 from dynamo_fast.errors import RemoteError
 from dynamo_fast.wire.payload import Annotated, PayloadCodec
 from tests.interpreted import interpreted
@@ -25,7 +25,8 @@ class Frames:
     """What `Items` asks of a receiver."""
 
     def __init__(self, *frames: bytes | memoryview) -> None:
-        self.frames: deque[bytes | memoryview] = deque(frames)
+        self.frames = Queue()
+        self.frames.extend(list(frames))
         self.ended = False
         self.waiter: asyncio.Future[None] | None = None
 
@@ -34,7 +35,7 @@ class Frames:
         return self.waiter
 
     def come(self, *frames: bytes, ended: bool = False) -> None:
-        self.frames.extend(frames)
+        self.frames.extend(list(frames))
         self.ended = ended
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)

@@ -301,6 +301,31 @@ async def test_a_request_goes_to_the_worker_that_is_picked_and_its_answer_comes_
     assert router.table.other.total == 0
 
 
+async def test_a_request_is_not_kept_for_as_long_as_its_answer_lasts(
+    discovery: MemoryDiscovery, routers: Routers, worker: RawWorker
+) -> None:
+    """Its body may be large. It is there until its first item, as it may be tried elsewhere; else until it is sent."""
+    await discovery.register(record(1, worker.address))
+    router = await routers(retries=1)
+    call = asyncio.ensure_future(router.generate({"n": 1}))
+    sent = await worker.request()
+    sent.acknowledge()
+    answer = await sent.dial()
+    answer.items(1)
+    stream = await asyncio.wait_for(call, LIMIT)
+    kept = [stream._call._attempt]
+    await asyncio.wait_for(anext(stream), LIMIT)
+    kept.append(stream._call._attempt)
+    stream.close()
+    once = router.prepare(router.mode, {"n": 2})
+    kept.append(once._attempt)
+    exchange = once.begin(asyncio.get_running_loop().create_future())
+    kept.append(once._attempt)
+    assert [each is not None for each in kept] == [True, False, True, False]
+    exchange.give_up()
+    once.release()
+
+
 async def test_each_worker_gets_the_codec_that_it_asks_for(
     discovery: MemoryDiscovery, routers: Routers, worker: RawWorker
 ) -> None:

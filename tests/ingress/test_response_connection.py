@@ -58,7 +58,7 @@ class Stream:
         self.dialler = Dialler(WorkerConfig())
         self.context = Context()
         self.cuts = 0
-        self.connection = ResponseConnection(self.dialler, self.context, JSON, self._cut_short)
+        self.connection = ResponseConnection(self.dialler, self.context, JSON, self)
 
     async def connect(self) -> None:
         ours, self.router = socket.socketpair()
@@ -94,7 +94,7 @@ class Stream:
             received += data
         return received
 
-    def _cut_short(self) -> None:
+    def cut_short(self) -> None:
         self.cuts += 1
 
 

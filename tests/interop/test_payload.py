@@ -138,7 +138,7 @@ async def first_frame(
     receiver = stream._receiver
     while not receiver.frames and not receiver.ended:
         await receiver.readable()
-    frame = bytes(receiver.frames[0])
+    frame = bytes(next(iter(receiver.frames)))
     try:
         await items_of(stream)
     except RemoteError as error:

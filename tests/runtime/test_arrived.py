@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
+from dynamo_fast.egress._frames import Frames as Queue
 from dynamo_fast.egress._items import Items
 from dynamo_fast.runtime import Context, DistributedRuntime, _arrived
 from dynamo_fast.runtime.client import AsyncResponseStream
@@ -25,7 +25,8 @@ class Frames:
     """What `Items` asks of a receiver whose frames have come."""
 
     def __init__(self, values: list[Any]) -> None:
-        self.frames = deque(map(PayloadCodec.JSON.encode_item, values))
+        self.frames = Queue()
+        self.frames.extend([PayloadCodec.JSON.encode_item(value) for value in values])
         self.ended = False
 
 
