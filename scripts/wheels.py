@@ -28,11 +28,6 @@ NOT_OF_A_WHEEL = tuple(
         r"--ignore=([\w/.]+)", (ROOT / "pyproject.toml").read_text("utf-8").partition("cibuildwheel.overrides")[0]
     )
 )
-#: They compare both backends, and import them by name.
-OF_BOTH_BACKENDS = (
-    *(f"tests/test_codec{part}.py" for part in ("", "_edges", "_differential", "_slips")),
-    "tests/conformance",
-)
 #: What is Python, and compiled with the types beside it.
 TYPED = [
     name.replace(".", "/")
@@ -161,8 +156,7 @@ def test(built: Path, tree: Path, python: str, backend: str) -> str:
             sys.exit(f"{built.name} gives another codec: {shown}")
         driver = (own, "-m", "dynamo_fast.conformance.driver")
         run(own, "-m", "dynamo_fast", "conformance", "--", *driver, folder=place, DYNAMO_FAST_BACKEND=backend)
-        ignored = NOT_OF_A_WHEEL + (OF_BOTH_BACKENDS if backend == "python" else ())
-        options = ["-q", "-p", "no:cacheprovider", *(f"--ignore={path}" for path in ignored)]
+        options = ["-q", "-p", "no:cacheprovider", *(f"--ignore={path}" for path in NOT_OF_A_WHEEL)]
         done = run(own, "-m", "pytest", *options, folder=place, DYNAMO_FAST_BACKEND=backend)
         return done.splitlines()[-1]
 

@@ -22,18 +22,18 @@ from typing import Any, NamedTuple
 import pytest
 import xxhash
 
-from dynamo_fast import _codec, _codec_py
+from dynamo_fast import _codec_py
 from dynamo_fast.errors import CodecError, IncompleteMessage, InvalidConfig, MessageTooLarge, TrailingBytes
 from tests.captured import Vector, captured, name_of
+from tests.codecs import BACKENDS, both
 
 VIEW = _codec_py.VIEW_THRESHOLD
 MAP_NORESERVE = 0x4000  # of <sys/mman.h>; Python 3.10 does not name it
 
 
-@pytest.fixture(params=[_codec, _codec_py], ids=["cython", "python"])
-def backend(request: pytest.FixtureRequest) -> ModuleType:
-    module: ModuleType = request.param
-    return module
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Any:
+    return BACKENDS[request.param]
 
 
 # -- the formats, written down once more: as the widths of their length fields ----------------------------------------
@@ -349,7 +349,9 @@ def test_checksums_without_xxhash_say_what_to_install(backend: ModuleType, monke
 # -- messages and memory ----------------------------------------------------------------------------------------------
 
 
+@both
 def test_both_backends_say_the_same_of_themselves() -> None:
+    _codec = BACKENDS["cython"]
     assert _codec.__all__ == _codec_py.__all__
     assert _codec.VIEW_THRESHOLD == VIEW
     for name in (name for name in _codec.__all__ if name.isupper()):
@@ -371,6 +373,7 @@ def callables(module: ModuleType) -> Iterator[tuple[str, Any]]:
                 yield f"{name}.{attribute}", getattr(found, attribute)
 
 
+@both
 def test_both_backends_have_the_same_signatures() -> None:
     """As `help`, editors and `inspect.signature` show them."""
 
@@ -384,8 +387,8 @@ def test_both_backends_have_the_same_signatures() -> None:
             for name, found in callables(module)
         }
 
-    assert shown(_codec) == shown(_codec_py)
-    assert str(signature(_codec.TwoPartCodec)) == "(max_message_size=None, *, checksum=False, views=False)"
+    assert shown(BACKENDS["cython"]) == shown(_codec_py)
+    assert str(signature(BACKENDS["cython"].TwoPartCodec)) == "(max_message_size=None, *, checksum=False, views=False)"
 
 
 @each_format
@@ -536,9 +539,10 @@ def test_one_decoder_in_two_threads_may_lose_its_place_but_not_its_memory(
     assert message.data == b"a" * (1 << 19) + b"b" * 23 + rest
 
 
+@both
 def test_a_compiled_decoder_takes_whole_frames_from_many_threads() -> None:
     """A call of `feed` without a digest runs to its end before another begins, so that no frame is torn."""
-    decoder = _codec.TwoPartDecoder()
+    decoder = BACKENDS["cython"].TwoPartDecoder()
     frames = [TWO_PART.frame((b"h" * (number % 5), bytes([number]) * (number * 37))) for number in range(200)]
     start = threading.Barrier(4)
     seen: list[list[Any]] = []

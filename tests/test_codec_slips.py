@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dynamo_fast.errors import ChecksumMismatch
-from tests.test_codec import BACKENDS
+from tests.codecs import BACKENDS
 
 
 @pytest.fixture(params=BACKENDS)

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 import dynamo_fast
-from dynamo_fast import config
+from dynamo_fast import config, testing
 from dynamo_fast.config.backend import VARIABLE, backend
 from dynamo_fast.errors import InvalidConfig
 
 LOADED = "import json, sys; import {module}; print(json.dumps([name.partition('.')[0] for name in sys.modules]))"
-LAZY = [dynamo_fast, config]
+LAZY = [dynamo_fast, config, testing]
 
 
 def loaded_by(module: str) -> set[str]:
@@ -37,6 +37,12 @@ def test_the_codec_alone_needs_only_the_standard_library_and_little_of_it(module
     assert {name for name in loaded - sys.stdlib_module_names if "cython" not in name} == {"dynamo_fast", "__main__"}
     heavy = {"asyncio", "dataclasses", "inspect", "ipaddress", "logging", "platform", "socket", "ssl", "urllib"}
     assert loaded & heavy == set()
+
+
+def test_the_clock_of_tests_needs_only_the_standard_library() -> None:
+    """So the tests of the codec run where nothing else of the package does (PyPy)."""
+    loaded = loaded_by("dynamo_fast.testing.clock")
+    assert {name for name in loaded - sys.stdlib_module_names if "cython" not in name} == {"dynamo_fast", "__main__"}
 
 
 def imported_for_type_checkers(package: Any) -> set[tuple[str, str]]:
