@@ -36,6 +36,8 @@ TYPED = [
 LARGEST = 4_000_000
 """Bytes of a wheel: 0.5 MB are Python and recorded frames, and each of some thirty extensions is 70 kB, compressed. To
 strip their symbols would save a tenth, and take the names of functions from profilers."""
+LIMIT = 3600
+"""Seconds for one command, on a busy machine: one compiles forty extensions, and one runs all tests."""
 SHOW = "import dynamo_fast; from dynamo_fast import codec; print(codec.BACKEND, dynamo_fast.__file__)"
 
 
@@ -44,16 +46,19 @@ def run(*command: str | Path, folder: Path = ROOT, **environment: str) -> str:
     if sys.stderr.isatty():  # these take minutes
         print("...", *(Path(each).name for each in command[:6]), file=sys.stderr)
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "DYNAMO_FAST_BACKEND")}
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=folder,
-        env=kept | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            list(map(str, command)),
+            cwd=folder,
+            env=kept | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=LIMIT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        sys.exit(f"{' '.join(map(str, command))}: not done after {LIMIT} s")
     if done.returncode:
         sys.exit(f"{done.stdout}\n{' '.join(map(str, command))}: exit status {done.returncode}")
     return done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from dynamo_fast import _codec_py
 from dynamo_fast.config.backend import backend
 
-__all__ = ["BACKENDS", "both"]
+__all__ = ["BACKENDS", "both", "cpython"]
+
+cpython = pytest.mark.skipif(sys.implementation.name != "cpython", reason="it is how CPython counts memory and starts")
 
 
 def _installed() -> dict[str, Any]:
@@ -17,7 +20,7 @@ def _installed() -> dict[str, Any]:
     try:
         from dynamo_fast import _codec
     except ImportError:
-        if backend() != "python":
+        if backend() != "python" and sys.implementation.name == "cpython":
             raise
         return {"python": _codec_py}
     return {"cython": _codec, "python": _codec_py}

@@ -26,7 +26,7 @@ from dynamo_fast.errors import (
     TrailingBytes,
 )
 from tests.captured import Vector, captured, name_of
-from tests.codecs import BACKENDS, both
+from tests.codecs import BACKENDS, both, cpython
 
 VECTORS = [vector for vector in captured() if vector.kind != "nats_hpub"]
 PARTS = ("header", "data", "endpoint_path", "headers", "payload")
@@ -412,6 +412,7 @@ def test_decoders_are_not_copied(backend: Any) -> None:
         copy.copy(backend.TwoPartDecoder())
 
 
+@cpython
 def test_no_reference_is_left_behind(backend: Any) -> None:
     body = b"x" * 100_000
     frame = backend.encode_two_part(b"h", body)
@@ -479,6 +480,7 @@ def test_the_backend_is_chosen_by_the_environment(wanted: str, shown: str) -> No
     assert (done.stdout.strip(), done.stderr) == (shown, "")
 
 
+@cpython
 def test_the_fallback_says_so_once() -> None:
     done = imported({}, WITHOUT)
     assert done.stdout.strip() == "python dynamo_fast._codec_py"

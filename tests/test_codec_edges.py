@@ -12,7 +12,6 @@ import struct
 import sys
 import threading
 import traceback
-import tracemalloc
 from collections.abc import Iterator
 from functools import partial
 from inspect import cleandoc, signature
@@ -25,7 +24,7 @@ import xxhash
 from dynamo_fast import _codec_py
 from dynamo_fast.errors import CodecError, IncompleteMessage, InvalidConfig, MessageTooLarge, TrailingBytes
 from tests.captured import Vector, captured, name_of
-from tests.codecs import BACKENDS, both
+from tests.codecs import BACKENDS, both, cpython
 
 VIEW = _codec_py.VIEW_THRESHOLD
 MAP_NORESERVE = 0x4000  # of <sys/mman.h>; Python 3.10 does not name it
@@ -481,6 +480,7 @@ def test_memory_goes_by_what_came_and_not_by_what_was_announced(backend: ModuleT
     if form is not TWO_PART:
         announced = announced[:-4] + b"\xff" * 4
     decoder = form.decoder(backend)
+    tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy lacks it")
     tracemalloc.start()
     try:
         assert decoder.feed(announced) == []
@@ -498,6 +498,7 @@ def test_what_is_left_of_a_broken_stream_is_given_back(backend: ModuleType, form
     good = form.frame(form.with_last(b"x" * (1 << 20)))
     decoder = form.decoder(backend, len(good))
     bad = form.frame(form.with_last(b"x" * (1 << 20) + b"y"))
+    tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy lacks it")
     tracemalloc.start()
     try:
         decoder.feed(good[:-1])
@@ -564,6 +565,7 @@ def test_a_compiled_decoder_takes_whole_frames_from_many_threads() -> None:
     assert (decoder.pending, decoder.failed) == (0, None)
 
 
+@cpython
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lends out more memory than there is")
 def test_frames_longer_than_all_memory_are_refused(backend: ModuleType) -> None:
     try:
