@@ -1,6 +1,7 @@
 """Builds the extensions where that is possible; everything else is in pyproject.toml.
 
-`DYNAMO_FAST_BUILD=cython` makes a failure to compile an error, `=python` leaves the extensions out.
+`DYNAMO_FAST_BUILD=cython` makes a failure to compile an error, `=python` leaves the extensions out, as other Pythons than
+CPython do: they run the Python sources faster.
 `DYNAMO_FAST_DEBUG=1` compiles them with bounds checks and assertions.
 """
 
@@ -81,7 +82,7 @@ def without_the_extension(reason: object) -> None:
 
 def extensions():
     """The extensions, translated to C; none if that cannot be done or is not wanted."""
-    if MODE == "python":
+    if MODE == "python" or (MODE == "auto" and sys.implementation.name != "cpython"):
         return []
     try:
         from Cython.Build import cythonize
@@ -106,7 +107,12 @@ def extensions():
 
 
 class OptionalBuild(build_ext):
-    """Compiles, or says why not and goes on."""
+    """Compiles, on all cores where a compiler is a process of its own, or says why not and goes on."""
+
+    def initialize_options(self):
+        super().initialize_options()
+        if sys.platform != "win32":
+            self.parallel = os.cpu_count()
 
     def run(self):
         try:

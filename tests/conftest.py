@@ -1,7 +1,7 @@
 """What every test shares: the event loops that asynchronous tests run on, and the time that tests have.
 
-An asynchronous test runs on asyncio's own loop and on uvloop. A test that is marked `turned_clock` runs once, on a loop
-whose clock it turns (`dynamo_fast.testing.clock`).
+An asynchronous test runs on asyncio's own loop and, where there is one, on uvloop. A test that is marked `turned_clock`
+runs once, on a loop whose clock it turns (`dynamo_fast.testing.clock`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FRONTEND_TIMEOUT = 300
 NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
 LOOPS: dict[str, NewLoop] = {"asyncio": asyncio.new_event_loop}
-if sys.platform != "win32":
+if sys.platform != "win32" and sys.implementation.name == "cpython":
     import uvloop
 
     LOOPS["uvloop"] = uvloop.new_event_loop

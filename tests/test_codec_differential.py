@@ -9,11 +9,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import dynamo_fast._codec as compiled
-import dynamo_fast._codec_py as python
 from dynamo_fast.errors import DynamoError
+from tests import codecs
 
-BACKENDS: tuple[Any, Any] = (compiled, python)
+pytestmark = codecs.both
+BACKENDS = tuple(codecs.BACKENDS.values())
 EDGES = (0, 1, 23, 24, 25, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 25, 2**63 - 1, 2**63, 2**64 - 25)
 LIMITS = st.one_of(st.none(), st.integers(0, 400), st.sampled_from([*EDGES, 2**64 - 1, 2**64, 2**70]))
 SMALL = st.binary(max_size=60)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import array
 import itertools
 import mmap
+import os
 import struct
+import subprocess
 import sys
+import sysconfig
 import threading
 import traceback
-import tracemalloc
 from collections.abc import Iterator
 from functools import partial
 from inspect import cleandoc, signature
@@ -22,18 +24,18 @@ from typing import Any, NamedTuple
 import pytest
 import xxhash
 
-from dynamo_fast import _codec, _codec_py
+from dynamo_fast import _codec_py, codec
 from dynamo_fast.errors import CodecError, IncompleteMessage, InvalidConfig, MessageTooLarge, TrailingBytes
 from tests.captured import Vector, captured, name_of
+from tests.codecs import BACKENDS, both, cpython
 
 VIEW = _codec_py.VIEW_THRESHOLD
 MAP_NORESERVE = 0x4000  # of <sys/mman.h>; Python 3.10 does not name it
 
 
-@pytest.fixture(params=[_codec, _codec_py], ids=["cython", "python"])
-def backend(request: pytest.FixtureRequest) -> ModuleType:
-    module: ModuleType = request.param
-    return module
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Any:
+    return BACKENDS[request.param]
 
 
 # -- the formats, written down once more: as the widths of their length fields ----------------------------------------
@@ -349,7 +351,9 @@ def test_checksums_without_xxhash_say_what_to_install(backend: ModuleType, monke
 # -- messages and memory ----------------------------------------------------------------------------------------------
 
 
+@both
 def test_both_backends_say_the_same_of_themselves() -> None:
+    _codec = BACKENDS["cython"]
     assert _codec.__all__ == _codec_py.__all__
     assert _codec.VIEW_THRESHOLD == VIEW
     for name in (name for name in _codec.__all__ if name.isupper()):
@@ -371,6 +375,7 @@ def callables(module: ModuleType) -> Iterator[tuple[str, Any]]:
                 yield f"{name}.{attribute}", getattr(found, attribute)
 
 
+@both
 def test_both_backends_have_the_same_signatures() -> None:
     """As `help`, editors and `inspect.signature` show them."""
 
@@ -384,8 +389,8 @@ def test_both_backends_have_the_same_signatures() -> None:
             for name, found in callables(module)
         }
 
-    assert shown(_codec) == shown(_codec_py)
-    assert str(signature(_codec.TwoPartCodec)) == "(max_message_size=None, *, checksum=False, views=False)"
+    assert shown(BACKENDS["cython"]) == shown(_codec_py)
+    assert str(signature(BACKENDS["cython"].TwoPartCodec)) == "(max_message_size=None, *, checksum=False, views=False)"
 
 
 @each_format
@@ -478,6 +483,7 @@ def test_memory_goes_by_what_came_and_not_by_what_was_announced(backend: ModuleT
     if form is not TWO_PART:
         announced = announced[:-4] + b"\xff" * 4
     decoder = form.decoder(backend)
+    tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy lacks it")
     tracemalloc.start()
     try:
         assert decoder.feed(announced) == []
@@ -495,6 +501,7 @@ def test_what_is_left_of_a_broken_stream_is_given_back(backend: ModuleType, form
     good = form.frame(form.with_last(b"x" * (1 << 20)))
     decoder = form.decoder(backend, len(good))
     bad = form.frame(form.with_last(b"x" * (1 << 20) + b"y"))
+    tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy lacks it")
     tracemalloc.start()
     try:
         decoder.feed(good[:-1])
@@ -536,9 +543,10 @@ def test_one_decoder_in_two_threads_may_lose_its_place_but_not_its_memory(
     assert message.data == b"a" * (1 << 19) + b"b" * 23 + rest
 
 
+@both
 def test_a_compiled_decoder_takes_whole_frames_from_many_threads() -> None:
     """A call of `feed` without a digest runs to its end before another begins, so that no frame is torn."""
-    decoder = _codec.TwoPartDecoder()
+    decoder = BACKENDS["cython"].TwoPartDecoder()
     frames = [TWO_PART.frame((b"h" * (number % 5), bytes([number]) * (number * 37))) for number in range(200)]
     start = threading.Barrier(4)
     seen: list[list[Any]] = []
@@ -555,11 +563,40 @@ def test_a_compiled_decoder_takes_whole_frames_from_many_threads() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join()
     assert seen == [frames * 10] * 4
     assert (decoder.pending, decoder.failed) == (0, None)
 
 
+def test_a_codec_may_be_used_by_many_threads(backend: ModuleType) -> None:
+    """Whole frames only: it keeps nothing between two calls."""
+    shared = backend.TwoPartCodec(checksum=True)
+    messages = [backend.TwoPartMessage(b"h" * (number % 5), bytes([number]) * number * 37) for number in range(100)]
+    start = threading.Barrier(4)
+    seen: list[list[Any]] = []
+
+    def work() -> None:
+        start.wait(10)
+        seen.append([shared.decode_message(shared.encode_message(message)) for message in messages * 10])
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [messages * 10] * 4
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has the global lock")
+def test_the_compiled_codec_leaves_the_global_lock_off() -> None:
+    program = "import sys, dynamo_fast.codec as codec; print(codec.BACKEND, sys._is_gil_enabled())"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHON_GIL"}
+    environment.update(PYTHONPATH=os.pathsep.join(sys.path))
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.stderr) == ([codec.BACKEND, "False"], "")
+
+
+@cpython
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lends out more memory than there is")
 def test_frames_longer_than_all_memory_are_refused(backend: ModuleType) -> None:
     try:
@@ -569,5 +606,7 @@ def test_frames_longer_than_all_memory_are_refused(backend: ModuleType) -> None:
     for bodies in ([huge] * (1 << 19), [huge] * (1 << 18)):  # of whose lengths the sum is 0, and less, in 64 bits
         with pytest.raises(OverflowError):
             backend.encode_data_frames(bodies)
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):  # its allocator lends out as much, and the frames would be written
+        return
     with pytest.raises(MemoryError):
         backend.encode_data_frames([b""], huge, huge)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dynamo_fast.errors import MessageTooLarge
-from tests.test_codec import BACKENDS
+from tests.codecs import BACKENDS
 
 SPEC = Path(__file__).parents[1] / "docs" / "spec" / "mux.md"
 LIMIT = 16 * 1024

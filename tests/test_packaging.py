@@ -46,3 +46,32 @@ def test_each_extra_that_is_named_somewhere_exists() -> None:
 def test_what_is_optional_is_no_requirement(name: str) -> None:
     _, _, after = PROJECT.partition("\ndependencies = [")
     assert name not in after.partition("\n]")[0]
+
+
+def actions() -> list[tuple[str, str]]:
+    """Each action that a workflow uses, and the reference that it is used by."""
+    found: list[tuple[str, str]] = []
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        found += re.findall(r"^ +- uses: ([\w/-]+)@(.+)$", path.read_text("utf-8"), re.MULTILINE)
+    return found
+
+
+@pytest.mark.skipif(not (ROOT / ".github").is_dir(), reason="the workflows are in the repository alone")
+def test_each_action_is_pinned_by_a_commit_and_says_its_version() -> None:
+    """A tag can be moved to other code, which would run with the right to publish."""
+    assert actions()
+    assert [used for used in actions() if not re.fullmatch(r"[0-9a-f]{40} # v\d+\.\d+\.\d+.*", used[1])] == []
+
+
+def extensions() -> list[Path]:
+    """The source of each extension that setup.py builds."""
+    listed = re.findall(r'^    "(dynamo_fast\.[\w.]+)",$', (ROOT / "setup.py").read_text("utf-8"), re.MULTILINE)
+    return [ROOT / "dynamo_fast" / "_codec.pyx", *(ROOT / f"{name.replace('.', '/')}.py" for name in listed)]
+
+
+@pytest.mark.skipif(not (ROOT / "setup.py").is_file(), reason="the sources of the extensions are not in a wheel")
+def test_each_extension_declares_that_it_runs_without_the_global_lock() -> None:
+    """One that does not would switch the lock on again for the whole program that imports it."""
+    assert len(extensions()) > 30
+    declared = re.compile(r"# cython: .*\bfreethreading_compatible=True\b")
+    assert [path.name for path in extensions() if not declared.match(path.read_text("utf-8").partition("\n")[0])] == []

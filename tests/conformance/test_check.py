@@ -14,6 +14,7 @@ import pytest
 
 from dynamo_fast.cli.main import main
 from dynamo_fast.conformance import Outcome, cases, check
+from tests.codecs import BACKENDS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "conformance.md"
 DRIVER = [sys.executable, "-m", "dynamo_fast.conformance.driver"]
@@ -48,7 +49,7 @@ def broken(conformance: Run, way: str, *options: str) -> Done:
     return conformance(*options, "--", sys.executable, "-m", "tests.conformance.broken", way)
 
 
-@pytest.mark.parametrize("backend", ["cython", "python"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_both_backends_pass(conformance: Run, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DYNAMO_FAST_BACKEND", backend)
     done = conformance("--", *DRIVER)
