@@ -1,29 +1,20 @@
 """What every test shares: the event loops that asynchronous tests run on, and the time that tests have.
 
-An asynchronous test runs on asyncio's own loop and on uvloop. A test that is marked `turned_clock` runs once, on a loop
-whose clock it turns (`dynamo_fast.testing.clock`).
+An asynchronous test runs on asyncio's own loop and on uvloop (`tests/loops.py`). A test that is marked `turned_clock` runs
+once, on a loop whose clock it turns (`dynamo_fast.testing.clock`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 from dynamo_fast.testing.clock import TurnedEventLoop
+from tests.loops import LOOPS, NewLoop
 
 FRONTEND_TIMEOUT = 300
 """Seconds for a test with a real frontend: it starts several processes, which import much, on a machine that is busy."""
-
-NewLoop = Callable[[], asyncio.AbstractEventLoop]
-
-LOOPS: dict[str, NewLoop] = {"asyncio": asyncio.new_event_loop}
-if sys.platform != "win32":
-    import uvloop
-
-    LOOPS["uvloop"] = uvloop.new_event_loop
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, NewLoop]:

@@ -14,7 +14,7 @@ import pytest
 from dynamo_fast.net.listener import Listener
 from dynamo_fast.net.sockets import _KEEP_ALIVE
 from dynamo_fast.testing import clock
-from tests.conftest import LOOPS
+from tests.loops import LOOPS
 from tests.waiting import happens_after, until
 
 SERVER = """
