@@ -62,7 +62,6 @@ def test_the_floor_reads_the_answers_of_all_streams_as_they_come(settings: dict[
     assert 1.9 < measured["seconds"] < 20
 
 
-@pytest.mark.timeout(180)
 def test_each_mode_of_tls_is_measured_at_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("trustme")
     monkeypatch.setattr(router, "TLS_WORKS", ("sequential",))
@@ -101,7 +100,6 @@ def test_a_frontend_delivers_every_token_of_each_worker(version: str) -> None:
             assert [worker.measure(work)["items"] for work in works] == [800, 6, 40]
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("backend", ["mem", "file"])
 def test_a_fleet_is_known_called_and_lost(backend: str) -> None:
     """With files only what does not wait for records to expire: no descriptors, so no calls."""

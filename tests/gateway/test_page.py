@@ -286,7 +286,6 @@ async def test_a_chat(browser: Browser, stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.timeout(120)
 async def test_a_real_worker_is_seen_and_asked(browser: Browser, version: str, tmp_path: Path) -> None:
     async with staged(tmp_path) as stage, browser.tab(stage.server.url) as tab:
         await tab.until("document.querySelector('.instances li')")
