@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.discovery.etcd_server import free_port
+from benchmarks.frontend import free_port
 
 LIMIT = 30
 

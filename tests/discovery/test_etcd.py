@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.frontend import free_port
 from dynamo_fast.config import EtcdConfig
 from dynamo_fast.discovery import background, etcd_client, etcd_lease
 from dynamo_fast.discovery.base import Added, Discovery, DiscoveryEvent, Removed
@@ -21,7 +22,7 @@ from dynamo_fast.discovery.etcd_client import EtcdClient, Refused, encode, prefi
 from dynamo_fast.discovery.etcd_messages import LeaseAnswer, RangeAnswer
 from dynamo_fast.errors import CannotConnect, InvalidConfig, InvalidRequest
 from dynamo_fast.wire.address import EndpointId
-from tests.discovery.etcd_server import Etcd, etcd, free_port
+from tests.discovery.etcd_server import Etcd, etcd
 from tests.discovery.front import front, http
 from tests.discovery.records import ENDPOINT, OTHER, instance
 from tests.discovery.waiting import until

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.frontend import free_port
 from dynamo_fast.config import ResponseServerConfig, TcpClientConfig, TcpServerConfig, WorkerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.discovery.memory import MemoryDiscovery
@@ -135,17 +136,18 @@ async def test_items_of_every_size_come_in_their_order() -> None:
 
 
 # Ends that come again --------------------------------------------------------------------------------------------------
+# At ports that no other process of this machine is given meanwhile.
 
 
 async def start_router(port: int = 0) -> AddressedPushRouter:
     metrics = RequestPlaneMetrics()
-    server = await TcpStreamServer.create(ResponseServerConfig(host="127.0.0.1", port=port, mux="auto"))
+    server = await TcpStreamServer.create(ResponseServerConfig(host="127.0.0.1", port=port or free_port(), mux="auto"))
     return AddressedPushRouter(TcpRequestClient(TcpClientConfig(), metrics=metrics), server, metrics=metrics)
 
 
 async def start_worker(port: int = 0) -> tuple[Worker, Instance]:
     config = WorkerConfig(leave_delay=0.0, cancel_grace=0.05, mux="auto")
-    worker = await Worker.start(MemoryDiscovery(), config, TcpServerConfig(host="127.0.0.1", port=port))
+    worker = await Worker.start(MemoryDiscovery(), config, TcpServerConfig(host="127.0.0.1", port=port or free_port()))
     return worker, (await worker.serve(generate, "a.b.generate")).instance
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.frontend import free_port
 from dynamo_fast.net import listener as listener_module
 from dynamo_fast.net.listener import Listener
 from dynamo_fast.net.sockets import _KEEP_ALIVE
@@ -173,7 +174,7 @@ async def test_accepted_connections_are_kept_alive() -> None:
 
 
 async def test_a_listener_that_is_closed_at_once_opens_nothing() -> None:
-    listener = Listener("127.0.0.1", 0, 16, asyncio.Protocol)
+    listener = Listener("127.0.0.1", free_port(), 16, asyncio.Protocol)
     listener.close()
     await listener._opening
     with socket.socket() as again:
