@@ -30,7 +30,7 @@ from tests.discovery.test_etcd import config
 from tests.discovery.test_file import FAKE, Ear, folder, put, record
 from tests.discovery.waiting import Clock, until
 
-LIMIT = 10
+LIMIT = 30
 
 
 @pytest.fixture(autouse=True)

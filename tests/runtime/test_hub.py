@@ -14,7 +14,7 @@ from dynamo_fast.errors import CannotConnect, Disconnected, InvalidRequest
 from dynamo_fast.runtime.hub import Hub
 from dynamo_fast.wire.address import EndpointId
 
-LIMIT = 10
+LIMIT = 30
 FIRST, SECOND = EndpointId("a", "b", "first"), EndpointId("a", "b", "second")
 
 
