@@ -25,6 +25,7 @@ from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.net.descriptors import Descriptors
 from dynamo_fast.observability.metrics import RequestPlaneMetrics
 from dynamo_fast.wire.instance import Instance
+from tests.descriptors import descriptors_for
 from tests.faults.tables import tables
 from tests.mux.test_both_ends import LIMIT, PLANES, Ends, ends, generate, outcome
 from tests.waiting import until
@@ -113,6 +114,7 @@ async def test_a_stream_that_the_collector_drops_on_another_thread_is_killed(pla
 
 
 async def test_a_session_that_is_lost_under_a_thousand_streams_ends_all_of_them() -> None:
+    descriptors_for(4096)
     async with nothing_left("auto") as both:
         streams = [await both.call("generate", {"holds": True}) for _ in range(1000)]
         for stream in streams:
