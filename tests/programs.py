@@ -15,7 +15,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-PATIENCE = 2.0
+PATIENCE = 10.0
 """Seconds to leave in order, for a program whose test is over."""
 
 

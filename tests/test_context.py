@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from dynamo_fast.context import Context
+from tests.waiting import LIMIT
 
 
 def test_every_request_has_an_id_of_its_own() -> None:
@@ -89,7 +90,7 @@ async def test_waiting_for_the_end() -> None:
     await asyncio.sleep(0)
     assert not waiting.done()
     context.stop_generating()
-    assert await asyncio.wait_for(waiting, 5) is True
+    assert await asyncio.wait_for(waiting, LIMIT) is True
     assert await context.async_killed_or_stopped() is True
 
 
@@ -98,7 +99,7 @@ async def test_a_cancelled_wait_leaves_nothing_behind() -> None:
     waiting = asyncio.ensure_future(context.async_killed_or_stopped())
     await asyncio.sleep(0)
     waiting.cancel()
-    await asyncio.wait([waiting], timeout=5)
+    await asyncio.wait([waiting], timeout=LIMIT)
     assert not context._callbacks
 
 
@@ -120,7 +121,7 @@ async def test_a_step_in_another_thread_is_seen_at_once_and_told_on_the_loop(ste
     in_a_thread(lambda: step(context))
     assert context.is_stopped()
     assert not told.done()
-    assert await asyncio.wait_for(told, 5) == threading.get_ident()
+    assert await asyncio.wait_for(told, LIMIT) == threading.get_ident()
 
 
 async def test_a_wait_is_woken_from_another_thread() -> None:
@@ -128,7 +129,7 @@ async def test_a_wait_is_woken_from_another_thread() -> None:
     waiting = asyncio.ensure_future(context.async_killed_or_stopped())
     await asyncio.sleep(0)
     in_a_thread(context.stop_generating)
-    assert await asyncio.wait_for(waiting, 5) is True
+    assert await asyncio.wait_for(waiting, LIMIT) is True
     assert not context._callbacks
 
 

@@ -70,6 +70,7 @@ def test_only_what_the_same_builds_have_recorded_can_fail(
         assert capsys.readouterr().out.endswith(": no count fails\n")
 
 
+@pytest.mark.timeout(300)  # valgrind makes an import about a hundred times slower
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
 def test_a_count_is_the_difference_of_two_processes() -> None:
     """An import costs something, and the same each time; the interpreter's own start is not in it."""

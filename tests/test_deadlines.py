@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 
 from dynamo_fast.deadlines import Deadlines
+from tests.waiting import LIMIT
 
 
 async def test_keys_expire_in_order_and_only_those_that_stayed() -> None:
@@ -23,7 +24,7 @@ async def test_keys_expire_in_order_and_only_those_that_stayed() -> None:
     assert len(deadlines) == 2
     assert "gone" not in deadlines
     deadlines.add("last")
-    await asyncio.wait_for(done, 5)
+    await asyncio.wait_for(done, LIMIT)
     assert expired == ["first", "second", "last"]
     assert len(deadlines) == 0
 
@@ -41,7 +42,7 @@ async def test_a_key_may_be_added_while_another_expires() -> None:
     deadlines = Deadlines(loop, 0.02, expire)
     began = loop.time()
     deadlines.add(1)
-    assert await asyncio.wait_for(done, 5) - began >= 0.05
+    assert await asyncio.wait_for(done, LIMIT) - began >= 0.05
 
 
 async def test_an_error_of_one_key_leaves_the_others_waiting_for_their_time() -> None:
@@ -59,7 +60,7 @@ async def test_an_error_of_one_key_leaves_the_others_waiting_for_their_time() ->
     deadlines = Deadlines(loop, 0.02, expire)
     deadlines.add(1)
     deadlines.add(2)
-    assert await asyncio.wait_for(done, 5) == 2
+    assert await asyncio.wait_for(done, LIMIT) == 2
     assert errors == [error]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import prometheus_client
 import pytest
 
+from benchmarks.frontend import free_port
 from dynamo_fast import Context, FileDiscovery, Worker
 from dynamo_fast.cli.main import main
 from dynamo_fast.observability.metrics import REQUEST_PLANE
@@ -61,12 +62,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if name.startswith("DYN"):
             monkeypatch.setenv(name, value)
     return tmp_path
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def answers(port: int) -> bool:

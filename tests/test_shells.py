@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamo_fast import codec
-from tests.conftest import LOOPS
 from tests.fuzz.planes import PLANES, Playing, opened
+from tests.loops import LOOPS
 
 LIMIT = 120.0
 INPUTS = st.binary(min_size=16, max_size=400)

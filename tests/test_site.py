@@ -46,7 +46,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_mkdocs
-@pytest.mark.timeout(120)
 def test_each_page_is_built(site: Path) -> None:
     pages = [page.relative_to(DOCS).with_suffix(".html") for page in DOCS.rglob("*.md")]
     names = {"index.html" if page.name == "README.html" else page.as_posix() for page in pages}
@@ -56,7 +55,6 @@ def test_each_page_is_built(site: Path) -> None:
 
 
 @needs_mkdocs
-@pytest.mark.timeout(120)
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     fetched = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//""")
     assert not [page.name for page in site.rglob("*.html") if fetched.search(page.read_text(encoding="utf-8"))]
@@ -65,7 +63,6 @@ def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
 
 
 @needs_mkdocs
-@pytest.mark.timeout(120)
 def test_the_files_that_pages_link_to_are_downloads(site: Path) -> None:
     assert (site / "files/deploy/systemd/my-engine.service").read_text() == (
         ROOT / "deploy/systemd/my-engine.service"
@@ -91,7 +88,6 @@ def tree(folder: Path, home: str) -> Path:
 
 @needs_links
 @needs_mkdocs
-@pytest.mark.timeout(120)
 def test_a_page_without_a_place_fails_the_build(tmp_path: Path) -> None:
     settings = tree(tmp_path, "")
     (tmp_path / "docs" / "orphan.md").write_text("# A page\n", encoding="utf-8")
@@ -102,7 +98,6 @@ def test_a_page_without_a_place_fails_the_build(tmp_path: Path) -> None:
 
 @needs_links
 @needs_mkdocs
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("fault", "told"),
     [

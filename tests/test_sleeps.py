@@ -39,7 +39,6 @@ ALLOWED: dict[str, tuple[int, str]] = {
     "discovery/script.py": (1, PROCESS),
     "discovery/test_cluster.py": (1, "waits for a lease of a real etcd to end"),
     "discovery/test_etcd.py": (2, "waits for a real etcd"),
-    "discovery/test_stamps.py": (1, "other hosts' heartbeats, while a real thread is paused"),
     "discovery/waiting.py": (1, "the pause between two looks at a condition"),
     "egress/test_clocked.py": (20, TURNED),
     "egress/test_tcp_client.py": (1, "gives the loop time to tell the pool of a lost connection"),

@@ -35,7 +35,7 @@ from dynamo_fast.errors import (
     SerializationError,
     Unavailable,
 )
-from dynamo_fast.net.nats_connection import NatsConnection
+from dynamo_fast.net.nats_connection import NatsConnection, was_cancelled
 from dynamo_fast.observability.metrics import REQUEST_PLANE, RequestPlaneMetrics
 from dynamo_fast.wire.headers import FRONTEND_SEND_TS_NS
 from dynamo_fast.wire.text import printable
@@ -110,7 +110,7 @@ class NatsRequestClient(RequestPlaneClient):
     # Publishing -------------------------------------------------------------------------------------------------------
 
     async def _publish_all(self) -> None:
-        while not self._closed:  # nats-py can swallow the cancellation of this task
+        while not self._closed and not was_cancelled():
             await self._has_unsent.wait()
             try:
                 await self._connection.connected()

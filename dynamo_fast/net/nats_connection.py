@@ -29,7 +29,7 @@ from dynamo_fast.logs import get_logger
 from dynamo_fast.net import tls
 from dynamo_fast.net.sockets import close_in_forked_children
 
-__all__ = ["NatsConnection", "OnMessage"]
+__all__ = ["NatsConnection", "OnMessage", "was_cancelled"]
 
 logger = get_logger(__name__)
 
@@ -174,7 +174,7 @@ class NatsConnection:
         while True:
             if await self._live():
                 pause = _FIRST_PAUSE
-            if self._closed:  # nats-py can swallow the cancellation of this task
+            if self._closed or was_cancelled():
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -412,6 +412,11 @@ def _load(path: str, variable: str, load: Callable[[str], object]) -> None:
 async def _drain(subscription: Subscription) -> None:
     with contextlib.suppress(nats.errors.Error, OSError, asyncio.TimeoutError):  # the connection is lost: so is it
         await asyncio.wait_for(subscription.drain(), _DRAIN_SECONDS)  # type: ignore[no-untyped-call]
+
+
+def was_cancelled() -> bool:
+    """Whether this task was asked to end: nats-py can swallow that. Python 3.10 cannot tell, and says no."""
+    return bool(getattr(asyncio.current_task(), "cancelling", int)())
 
 
 async def _end(client: Client, closed: asyncio.Event) -> None:

@@ -85,12 +85,14 @@ class StatusServer:
             self._starting = asyncio.get_running_loop().create_task(self._start())
 
     async def close(self) -> None:
-        """Stop listening; may be called twice."""
-        if self._starting is not None:
-            await self._starting
-        if self._runner is not None:
-            await self._runner.cleanup()
-        self._socket.close()
+        """Stop listening; may be called twice. The port is free although this is cancelled."""
+        try:
+            if self._starting is not None:
+                await self._starting
+            if self._runner is not None:
+                await self._runner.cleanup()
+        finally:
+            self._socket.close()
 
     async def _start(self) -> None:
         from aiohttp import web

@@ -178,31 +178,36 @@ class Hub:
             self._closing = asyncio.ensure_future(self._close())
 
     async def _close(self) -> None:
-        """Close the worker first: its handlers may call other workers until every accepted request has its answer."""
         try:
-            if self._tasks:
-                await asyncio.wait(self._tasks)
-            worker = await _result(self._worker)
-            if worker is not None:
-                await worker.close()
-            self._drained = True
-            for watching in self._tables.values():
-                if not watching.done():
-                    watching.cancel()
-                table = await _result(watching)
-                if table is not None:
-                    table.close()
-                    table.clear()
-            router = await _result(self._router)
-            if router is not None:
-                await router.close()
-            await self.discovery.close()
-            await self.status.close()
+            try:
+                await self._close_ends()
+            finally:  # also if the event loop ends meanwhile, and cancels this
+                await self.discovery.close()
+                await self.status.close()
         except Exception:
             logger.exception("the runtime failed to close")
         finally:
             if not self.ended().done():
                 self.ended().set_result(None)
+
+    async def _close_ends(self) -> None:
+        """Close the worker first: its handlers may call other workers until every accepted request has its answer."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        worker = await _result(self._worker)
+        if worker is not None:
+            await worker.close()
+        self._drained = True
+        for watching in self._tables.values():
+            if not watching.done():
+                watching.cancel()
+            table = await _result(watching)
+            if table is not None:
+                table.close()
+                table.clear()
+        router = await _result(self._router)
+        if router is not None:
+            await router.close()
 
 
 async def _result(task: asyncio.Task[_T] | None) -> _T | None:

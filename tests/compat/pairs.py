@@ -104,5 +104,5 @@ def call(side: Side, folder: Path, scenarios: Sequence[str], mux: str = "auto") 
 
 def _environment(folder: Path, mux: str) -> dict[str, str]:
     root = str(HERE.parents[1])
-    settings = {"DYN_RUNTIME_INHIBITED_DURATION_SECS": "2", "PYTHONPATH": root, "DYNAMO_FAST_MUX": mux}
+    settings = {"DYN_RUNTIME_INHIBITED_DURATION_SECS": "5", "PYTHONPATH": root, "DYNAMO_FAST_MUX": mux}
     return {**environment(folder), **settings}

@@ -24,7 +24,7 @@ import push_handlers  # type: ignore[import-not-found]  # a neighbour, not a pac
 import values  # type: ignore[import-not-found]  # a neighbour, not a package: see above
 
 GENERATE = "compat.worker.generate"
-PATIENCE = 3.0
+PATIENCE = 6.0
 """Seconds after which an answer counts as one that never comes."""
 
 

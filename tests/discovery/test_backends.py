@@ -18,7 +18,7 @@ from dynamo_fast.wire.address import EndpointId
 from dynamo_fast.wire.instance import Instance
 from tests.discovery.kube_api import NAMESPACE, KubeApi, uid
 from tests.discovery.records import ENDPOINT, OTHER, instance
-from tests.discovery.waiting import until
+from tests.discovery.waiting import LIMIT, until
 
 Make = Callable[[], Discovery]
 
@@ -82,7 +82,7 @@ async def test_a_watch_hears_of_what_is_there_and_of_every_change(make: Make) ->
     assert events.get_nowait() == Added(instance(1))  # told before `watch` returned
 
     async def heard() -> DiscoveryEvent:
-        return await asyncio.wait_for(events.get(), 5)
+        return await asyncio.wait_for(events.get(), LIMIT)
 
     await ours.register(instance(2))
     assert await heard() == Added(instance(2))
@@ -100,7 +100,7 @@ async def test_a_watch_hears_of_what_is_there_and_of_every_change(make: Make) ->
         while await theirs.list(ENDPOINT) != [instance(3)]:
             await asyncio.sleep(0)
 
-    await asyncio.wait_for(listed(), 5)
+    await asyncio.wait_for(listed(), LIMIT)
     assert events.empty()
     await ours.close()
     await theirs.close()
@@ -113,7 +113,7 @@ async def test_a_slash_in_a_name_mixes_no_endpoints(make: Make) -> None:
     await theirs.watch(other, events.put_nowait)
     await ours.register(instance(1, one))
     await ours.register(instance(2, other))
-    assert await asyncio.wait_for(events.get(), 5) == Added(instance(2, other))
+    assert await asyncio.wait_for(events.get(), LIMIT) == Added(instance(2, other))
     assert await theirs.list(one) == [instance(1, one)]
     assert await theirs.list(other) == [instance(2, other)]
     await ours.close()

@@ -7,14 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.discovery.etcd_server import free_port
+from benchmarks.frontend import free_port
 
 LIMIT = 30
 
@@ -40,11 +39,9 @@ def test_no_etcd_is_said_at_once_and_given_up(command: str) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     with instances(url, "--wait", "1.5", command=command) as process:
         assert process.stderr is not None
-        began = time.monotonic()
         assert process.stderr.readline() == f"waiting for etcd at {url} (for 1.5 s)\n"
-        rest = process.stderr.read()
-        assert time.monotonic() - began < LIMIT
-        assert process.wait() == 1
+        _, rest = process.communicate(timeout=LIMIT)
+        assert process.returncode == 1
         (line,) = rest.splitlines()
         assert f"no etcd at {url}: etcd startup connection timed out after 1.5 seconds" in line
 
@@ -77,8 +74,6 @@ def test_the_wait_can_be_interrupted(tmp_path: Path) -> None:
     with instances(f"http://127.0.0.1:{free_port()}", "--wait", "600") as process:
         assert process.stderr is not None
         assert process.stderr.readline().startswith("waiting for etcd")
-        began = time.monotonic()
         process.send_signal(signal.SIGINT)
         assert process.wait(LIMIT) == 130
-        assert time.monotonic() - began < 10
         assert process.stderr.read() == ""

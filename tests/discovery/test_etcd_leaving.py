@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from benchmarks.frontend import free_port
 from dynamo_fast.config import EtcdConfig
 from dynamo_fast.discovery.base import Added
 from dynamo_fast.discovery.etcd import EtcdDiscovery
 from dynamo_fast.discovery.etcd_client import EtcdClient, Refused, prefix_range
 from dynamo_fast.errors import CannotConnect, InvalidRequest
-from tests.discovery.etcd_server import Etcd, etcd, free_port
+from tests.discovery.etcd_server import Etcd, etcd
 from tests.discovery.records import ENDPOINT, instance
 from tests.discovery.test_etcd import LIMIT, Ear, config, keys
 from tests.discovery.waiting import until

@@ -20,7 +20,7 @@ from dynamo_fast.discovery.file_bucket import POLL
 from dynamo_fast.discovery.folder import Folder
 from dynamo_fast.wire.address import EndpointId
 from tests.discovery.records import ENDPOINT, instance
-from tests.discovery.waiting import Clock
+from tests.discovery.waiting import LIMIT, Clock
 
 NAME = "test%2Fback%5Fend%2Fa%2Db%2Ec%20%C3%A9%2F1f"
 FAKE = EndpointId("n", "c", "fake")
@@ -75,7 +75,7 @@ class Ear:
         return ear
 
     async def hear(self) -> DiscoveryEvent:
-        return await asyncio.wait_for(self.events.get(), 5)
+        return await asyncio.wait_for(self.events.get(), LIMIT)
 
 
 async def test_a_record_is_a_file_of_dynamos_name_content_and_mode(tmp_path: Path) -> None:

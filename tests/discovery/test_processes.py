@@ -125,8 +125,8 @@ async def test_a_blocked_event_loop_keeps_its_record(store: Store, monkeypatch: 
     try:
         assert await asyncio.wait_for(process.stdout.readline(), LIMIT) == b"serving\n"
         assert isinstance(await asyncio.wait_for(events.get(), LIMIT), Added)
-        process.stdin.write(b"block\n")
         began = time.monotonic()
+        process.stdin.write(b"block\n")
         assert await asyncio.wait_for(process.stdout.readline(), LIMIT) == b"awake\n"
         assert time.monotonic() - began >= 2
         assert len(await discovery.list()) == 1

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
-import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,25 +16,11 @@ import pytest
 from dynamo_fast.discovery import file as file_module
 from dynamo_fast.discovery import inotify
 from dynamo_fast.discovery.base import Added, Removed
+from dynamo_fast.discovery.file import BEAT, TTL
 from tests.discovery.test_file import RECORD, Ear, folder, put, record, set_back
-from tests.discovery.waiting import until
+from tests.discovery.waiting import Clock, until
 
 NAME, _ = record(0x1234)
-
-
-@contextlib.asynccontextmanager
-async def touching(*files: Path) -> AsyncIterator[None]:
-    """Other hosts' heartbeats, by the server's clock."""
-
-    async def touch() -> None:
-        while True:
-            for file in files:
-                os.utime(file)
-            await asyncio.sleep(0.02)
-
-    task = asyncio.ensure_future(touch())
-    yield
-    task.cancel()
 
 
 @pytest.fixture
@@ -113,31 +97,21 @@ async def test_the_age_of_a_record_is_measured_on_the_clock_of_the_file_server(
     await ear.discovery.close()
 
 
-async def test_a_process_that_was_paused_measures_silence_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_process_that_was_paused_measures_silence_anew(tmp_path: Path, clock: Clock) -> None:
     """As when a machine sleeps with all that is on it: the owners wake up a moment later."""
-    monkeypatch.setattr(file_module, "BEAT", 0.3)
-    monkeypatch.setattr(file_module, "TTL", 1.0)
     healthy = put(tmp_path, *record(1))
     ear = await Ear.open(tmp_path)
     await ear.hear()
-    paused, resume = threading.Event(), threading.Event()
-
-    async def pause() -> None:
-        paused.set()
-        resume.wait(10)
-
-    os.utime(healthy)
+    await clock.turn(2 * BEAT)
+    set_back(healthy, -2 * BEAT)
     await ear.discovery.list()  # sees that heartbeat, the last one before the pause
-    pausing = ear.discovery.store.thread.submit(pause())
-    await until(paused.is_set)
-    began = time.monotonic()
-    await until(lambda: time.monotonic() - began > 1.5)
-    resume.set()
-    await asyncio.wrap_future(pausing)
+    await clock.jump(6 * TTL)
     for _ in range(3):  # the search for expired records is long due
         await ear.discovery.list()
     assert healthy.exists()
-    async with touching(healthy):
-        await until(lambda: time.monotonic() - began > 3)
+    for _ in range(4):
+        set_back(healthy, -BEAT)
+        await clock.turn(BEAT)
     assert healthy.exists()
+    assert ear.events.empty()
     await ear.discovery.close()

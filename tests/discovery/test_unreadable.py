@@ -70,9 +70,14 @@ def sparse(path: Path) -> None:
 
 
 def unix_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as endpoint, tempfile.TemporaryDirectory() as short:
-        endpoint.bind(f"{short}/s")
-        os.rename(f"{short}/s", path)
+    before = Path.cwd()
+    os.chdir(path.parent)  # the whole path may be longer than an address of a socket
+    try:
+        with socket.socket(socket.AF_UNIX) as endpoint:
+            endpoint.bind("s")
+        os.rename("s", path)
+    finally:
+        os.chdir(before)
 
 
 def device(path: Path) -> None:

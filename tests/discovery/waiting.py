@@ -9,9 +9,10 @@ from typing import Any
 
 from dynamo_fast.discovery import background
 
-__all__ = ["Clock", "until"]
+__all__ = ["LIMIT", "Clock", "until"]
 
-LIMIT = 15
+LIMIT = 20
+"""Seconds after which a test that waits fails."""
 _SETTLED = 10
 """Turns of a loop in which every task has reached its next pause; a heartbeat has three."""
 

@@ -15,7 +15,7 @@ from typing import Any
 OK_PROLOGUE = b'{"error":null}'
 SENTINEL = b'"sentinel"'
 FINAL = b'{"complete_final":true}'
-LIMIT = 10.0
+LIMIT = 30.0
 """Seconds after which a test that waits for the router fails."""
 
 

@@ -218,7 +218,7 @@ async def test_the_drop_ins_streams_are_closed_too(
         "DYN_TCP_RPC_HOST": "127.0.0.1",
         "DYN_TCP_RESPONSE_STREAM_HOST": "127.0.0.1",
         "DYNAMO_FAST_LEAVE_DELAY": "0",
-        "DYNAMO_FAST_ABANDONED_AFTER": "0.05",
+        "DYNAMO_FAST_ABANDONED_AFTER": "1",
     }.items():
         monkeypatch.setenv(name, value)
     found = World()

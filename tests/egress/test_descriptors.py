@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import LOOPS
 from tests.egress.raw_worker import FINAL, OK_PROLOGUE, SENTINEL, two_part
+from tests.loops import LOOPS
 
 ROUTER = """
 import asyncio, json, logging, os, resource, sys

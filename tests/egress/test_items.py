@@ -16,6 +16,7 @@ from dynamo_fast.egress._frames import Frames as Queue
 from dynamo_fast.errors import RemoteError
 from dynamo_fast.wire.payload import Annotated, PayloadCodec
 from tests.interpreted import interpreted
+from tests.waiting import LIMIT
 
 BOTH = pytest.mark.parametrize("module", [_items, interpreted(_items)], ids=["imported", "interpreted"])
 CODECS = pytest.mark.parametrize("codec", PayloadCodec)
@@ -125,7 +126,7 @@ async def test_an_item_that_is_there_and_one_that_comes_later(module: Any) -> No
         while frames.waiter is None or frames.waiter.done():
             await asyncio.sleep(0)
         frames.come(PayloadCodec.JSON.encode_item(number), ended=number == 3)
-    assert await asyncio.wait_for(task, 5) == [1, 2, 3]
+    assert await asyncio.wait_for(task, LIMIT) == [1, 2, 3]
     with pytest.raises(StopAsyncIteration):
         await stream.__anext__()
 
@@ -150,7 +151,7 @@ async def test_a_wake_up_for_nothing(module: Any) -> None:
         frames.come()
         await asyncio.sleep(0)
     frames.come(PayloadCodec.JSON.encode_item(7))
-    assert (await asyncio.wait_for(task, 5)).data() == 7
+    assert (await asyncio.wait_for(task, LIMIT)).data() == 7
 
 
 @BOTH
@@ -164,7 +165,7 @@ async def test_it_is_a_coroutine_that_begins_when_it_is_awaited(module: Any) -> 
     with pytest.raises(RuntimeError, match="cannot reuse already awaited coroutine"):
         await item
     assert (await asyncio.create_task(stream.__anext__())).data() == 1
-    assert (await asyncio.wait_for(stream.__anext__(), 5)).data() == 2
+    assert (await asyncio.wait_for(stream.__anext__(), LIMIT)).data() == 2
     with pytest.raises(asyncio.TimeoutError):
         await asyncio.wait_for(stream.__anext__(), 0)  # it has not begun: the item is not lost
     assert [each.data() for each in await asyncio.gather(stream.__anext__(), stream.__anext__())] == [3, 4]

@@ -414,7 +414,6 @@ _REAL = CASES if ALL else HERE[::5]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="uvloop does not run on Windows")
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("first", range(0, len(_REAL), BATCH))
 def test_on_uvloop(first: int) -> None:
     """Its clock cannot be turned: many cells at once, with short deadlines, and only the outcome is looked at."""

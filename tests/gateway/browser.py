@@ -13,6 +13,7 @@ import asyncio
 import base64
 import itertools
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -182,6 +183,7 @@ async def open_browser(program: str) -> AsyncIterator[Browser]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = await asyncio.create_subprocess_exec(
             *(program, *_OPTIONS, f"--user-data-dir={profile}", "about:blank"),
+            env={**os.environ, "TMPDIR": "/tmp"},  # it has a socket there, whose path must be short
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )

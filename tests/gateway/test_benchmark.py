@@ -13,7 +13,6 @@ from benchmarks.gateway import PEER, WORKS, Work
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the benchmark reads /proc"),
     pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler for the worker and the floor"),
-    pytest.mark.timeout(120),
 ]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.frontend import free_port
 from dynamo_fast import FileDiscovery
 from dynamo_fast.gateway import page as module
 from dynamo_fast.gateway.page import html, security_headers
@@ -286,7 +287,6 @@ async def test_a_chat(browser: Browser, stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.timeout(120)
 async def test_a_real_worker_is_seen_and_asked(browser: Browser, version: str, tmp_path: Path) -> None:
     async with staged(tmp_path) as stage, browser.tab(stage.server.url) as tab:
         await tab.until("document.querySelector('.instances li')")
@@ -321,8 +321,8 @@ async def test_the_page_asks_for_the_token(browser: Browser, tmp_path: Path) -> 
 
 
 async def test_the_page_finds_the_gateway_again(browser: Browser, begin: Begin, tmp_path: Path) -> None:
-    async with staged(tmp_path) as stage:
-        port = stage.server.port
+    port = free_port()
+    async with staged(tmp_path, port=port) as stage:
         context = browser.tab(stage.server.url)
         tab = await context.__aenter__()
         await tab.until("document.querySelector('#live').innerText === 'live'")

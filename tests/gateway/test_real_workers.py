@@ -27,7 +27,6 @@ from tests.interop.peers import LIMIT, ROOT, VERSIONS, interpreter, peer_worker
 from tests.waiting import until
 
 GENERATE, FLAGS = EndpointId("peer", "worker", "generate"), EndpointId("peer", "worker", "flags")
-pytestmark = pytest.mark.timeout(120)
 
 
 @asynccontextmanager

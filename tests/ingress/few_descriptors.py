@@ -21,7 +21,7 @@ from dynamo_fast.discovery.memory import MemoryDiscovery
 from dynamo_fast.egress.response_server import TcpStreamServer
 from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.ingress.worker import Worker
-from tests.conftest import LOOPS
+from tests.loops import LOOPS
 
 
 async def main(backend: str | None) -> None:

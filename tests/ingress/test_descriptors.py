@@ -188,7 +188,7 @@ import asyncio, os, resource, sys
 from dynamo_fast.config import WorkerConfig
 from dynamo_fast.ingress.dialler import Dialler
 from dynamo_fast.wire.control import TcpStreamConnectionInfo
-from tests.conftest import LOOPS
+from tests.loops import LOOPS
 
 async def main():
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))

@@ -286,13 +286,14 @@ async def test_a_reset_stays_a_reset(from_router: bool) -> None:
 
 async def test_an_upstream_that_refuses() -> None:
     lines = Lines()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        upstream = f"127.0.0.1:{free.getsockname()[1]}"
-    relay = Relay(upstream, lines.add)
-    await relay.start("127.0.0.1:0")
-    reader, writer = await asyncio.open_connection(*split_host_port(relay.address))
-    with pytest.raises(ConnectionResetError):
-        await asyncio.wait_for(reader.read(), LIMIT)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        upstream = f"127.0.0.1:{unused.getsockname()[1]}"
+        relay = Relay(upstream, lines.add)
+        await relay.start("127.0.0.1:0")
+        reader, writer = await asyncio.open_connection(*split_host_port(relay.address))
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(), LIMIT)
     assert lines.notes[0].startswith(f"{upstream} cannot be dialled: ")
     writer.close()
     await relay.close()

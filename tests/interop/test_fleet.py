@@ -231,8 +231,9 @@ async def test_workers_come_and_go_and_nothing_is_lost_but_what_a_dead_one_had_b
 
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_a_frozen_worker_holds_nobody_up_and_is_used_again_when_it_thaws(version: str, store: Store) -> None:
-    config = PushRouterConfig(inhibited_duration=0.3, inactivity_timeout=0.5)
-    client = TcpClientConfig(request_timeout=0.3)
+    # Longer than a worker on a busy machine keeps silent for want of a processor.
+    config = PushRouterConfig(inhibited_duration=1.0, inactivity_timeout=3.0)
+    client = TcpClientConfig(request_timeout=2.0)
     with peer_worker(version, store.folder, **store.settings) as peer:
         async with our_worker(store), our_router(store, retries=1, config=config, client=client) as router:
             await see(router, 2)

@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -160,11 +159,9 @@ async def test_a_handler_that_cannot_be_called(router: AddressedPushRouter, work
 
 async def test_an_endpoint_that_nobody_serves(router: AddressedPushRouter, worker: Peer) -> None:
     address = (await find(worker)).tcp_address
-    started = time.monotonic()
     with pytest.raises(Exception, match="(?i)unknown endpoint") as caught:
-        await router.generate(AddressedRequest.new({}, f"{address}x"))
+        await asyncio.wait_for(router.generate(AddressedRequest.new({}, f"{address}x")), LIMIT)
     assert type(caught.value).__name__ == "Unavailable"
-    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("how", ["stop", "kill", "close", "drop"])
@@ -189,19 +186,17 @@ async def test_the_worker_sees_how_a_request_was_given_up(router: AddressedPushR
 # A worker that dies
 
 
-async def within_a_second(call: Any) -> None:
-    """An error, and soon: not a hang, and not a clean end. (A second of grace, and as much for a busy machine.)"""
-    started = time.monotonic()
+async def is_disconnected(call: Any) -> None:
+    """An error: not a hang, and not a clean end. (The deadlines of a call are longer than the limit.)"""
     with pytest.raises(Disconnected):
         await asyncio.wait_for(call, LIMIT)
-    assert time.monotonic() - started < 2.5
 
 
 async def test_a_worker_killed_in_mid_stream(router: AddressedPushRouter, doomed_worker: Peer) -> None:
     stream = await begin(router, doomed_worker, {"mode": "watch", "key": "none"})
     assert (await stream.__anext__()).data() == 0
     doomed_worker.process.kill()
-    await within_a_second(items_of(stream))
+    await is_disconnected(items_of(stream))
 
 
 async def test_a_worker_killed_before_its_prologue(router: AddressedPushRouter, doomed_worker: Peer) -> None:
@@ -210,7 +205,7 @@ async def test_a_worker_killed_before_its_prologue(router: AddressedPushRouter, 
     await until(lambda: router.response_server.connections and not router.response_server.pending)
     assert not call.done()
     doomed_worker.process.kill()
-    await within_a_second(call)
+    await is_disconnected(call)
 
 
 async def test_a_worker_killed_before_it_dials_back(router: AddressedPushRouter, doomed_worker: Peer) -> None:
@@ -224,7 +219,7 @@ async def test_a_worker_killed_before_it_dials_back(router: AddressedPushRouter,
         dialled, _ = await asyncio.get_running_loop().run_in_executor(None, elsewhere.accept)
         await until(lambda: router.response_server.call_home)  # the acknowledgement has come, too
         doomed_worker.process.kill()
-        await within_a_second(call)
+        await is_disconnected(call)
         dialled.close()
 
 

@@ -14,7 +14,7 @@ from dynamo_fast.llm import MediaDecoder, MediaFetcher, ModelInput, ModelType, W
 from dynamo_fast.runtime import DistributedRuntime
 from tests.llm.folders import make_folder
 
-LIMIT = 10
+LIMIT = 30
 NO_LIMITS = {"max_image_width": None, "max_image_height": None, "max_alloc": None}
 
 

@@ -1582,14 +1582,21 @@ MUTANTS = [
     Mutant(
         "clients close before the last answer",
         RUNTIME,
-        "            worker = await _result(self._worker)\n"
-        "            if worker is not None:\n"
-        "                await worker.close()\n"
-        "            self._drained = True\n",
-        "            worker = await _result(self._worker)\n            self._drained = True\n",
+        "        worker = await _result(self._worker)\n"
+        "        if worker is not None:\n"
+        "            await worker.close()\n"
+        "        self._drained = True\n",
+        "        worker = await _result(self._worker)\n        self._drained = True\n",
         "tests/interop/test_middle.py::test_what_a_process_has_accepted_may_call_until_it_is_done[a"
         "syncio-drop-in-ours]",
         hangs=True,
+    ),
+    Mutant(
+        "a runtime whose end is cancelled keeps its thread",
+        RUNTIME,
+        "            finally:  # also if the event loop ends meanwhile, and cancels this\n",
+        "            except ZeroDivisionError:\n",
+        "tests/runtime/test_hub.py::test_an_end_that_is_cancelled_leaves_no_thread_and_no_socket[asyncio]",
     ),
     Mutant(
         "the second signal is passed over",

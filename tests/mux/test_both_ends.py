@@ -27,6 +27,7 @@ from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.observability.metrics import RequestPlaneMetrics
 from dynamo_fast.wire.control import MAX_CONTROL_MESSAGE_SIZE
 from dynamo_fast.wire.instance import Instance
+from tests.descriptors import descriptors_for
 from tests.faults.tables import open_sockets
 from tests.net.certificates import Authority, mutual
 from tests.waiting import until
@@ -334,6 +335,7 @@ async def test_the_same_on_both_planes(scenario: str, caplog: pytest.LogCaptureF
 
 
 async def test_a_thousand_streams_take_one_connection() -> None:
+    descriptors_for(4096)  # one is promised to each request, in case that it has no session
     async with ends("auto") as both:
         await outcome(await both.call("generate", {"items": 1}))
         before = open_sockets()

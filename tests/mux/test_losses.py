@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.frontend import free_port
 from dynamo_fast.config import ResponseServerConfig, TcpClientConfig, TcpServerConfig, WorkerConfig
 from dynamo_fast.context import Context
 from dynamo_fast.discovery.memory import MemoryDiscovery
@@ -24,6 +25,7 @@ from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.net.descriptors import Descriptors
 from dynamo_fast.observability.metrics import RequestPlaneMetrics
 from dynamo_fast.wire.instance import Instance
+from tests.descriptors import descriptors_for
 from tests.faults.tables import tables
 from tests.mux.test_both_ends import LIMIT, PLANES, Ends, ends, generate, outcome
 from tests.waiting import until
@@ -112,6 +114,7 @@ async def test_a_stream_that_the_collector_drops_on_another_thread_is_killed(pla
 
 
 async def test_a_session_that_is_lost_under_a_thousand_streams_ends_all_of_them() -> None:
+    descriptors_for(4096)
     async with nothing_left("auto") as both:
         streams = [await both.call("generate", {"holds": True}) for _ in range(1000)]
         for stream in streams:
@@ -135,17 +138,18 @@ async def test_items_of_every_size_come_in_their_order() -> None:
 
 
 # Ends that come again --------------------------------------------------------------------------------------------------
+# At ports that no other process of this machine is given meanwhile.
 
 
 async def start_router(port: int = 0) -> AddressedPushRouter:
     metrics = RequestPlaneMetrics()
-    server = await TcpStreamServer.create(ResponseServerConfig(host="127.0.0.1", port=port, mux="auto"))
+    server = await TcpStreamServer.create(ResponseServerConfig(host="127.0.0.1", port=port or free_port(), mux="auto"))
     return AddressedPushRouter(TcpRequestClient(TcpClientConfig(), metrics=metrics), server, metrics=metrics)
 
 
 async def start_worker(port: int = 0) -> tuple[Worker, Instance]:
     config = WorkerConfig(leave_delay=0.0, cancel_grace=0.05, mux="auto")
-    worker = await Worker.start(MemoryDiscovery(), config, TcpServerConfig(host="127.0.0.1", port=port))
+    worker = await Worker.start(MemoryDiscovery(), config, TcpServerConfig(host="127.0.0.1", port=port or free_port()))
     try:
         return worker, (await worker.serve(generate, "a.b.generate")).instance
     except BaseException:

@@ -17,9 +17,9 @@ import pytest
 
 from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.errors import Disconnected
-from tests.conftest import LOOPS
 from tests.egress.conftest import make_router
 from tests.egress.raw_worker import RawWorker
+from tests.loops import LOOPS
 
 LIMIT = 20.0
 HEAD = """

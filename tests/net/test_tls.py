@@ -523,10 +523,11 @@ async def test_handshakes_under_way_are_limited(authority: Authority, monkeypatc
 
 
 async def test_a_dead_address_is_no_fault_of_tls(authority: Authority) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        address = f"127.0.0.1:{closed.getsockname()[1]}/x"
     config = tls(authority, authority.identity())
-    async with await AddressedPushRouter.create(TcpRequestClient(TcpClientConfig(), tls=config)) as router:
-        with pytest.raises((CannotConnect, ConnectionTimeout)) as caught:
-            await items(router, address, {"n": 1})
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}/x"
+        async with await AddressedPushRouter.create(TcpRequestClient(TcpClientConfig(), tls=config)) as router:
+            with pytest.raises((CannotConnect, ConnectionTimeout)) as caught:
+                await items(router, address, {"n": 1})
     assert not isinstance(caught.value, TlsError)

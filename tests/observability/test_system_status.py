@@ -18,8 +18,10 @@ import aiohttp
 import pytest
 
 from dynamo_fast import AddressedPushRouter, AddressedRequest, Context, Worker, serve
+from dynamo_fast.config import StatusConfig
 from dynamo_fast.discovery.memory import MemoryDiscovery
 from dynamo_fast.net.interfaces import is_bindable
+from dynamo_fast.observability.status_server import Health, StatusServer
 from dynamo_fast.runtime import DistributedRuntime
 from tests.namespaces import environment
 from tests.programs import started
@@ -348,3 +350,21 @@ def test_the_folder_of_multi_process_mode_is_left_alone(exists: bool, tmp_path: 
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "200\n" * 3, "")
     assert sorted(tmp_path.rglob("*")) == ([folder] if exists else [])
+
+
+@pytest.mark.parametrize("started", [False, True], ids=["while it starts", "while it ends"])
+async def test_a_close_that_is_cancelled_leaves_no_socket_open(started: bool) -> None:
+    """As when the event loop ends meanwhile."""
+    config = StatusConfig(host="127.0.0.1", port=0)
+    server = StatusServer(config, lambda: Health(True, {}), lambda: b"", lambda: None)
+    server.start()
+    if started:
+        assert server._starting is not None
+        await server._starting
+    closing = asyncio.ensure_future(server.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    assert list(server.open_sockets()) == [-1]
+    if server._runner is not None:
+        await server._runner.cleanup()

@@ -82,7 +82,7 @@ async def test_any_value_travels(module: Any, value: Any) -> None:
 @BOTH
 async def test_what_asyncio_does_with_futures(module: Any) -> None:
     one, two, three, four, five, six, seven = futures(module, *range(1, 8))
-    assert await asyncio.wait_for(one, 5) == 1
+    assert await asyncio.wait_for(one, LIMIT) == 1
     assert list(await asyncio.gather(two, one, two)) == [2, 1, 2]
     assert await asyncio.shield(three) == 3
     done, pending = await asyncio.wait({four})

@@ -8,6 +8,7 @@ import weakref
 import pytest
 
 from dynamo_fast.runtime.eager import start
+from tests.waiting import LIMIT
 
 
 async def test_what_need_not_wait_is_done_at_once() -> None:
@@ -68,7 +69,7 @@ async def test_what_waits_goes_on_in_a_task() -> None:
     assert not future.done()
     first.set_exception(ValueError("no"))
     second.set_result(2)
-    assert await asyncio.wait_for(future, 5) == 42
+    assert await asyncio.wait_for(future, LIMIT) == 42
 
 
 @pytest.mark.parametrize("turns", [0, 1])

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from dynamo_fast.discovery.file import FileDiscovery
 from dynamo_fast.discovery.memory import MemoryDiscovery
 from dynamo_fast.errors import CannotConnect, Disconnected, InvalidRequest
 from dynamo_fast.runtime.hub import Hub
 from dynamo_fast.wire.address import EndpointId
+from tests.waiting import until
 
-LIMIT = 10
+LIMIT = 30
 FIRST, SECOND = EndpointId("a", "b", "first"), EndpointId("a", "b", "second")
 
 
@@ -145,3 +148,28 @@ async def test_a_shutdown_on_the_loop_of_another_thread_closes_on_the_hubs_own()
 
     await asyncio.to_thread(asyncio.run, shut_down())
     await asyncio.wait_for(hub.ended(), LIMIT)
+
+
+async def test_an_end_that_is_cancelled_leaves_no_thread_and_no_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the event loop ends before the runtime has: it cancels its tasks, and waits for them."""
+    monkeypatch.setenv("DYN_SYSTEM_PORT", "0")
+    monkeypatch.setenv("DYN_SYSTEM_HOST", "127.0.0.1")
+    discovery = FileDiscovery(tmp_path)
+    hub = Hub(asyncio.get_running_loop(), discovery)
+    await hub.register(FIRST)
+    await hub.worker()
+    hub.shutdown()
+    await until(lambda: hub._closing is not None)
+    closing = hub._closing
+    assert closing is not None
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    assert not discovery.store.thread.running
+    assert hub.status._server is not None
+    assert list(hub.status._server.open_sockets()) == [-1]
+    worker = await hub._worker if hub._worker is not None else None
+    if worker is not None:
+        await worker.close()

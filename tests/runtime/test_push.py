@@ -15,7 +15,7 @@ from dynamo_fast.llm.exceptions import HttpError
 from dynamo_fast.runtime import Context, DistributedRuntime, EngineShutdown, InvalidArgument, ResponseSender
 from tests.waiting import until
 
-LIMIT = 10
+LIMIT = 30
 ROOT = Path(__file__).parents[2]
 ENDPOINT = "push.test.generate"
 NEVER: bool = False
@@ -156,7 +156,7 @@ async def test_what_another_task_pushes_is_written_at_once() -> None:
     await asyncio.wait_for(client.wait_for_instances(), LIMIT)
     stream = await asyncio.wait_for(client.round_robin({}, annotated=False), LIMIT)
     try:
-        assert await asyncio.wait_for(stream.__anext__(), 3) == "item"
+        assert await asyncio.wait_for(stream.__anext__(), LIMIT) == "item"
     finally:
         arrived.set()
         runtime.shutdown()

@@ -26,7 +26,7 @@ from dynamo_fast.runtime.exceptions import at_await, at_iterate
 from tests.discovery.etcd_server import Etcd, etcd
 from tests.waiting import until
 
-LIMIT = 10
+LIMIT = 30
 
 
 @pytest.fixture(autouse=True)

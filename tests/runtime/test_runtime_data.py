@@ -9,7 +9,7 @@ import pytest
 from dynamo_fast import errors
 from dynamo_fast.runtime import DistributedRuntime
 
-LIMIT = 10
+LIMIT = 30
 
 
 async def test_a_wait_without_a_limit_ends_with_the_runtime() -> None:

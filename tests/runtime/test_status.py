@@ -15,7 +15,7 @@ import pytest
 from dynamo_fast.errors import InvalidConfig
 from dynamo_fast.runtime import DistributedRuntime
 
-LIMIT = 10
+LIMIT = 30
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from dynamo_fast import Context as RequestContext
 from dynamo_fast.discovery.memory import MemoryDiscovery
 from dynamo_fast.runtime import Context, DistributedRuntime
 
-LIMIT = 10
+LIMIT = 30
 
 
 @pytest.fixture(autouse=True)
