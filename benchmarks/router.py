@@ -5,7 +5,7 @@
     caller   against a worker that costs almost nothing
     worker   against a caller that costs almost nothing, and what an idle stream takes of its memory
     both     both ends, each implementation with its own
-    tls      both ends ours: plain, TLS, and mutual TLS
+    tls      both ends ours: plain, TLS, and mutual TLS, on sessions and on Dynamo's plane
     growth   the caller, with 1 to 10,000 streams at once, and what an idle stream takes of its memory
     picks    choosing among 1 to 1,000 workers
     loops    our caller on other event loops and Pythons, each a wheel in an environment of its own (not unless it is named)
@@ -204,15 +204,17 @@ def measure_both(rounds: int) -> dict[str, dict[str, Rounds]]:
 def measure_tls(rounds: int) -> dict[str, dict[str, Rounds]]:
     """Our caller against our worker: plain, with TLS, and with certificates of both ends.
 
-    A worker dials for every answer (with the multiplexed plane once: see `step.py`). Its TLS sessions are resumed; in the
-    last row each handshake is a whole one.
+    The first two have their answers on a connection that stays (docs/spec/mux.md). In the other rows a worker dials for
+    every answer, as in Dynamo's plane. Its TLS sessions are resumed; in the last row each handshake is a whole one.
     """
     results: dict[str, dict[str, Rounds]] = {work: {} for work in TLS_WORKS}
     with contextlib.ExitStack() as stack:
         settings: dict[str, dict[str, str]] = {}
-        for name, variables in tls.modes(Path(stack.enter_context(tempfile.TemporaryDirectory()))).items():
+        modes = tls.modes(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        rows = {f"{name}, sessions": {**modes[name], "DYNAMO_FAST_MUX": "auto"} for name in ("plain", "TLS")}
+        rows |= {name: {**variables, "DYNAMO_FAST_MUX": "off"} for name, variables in modes.items()}
+        for name, variables in rows.items():
             settings[name] = environment(stack.enter_context(tempfile.TemporaryDirectory())) | variables
-            settings[name]["DYNAMO_FAST_MUX"] = "off"
             worker = stack.enter_context(process(worker_side.program("ours", sys.executable), settings[name]))
             settings[name]["WORKER_PID"] = str(worker.pid)
         for work in TLS_WORKS:

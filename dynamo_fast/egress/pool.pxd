@@ -45,6 +45,7 @@ cdef class PooledConnection(FrameProtocol):
     cdef readonly WorkerPool _pool
     cdef readonly Py_ssize_t _most
     cdef readonly object _unacknowledged
+    cdef readonly list _gathered
     cdef readonly bint _paused
     cdef readonly set _on_lost
     cdef readonly bint retired
@@ -52,6 +53,10 @@ cdef class PooledConnection(FrameProtocol):
 
     cpdef bint has_room(self) except -1
     cpdef bint is_full(self) except -1
+    @cython.locals(frame=bytes)
     cpdef send(self, PendingRequest request)
+    cdef _gather(self, bytes frame)
+    @cython.locals(gathered=list)
+    cpdef _flush(self)
     @cython.locals(request=PendingRequest)
     cdef _acknowledge(self, bytes text)

@@ -43,6 +43,8 @@ __all__ = [
 logger = get_logger(__name__)
 
 _HELLO, _ALERT = b"\x16\x03", b"\x15\x03"
+_RECORD = 16 * 1024
+"""The most bytes that a record has."""
 RELOAD_SECONDS = 10.0
 """The files of an identity are compared at most this often, when a connection is made. (Dynamo: every 30 s.)"""
 SESSION_SECONDS = 3600.0
@@ -168,8 +170,23 @@ class _AcceptingContext(ssl.SSLContext):
         return made
 
 
-class _Accepted(ssl.SSLObject):
-    """The server's side of one connection. The event loop owns it."""
+_read_some = ssl.SSLObject.read  # without `super`, which costs more than the call
+
+
+class _Connection(ssl.SSLObject):
+    """One connection. The event loop owns it."""
+
+    def read(self, len: int = _RECORD, buffer: bytearray | None = None) -> bytes | int:  # type: ignore[override]
+        """See ssl.SSLObject. The event loops ask for 256 KiB, and get what is in one record.
+
+        Python allocates what is asked for. So much is a mapping of its own: three system calls and a page fault for each
+        record.
+        """
+        return _read_some(self, len if len < _RECORD else _RECORD, buffer)  # noqa: FURB136  # a call costs more
+
+
+class _Accepted(_Connection):
+    """The server's side of one connection."""
 
     outgoing: ssl.MemoryBIO
     descriptor: int
@@ -278,6 +295,7 @@ class _ResumingContext(ssl.SSLContext):
         return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
 
 
+_ResumingContext.sslobject_class = _Connection
 _other_end: ContextVar[str] = ContextVar("_other_end", default="")
 """Whom the task dials whose handshake begins."""
 

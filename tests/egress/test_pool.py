@@ -118,3 +118,69 @@ async def test_a_request_that_was_given_up_alone_shows_that_its_connection_is_de
     ack.cancel()
     await request.closed()
     await requests.close()
+
+
+class Writes:
+    """A transport that keeps what is written to it."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None: ...
+
+
+async def test_requests_of_one_turn_are_written_together_behind_the_first(worker: RawWorker) -> None:
+    """The first one of all waits for nothing, and a large one is not copied."""
+    requests = client()
+    opening = requests.send_request(worker.address, PAYLOAD, {})
+    (request,) = await received(worker, 1)
+    request.acknowledge()
+    await asyncio.wait_for(opening, LIMIT)
+    (pool,) = requests._pools.values()
+    (connection,) = pool.connections
+    transport, writes = connection._transport, Writes()
+    connection._transport = writes
+
+    acks = [requests.send_request(worker.address, PAYLOAD, {}) for _ in range(3)]
+    assert len(writes.written) == 1
+    await asyncio.sleep(0)
+    assert [frame.count(PAYLOAD) for frame in writes.written] == [1, 2]
+    large = two_part(CONTROL, b"x" * 20_000)
+    acks += [requests.send_request(worker.address, payload, {}) for payload in (PAYLOAD, large, PAYLOAD)]
+    assert [frame.count(CONTROL) for frame in writes.written[2:]] == [1, 1]
+    assert large in writes.written[3]
+    await asyncio.sleep(0)
+    assert [frame.count(CONTROL) for frame in writes.written[2:]] == [1, 1, 1]
+
+    connection._transport = transport
+    await requests.close()
+    for ack in acks:
+        ack.cancel()
+
+
+async def test_gathered_requests_arrive_in_order(worker: RawWorker) -> None:
+    requests = client()
+    acks = [requests.send_request(worker.address, PAYLOAD, {"request-id": str(number)}) for number in range(200)]
+    arrived = await received(worker, 200)
+    assert [request.headers["request-id"] for request in arrived] == [str(number) for number in range(200)]
+    for request in arrived:
+        request.acknowledge()
+    await asyncio.wait_for(asyncio.gather(*acks), LIMIT)
+    await requests.close()
+
+
+async def test_gathered_requests_of_a_lost_connection_fail(worker: RawWorker) -> None:
+    requests = client()
+    opening = requests.send_request(worker.address, PAYLOAD, {})
+    await received(worker, 1)
+    acks = [requests.send_request(worker.address, PAYLOAD, {}) for _ in range(3)]
+    await requests.close()  # in the turn in which they were gathered
+    for ack in (opening, *acks):
+        with pytest.raises(CannotConnect):
+            await asyncio.wait_for(ack, LIMIT)

@@ -11,11 +11,12 @@ import socket
 import ssl
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -27,6 +28,9 @@ from dynamo_fast.egress.tcp_client import TcpRequestClient
 from dynamo_fast.errors import CannotConnect, ConnectionTimeout, Disconnected, InvalidConfig, TlsError
 from dynamo_fast.ingress.tcp_server import SharedTcpServer
 from dynamo_fast.net import tls as tls_module
+from dynamo_fast.net.connector import Connector
+from dynamo_fast.net.listener import Listener
+from dynamo_fast.net.tls import ClientTls, ServerTls
 from dynamo_fast.runtime import DistributedRuntime
 from tests.namespaces import environment
 from tests.net.certificates import Authority, mutual, tls, variables
@@ -83,6 +87,41 @@ async def test_requests_and_answers_are_encrypted(make: Callable[..., TlsConfig]
         assert [len(each) for each in many] == [5] * 100
         with pytest.raises(Exception, match="on purpose"):
             await items(router, address, {"n": 1, "raise": True})
+
+
+async def test_a_read_takes_the_memory_of_a_record(authority: Authority) -> None:
+    """Of the 256 KiB that the event loops ask for, Python would make a mapping for each record."""
+
+    class Echo(asyncio.Protocol):
+        def __init__(self) -> None:
+            self.made: asyncio.Future[asyncio.Transport] = asyncio.get_running_loop().create_future()
+            self.read: asyncio.Queue[bytes] = asyncio.Queue()
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.made.set_result(cast(asyncio.Transport, transport))
+
+        def data_received(self, data: bytes) -> None:
+            self.read.put_nowait(data)
+
+    config = tls(authority, authority.identity())
+    accepted = Echo()
+    listener = Listener("127.0.0.1", 0, 8, lambda: accepted, tls=ServerTls(config))
+    transport, dialled = await Connector(LIMIT, tls=ClientTls(config)).dial("127.0.0.1", listener.port, Echo)
+    ends = [(transport, accepted), (await asyncio.wait_for(accepted.made, LIMIT), dialled)]
+    peaks = []
+    for sender, receiver in ends:
+        tracemalloc.start()
+        try:
+            sender.write(b"small")
+            assert await asyncio.wait_for(receiver.read.get(), LIMIT) == b"small"
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    for sender, _ in ends:
+        sender.abort()
+    listener.close()
+    await asyncio.sleep(0)
+    assert all(16 * 1024 < peak < 64 * 1024 for peak in peaks), peaks
 
 
 async def test_a_dropped_stream_stops_the_worker(authority: Authority) -> None:
