@@ -205,7 +205,7 @@ async def test_the_socket_of_a_session_is_among_those_that_a_forked_child_closes
         number = session._transport.get_extra_info("socket").fileno()
         assert number in set(both.router.response_server.open_sockets())
         (theirs,) = both.worker.dialler.sessions._sessions.values()  # type: ignore[union-attr]
-        assert theirs._transport.get_extra_info("socket").fileno() in set(both.worker.dialler.open_sockets())
+        assert theirs.output.transport.get_extra_info("socket").fileno() in set(both.worker.dialler.open_sockets())
         stream.close()
 
 

@@ -403,7 +403,7 @@ async def test_a_stream_whose_end_waits_is_gone_when_it_is_killed(start: Start, 
         await until(lambda: worker.dialler.draining)
         session.send(1, KILL)
         await until(lambda: not worker.dialler.draining)
-        assert not only_session(worker).senders
+        assert not only_session(worker).output.senders
 
 
 @pytest.mark.parametrize(
