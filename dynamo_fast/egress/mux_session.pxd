@@ -8,6 +8,7 @@ from dynamo_fast.wire.stream cimport StreamMachine
 @cython.final
 cdef class MuxSession:
     cdef object __weakref__
+    cdef readonly Py_ssize_t _answers
     cdef readonly object _decoder
     cdef readonly bint _flush_is_due
     cdef readonly bint _is_blocked
@@ -16,6 +17,7 @@ cdef class MuxSession:
     cdef readonly list _out
     cdef readonly bint _over
     cdef readonly Py_ssize_t _owed
+    cdef readonly object _seen
     cdef readonly object _server
     cdef readonly dict _sinks
     cdef readonly object _transport

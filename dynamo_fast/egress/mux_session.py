@@ -29,6 +29,7 @@ from dynamo_fast.wire.mux import (
     DATA,
     END,
     KILL,
+    MOST_STREAMS,
     OPEN,
     PART,
     PING,
@@ -43,6 +44,7 @@ from dynamo_fast.wire.mux import (
     closing_reason,
     credit_frame,
     described,
+    seen_frame,
 )
 from dynamo_fast.wire.stream import REQUESTER, Action, Event, State, StreamMachine
 
@@ -56,6 +58,7 @@ _LONGEST_SUBJECT = 128
 _MAY_BE_IGNORED, _MORE_FOR_EACH_KILL = 65_536, 4_096
 _MAY_BE_UNKNOWN = 1_024
 _MAY_BE_UNANSWERED = 64
+_SEEN_SECONDS = 1.0
 
 _PREFIX = len(encode_mux_frame(0, DATA))
 _OPENED, _STARTED, _DATA, _SENTINEL = Event.HANDSHAKE, Event.PROLOGUE_OK, Event.DATA, Event.SENTINEL
@@ -73,7 +76,7 @@ class SessionOwner(ConnectionOwner, Protocol):
     multiplexed: int
     """Streams on them."""
     forgotten: int
-    """Calls that were given up before their worker had dialled."""
+    """Opens that may come for nothing: of calls that were given up before, and once more of streams of lost sessions."""
 
 
 class MuxSession:
@@ -85,6 +88,7 @@ class MuxSession:
 
     __slots__ = (
         "__weakref__",
+        "_answers",
         "_decoder",
         "_flush_is_due",
         "_is_blocked",
@@ -93,6 +97,7 @@ class MuxSession:
         "_out",
         "_over",
         "_owed",
+        "_seen",
         "_server",
         "_sinks",
         "_transport",
@@ -117,6 +122,8 @@ class MuxSession:
         """Credit of each stream at its beginning, in bytes."""
         self._owed = 0  # what has come since the worker was given credit
         self._last = 0  # the highest number that was used
+        self._seen: asyncio.TimerHandle | None = None  # when the worker is told of it
+        self._answers = 0  # streams that answered a request
         self.ignored = 0
         """Frames for streams that are gone."""
         self._may_be_ignored = _MAY_BE_IGNORED
@@ -148,6 +155,7 @@ class MuxSession:
                 stream.step(Event.DROPPED)
         else:
             logger.warning("closing the session of worker %s at %s: %s", self.name, self._peer(), why)
+        self.write(seen_frame(MOST_STREAMS if cut else self._last))  # cut: no call waits for an answer any more
         self.write(close_frame(why))
         self._flush()
         if self._is_blocked:  # what waits would keep it open
@@ -262,14 +270,22 @@ class MuxSession:
             self.close(f"stream {number} was opened before")
             return
         self._last = number
+        if self._seen is None:
+            self._seen = self._server.loop.call_later(_SEEN_SECONDS, self._say_seen)
         receiver = self._server.take(bytes(frame.body).decode("utf-8", "replace"))
         if receiver is None:
             self._refuse(number)
             return
         stream = MuxStream(self, self._server, number, receiver)
         self.streams[number] = stream
+        self._answers += 1
         self._server.multiplexed += 1
         stream.step(_OPENED)
+
+    def _say_seen(self) -> None:
+        """Tell the worker how far it was heard: what it opened behind that is lost if the session is."""
+        self._seen = None
+        self.write(seen_frame(self._last))
 
     def _refuse(self, number: int) -> None:
         """No call waits for this stream: it was given up, or there was none."""
@@ -317,6 +333,9 @@ class MuxSession:
         if self._over:
             return
         self._over = True
+        self._server.forgotten += self._answers  # the worker opens those again of which it was not told
+        if self._seen is not None:
+            self._seen.cancel()
         if self._server.sessions.get(self.name) is self:
             del self._server.sessions[self.name]
         for stream in list(self.streams.values()):

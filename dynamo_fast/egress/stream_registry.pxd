@@ -19,7 +19,7 @@ cdef class StreamRegistry:
     cdef readonly object offer
     cdef readonly dict sessions
     cdef public Py_ssize_t multiplexed
-    cdef readonly long long forgotten
+    cdef public long long forgotten
     cdef public long long strangers_reset
     cdef readonly Py_ssize_t _max_streams
     cdef public Py_ssize_t max_strangers

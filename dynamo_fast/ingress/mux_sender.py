@@ -53,10 +53,10 @@ class MuxSender:
 
     __slots__ = ("_at", "_backlog", "_closing", "_opened", "_output", "_owner", "_size", "credit", "number", "queued")
 
-    def __init__(self, output: MuxOutput, number: int, owner: SenderOwner, credit: int) -> None:
+    def __init__(self, output: MuxOutput, number: int, owner: SenderOwner | None, credit: int) -> None:
         self._output = output
         self.number = number
-        self._owner: SenderOwner | None = owner
+        self._owner = owner
         self.credit = credit
         """Bytes that may be written; below 0 when the end was written without."""
         self._backlog: deque[bytes] = deque()
@@ -113,14 +113,14 @@ class MuxSender:
         """End the stream now: what has not left is dropped, and the router is told."""
         if self._closing and not self._size:
             return
+        opening = self._backlog[0] if self._backlog and not self._opened else b""
         self._backlog.clear()
         self._size = self._at = 0
         self._closing = True
-        if self._opened:
-            cut = encode_mux_frame(self.number, CUT)
-            self.credit = len(cut)
-            self._backlog.append(cut)
-            self._size = len(cut)
+        if self._opened or opening:  # the router waits for a stream that it does not know yet
+            last = opening + encode_mux_frame(self.number, CUT)
+            self.credit = self._size = len(last)
+            self._backlog.append(last)
             self._output.queue(self)
         else:
             self._output.ended(self)

@@ -12,6 +12,7 @@ cdef class MuxSession:
     cdef readonly object _owner
     cdef readonly object _timer
     cdef readonly Py_ssize_t _unanswered
+    cdef readonly object _unseen
     cdef readonly Py_ssize_t _window
     cdef readonly Py_ssize_t ignored
     cdef readonly tuple key

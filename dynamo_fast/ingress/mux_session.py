@@ -14,13 +14,15 @@ This runs for every request and item. Where there is a compiler, Cython translat
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
 from dynamo_fast.codec import MuxDecoder, MuxFrame, encode_mux_frame, encode_two_part
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CodecError, ControlError, DynamoError
 from dynamo_fast.ingress.mux_sender import MuxOutput, MuxSender, SenderOwner
+from dynamo_fast.ingress.response_addresses import host_and_port
 from dynamo_fast.logs import get_logger
 from dynamo_fast.net import frame_log
 from dynamo_fast.net.connector import Connector
@@ -29,6 +31,7 @@ from dynamo_fast.wire.ids import random_uuid
 from dynamo_fast.wire.mux import (
     CLOSE,
     CREDIT,
+    CUT,
     HELLO,
     KILL,
     MOST_STREAMS,
@@ -36,6 +39,7 @@ from dynamo_fast.wire.mux import (
     PING,
     PONG,
     ROUTER_FRAME_LIMIT,
+    SEEN,
     STOP,
     VERSION,
     Hello,
@@ -45,6 +49,7 @@ from dynamo_fast.wire.mux import (
     closing_reason,
     described,
     read_credit,
+    read_seen,
 )
 from dynamo_fast.wire.stream import Event
 
@@ -58,6 +63,8 @@ _IDLE_SECONDS = 300.0
 # What crosses on the way: words for streams that have ended.
 _MAY_BE_IGNORED, _MORE_FOR_EACH_STREAM = 65_536, 64
 _MAY_BE_UNANSWERED = 64
+# Subjects that are kept until the router has seen their streams. It says so every second.
+_MOST_UNSEEN = 16_384
 
 
 class SessionOwner(Protocol):
@@ -85,6 +92,7 @@ class MuxSession:
         "_owner",
         "_timer",
         "_unanswered",
+        "_unseen",
         "_window",
         "ignored",
         "key",
@@ -109,6 +117,7 @@ class MuxSession:
         self.ignored = 0
         """Frames for streams that are gone."""
         self._unanswered = 0
+        self._unseen: deque[tuple[int, str]] = deque(maxlen=_MOST_UNSEEN)  # streams that the router may not know yet
         self._idle_since = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -126,8 +135,22 @@ class MuxSession:
         sender = MuxSender(output, number, owner, self._window)
         output.senders[number] = sender
         owner.number = number
+        self._unseen.append((number, subject))
         sender.write(encode_mux_frame(number, OPEN, subject.encode()))
         return sender
+
+    def give_up(self, subject: str) -> None:
+        """Open a stream for the request of `subject`, and cut it: its answer was lost with another session."""
+        if self.output.over or self._last >= MOST_STREAMS:
+            return
+        self._last = number = self._last + 1
+        sender = self.output.senders[number] = MuxSender(self.output, number, None, self._window)
+        sender.write(encode_mux_frame(number, OPEN, subject.encode()) + encode_mux_frame(number, CUT))
+        sender.close()
+
+    def unseen(self) -> list[str]:
+        """The subjects of the streams that the router may not know."""
+        return [subject for _, subject in self._unseen]
 
     def close(self, why: str) -> None:
         """End it in order: what can leave leaves, the router is told `why`, and each stream is lost."""
@@ -197,6 +220,8 @@ class MuxSession:
                 self._ignore(frame)
         elif kind == CREDIT:
             self.output.add_credit(frame.body)
+        elif kind == SEEN:
+            self._seen_until(read_seen(frame.body))
         elif kind == PING and len(frame.body) == 8:
             self._answer_ping(bytes(frame.body))
         elif kind == CLOSE:
@@ -231,6 +256,12 @@ class MuxSession:
         self._look_whether_idle()
         if not self.ready.done():
             self.ready.set_result(True)
+
+    def _seen_until(self, last: int) -> None:
+        """The router knows every stream up to the number `last`; above those that there are: it waits for none."""
+        unseen = self._unseen
+        while unseen and unseen[0][0] <= last:
+            unseen.popleft()
 
     def _closed_by_router(self, frame: MuxFrame) -> None:
         why = closing_reason(frame.body)
@@ -275,7 +306,7 @@ class MuxSession:
         self._owner.lost(self)
         if not self.ready.done():
             logger.warning(
-                "no session with the router at %s, answering it on single connections: %s", self.key[0], error
+                "no session with the router at %s; answers to it take single connections: %s", self.key[0], error
             )
             self.ready.set_result(False)
         self.output.end(error)
@@ -296,7 +327,7 @@ class MuxSessions:
         self._avoided: dict[tuple[str, str], float] = {}
         """Routers where no session could be opened, and until when none is tried."""
         self._greeting: Deadlines[MuxSession] = Deadlines(loop, seconds, _not_greeted)
-        self._dialling: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def find(self, address: str, offer: MuxOffer) -> MuxSession | None:
@@ -312,9 +343,7 @@ class MuxSessions:
             if self._closed or self._avoids(key):
                 return None
             session = self.attach(address, offer)
-            task = self.loop.create_task(self._dial(session, host, port))
-            self._dialling.add(task)
-            task.add_done_callback(self._dialling.discard)
+            self._spawn(self._dial(session, host, port))
         return session if await asyncio.shield(session.ready) else None
 
     def attach(self, address: str, offer: MuxOffer) -> MuxSession:
@@ -331,7 +360,11 @@ class MuxSessions:
         self._greeting.discard(session)
         if self._sessions.get(session.key) is session:
             del self._sessions[session.key]
-        if not session.opened and not self._closed:
+        if self._closed:
+            return
+        if subjects := session.unseen():
+            self._spawn(self._give_up(session.key, subjects))
+        if not session.opened:
             if len(self._avoided) >= _MOST_AVOIDED:
                 del self._avoided[next(iter(self._avoided))]
             self._avoided[session.key] = self.loop.time() + _AVOID_SECONDS
@@ -342,13 +375,26 @@ class MuxSessions:
         for session in list(self._sessions.values()):
             session.close(why)
         self._greeting.close()
-        for task in self._dialling:
+        for task in self._tasks:
             task.cancel()
 
     def open_sockets(self) -> Iterable[int]:
         """See SocketHolder."""
         for session in self._sessions.values():
             yield from session.open_sockets()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _give_up(self, key: tuple[str, str], subjects: list[str]) -> None:
+        """The router may wait for streams of a lost session: it never knew of them. Tell it, once, on the next session."""
+        address, token = key
+        session = await self.connected(*host_and_port(address), address, MuxOffer(VERSION, token))
+        if session is not None:
+            for subject in subjects:
+                session.give_up(subject)
 
     def _avoids(self, key: tuple[str, str]) -> bool:
         until = self._avoided.get(key)

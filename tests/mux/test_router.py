@@ -14,6 +14,7 @@ from dynamo_fast.egress.mux_session import MuxSession
 from dynamo_fast.egress.response_stream import ResponseStream
 from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.errors import CannotConnect, ControlError, Disconnected, MessageTooLarge, RemoteError
+from dynamo_fast.testing import clock
 from tests.egress.conftest import make_router
 from tests.egress.raw_worker import LIMIT, RawRequest, RawWorker, item
 from tests.mux.raw import (
@@ -29,6 +30,7 @@ from tests.mux.raw import (
     PING,
     PONG,
     PROLOGUE,
+    SEEN,
     STOP,
     STREAM_WINDOW,
     Frame,
@@ -309,7 +311,7 @@ async def test_what_comes_gives_the_connection_its_credit_back(router: Addressed
         credit += int.from_bytes(frame.body, "big")
     session.end(1)
     assert await asyncio.wait_for(task, LIMIT) == sent
-    given = sum(int.from_bytes(frame.body, "big") for frame in session.silent)
+    given = sum(int.from_bytes(frame.body, "big") for frame in session.silent if frame.kind == CREDIT)
     assert given >= sent * 16_384 - 4 * 1024 * 1024
 
 
@@ -388,6 +390,68 @@ async def test_two_workers_have_two_sessions(router: AddressedPushRouter, worker
     other.items(1, "a")
     other.end(1)
     assert await second.items() == ["a"]
+
+
+# A session that is lost with what was opened on it ---------------------------------------------------------------------
+
+
+@pytest.mark.turned_clock
+async def test_a_worker_is_told_now_and_then_which_streams_are_known(
+    router: AddressedPushRouter, worker: RawWorker
+) -> None:
+    asked = [await ask(router, worker) for _ in range(3)]
+    session = await RawSession.open(asked[0].request)
+    session.begin(1, asked[0].request)
+    session.begin(2, asked[1].request)
+    await asked[1].stream()
+    await clock.advance(1)
+    assert await session.read() == Frame(0, SEEN, b"\0\0\0\2")
+    await clock.advance(10)  # nothing was opened since: nothing is said
+    session.begin(3, asked[2].request)
+    await asked[2].stream()
+    await clock.advance(1)
+    assert await session.read() == Frame(0, SEEN, b"\0\0\0\3")
+    session.abort()
+    for each in asked:
+        await lost(each)
+
+
+async def test_a_stream_that_was_lost_with_its_session_is_opened_again_and_cut(
+    router: AddressedPushRouter, worker: RawWorker
+) -> None:
+    known, unknown = await ask(router, worker), await ask(router, worker)
+    session = await RawSession.open(known.request)
+    session.begin(1, known.request)
+    await known.stream()
+    session.abort()  # the worker has opened the other one, too, and cannot know what came
+    await lost(known)
+    assert not unknown.call.done()
+    session = await RawSession.open(known.request)
+    for number, each in enumerate((known, unknown), 1):
+        session.send(number, OPEN, each.request.info["subject"].encode())
+        session.send(number, CUT)
+    await lost(unknown)
+    assert {await session.next(), await session.next()} >= {Frame(1, KILL, b"")}
+
+
+async def test_the_streams_of_lost_sessions_may_be_opened_once_more(
+    router: AddressedPushRouter, worker: RawWorker
+) -> None:
+    """Two thousand answers on a session that was lost are no attack, when the worker asks for all of them again."""
+    asked = await ask(router, worker)
+    session = await RawSession.open(asked.request)
+    subjects = [router.response_server.register(Context()).subject for _ in range(2000)]
+    for number, subject in enumerate(subjects, 1):
+        session.send(number, OPEN, subject.encode())
+        session.send(number, CUT)
+    await until(lambda: router.response_server.pending == 1)
+    session = await RawSession.open(asked.request)
+    for number, subject in enumerate(subjects, 1):
+        session.send(number, OPEN, subject.encode())
+        session.send(number, CUT)
+    session.begin(2001, asked.request)
+    session.end(2001)
+    assert await asked.items() == []
 
 
 # Wrong frames ---------------------------------------------------------------------------------------------------------
@@ -566,5 +630,6 @@ async def test_a_router_that_closes_tells_its_workers(worker: RawWorker) -> None
     await router.close()
     assert await session.next() == Frame(1, KILL, b"")
     assert await session.closed() == "the response server was closed"
+    assert session.silent[-1] == Frame(0, SEEN, b"\xff" * 4)  # it waits for no answer
     with pytest.raises(Disconnected):
         await anext(stream)
