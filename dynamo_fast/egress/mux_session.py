@@ -174,11 +174,13 @@ class MuxSession:
         """See asyncio.Protocol. It takes over a connection that was made: see `begin`."""
 
     def pause_writing(self) -> None:
-        """See asyncio.Protocol. What is written goes on: it is bounded by what comes in."""
+        """See asyncio.Protocol. What is written goes on: the worker gets no credit, which bounds what it can ask for."""
         self._is_blocked = True
 
     def resume_writing(self) -> None:
         self._is_blocked = False
+        if self._owed >= _CONNECTION_WINDOW // 2:
+            self._return_credit()
 
     def eof_received(self) -> bool:
         if self._decoder.pending:
@@ -223,6 +225,14 @@ class MuxSession:
         """`size` bytes have come: whatever became of them, they are under way no longer."""
         self._owed += size
         if self._owed >= _CONNECTION_WINDOW // 2:
+            self._return_credit()
+
+    def _return_credit(self) -> None:
+        """Give back what has come; not to a worker that does not read, which may use up what it has and no more."""
+        beyond = self._owed - self._decoder.pending - _CONNECTION_WINDOW
+        if beyond > 0:
+            self.close(f"the worker has written {beyond} bytes more than the credit of the connection")
+        elif not self._is_blocked:
             self.write(credit_frame(0, self._owed))
             self._owed = 0
 

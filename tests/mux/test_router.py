@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import struct
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -20,6 +23,7 @@ from tests.egress.raw_worker import LIMIT, RawRequest, RawWorker, item
 from tests.mux.raw import (
     BODY_LIMIT,
     CLOSE,
+    CONNECTION_WINDOW,
     CREDIT,
     CUT,
     DATA,
@@ -37,6 +41,10 @@ from tests.mux.raw import (
     RawSession,
 )
 from tests.waiting import until
+
+if sys.platform != "win32":
+    import fcntl
+    import termios
 
 SERVER = ResponseServerConfig(host="127.0.0.1", mux="auto", max_message_size=100_000)
 
@@ -77,6 +85,13 @@ async def ask(router: AddressedPushRouter, worker: RawWorker, context: Context |
     raw = await worker.request()
     raw.acknowledge()
     return Asked(call, raw)
+
+
+def unread(session: MuxSession) -> int:
+    """Bytes that wait at the router's socket."""
+    waiting = bytearray(4)
+    fcntl.ioctl(session._transport.get_extra_info("socket").fileno(), termios.FIONREAD, waiting)
+    return int.from_bytes(waiting, sys.byteorder)
 
 
 def only_session(router: AddressedPushRouter) -> MuxSession:
@@ -319,6 +334,65 @@ async def _count(stream: ResponseStream[Any]) -> int:
     return len([each async for each in stream])
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="it cannot ask how many bytes wait")
+async def test_a_worker_that_sends_without_end_and_does_not_read_is_closed(
+    router: AddressedPushRouter, worker: RawWorker
+) -> None:
+    """It gets no credit: what it sends beyond that it had ends the session."""
+    asked = await ask(router, worker)
+    session = await RawSession.open(asked.request)
+    session.begin(1, asked.request)
+    await asked.stream()
+    ours = only_session(router)
+    session.reader._transport.pause_reading()  # type: ignore[attr-defined]
+    for _ in range(1000):  # pings, whose answers fill the buffers on the way until the router can write no more
+        session.writer.write(struct.pack(">IIQ", 0, PING << 24 | 8, 0) * 1000)
+        await session.writer.drain()
+        await until(lambda: not unread(ours))  # a ping that is read behind the full buffers counts as unanswered
+        if ours._is_blocked:
+            break
+    session.send(2, OPEN, b"unknown")
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+        while router.response_server.sessions:
+            session.send(2, DATA, b"x" * BODY_LIMIT)  # of a stream that is gone, so that only the connection counts
+            sent += BODY_LIMIT
+            assert sent < 64 * 1024 * 1024
+            await session.writer.drain()
+            await asyncio.sleep(0)
+    await lost(asked, "bytes more than the credit of the connection")
+
+
+@pytest.mark.parametrize("over", [False, True])
+async def test_the_credit_of_the_connection_is_exact(
+    router: AddressedPushRouter, worker: RawWorker, over: bool
+) -> None:
+    asked, other = await ask(router, worker), await ask(router, worker)
+    session = await RawSession.open(asked.request)
+    session.begin(1, asked.request)
+    session.begin(2, other.request)
+    await other.stream()
+    ours = only_session(router)
+    ours.pause_writing()  # as the event loop does when the worker does not read
+    session.send(1, CUT)
+    left = CONNECTION_WINDOW - ours._owed - 8
+    while left:
+        body = min(left, BODY_LIMIT) - 8
+        session.send(1, DATA, b"x" * body)  # of a stream that is gone, so that only the connection counts
+        left -= 8 + body
+    if over:
+        session.send(1, END)
+        await lost(other, "8 bytes more than the credit of the connection")
+    else:
+        await until(lambda: ours._owed == CONNECTION_WINDOW)
+        ours.resume_writing()
+        credit = await session.read()
+        assert credit == Frame(0, CREDIT, CONNECTION_WINDOW.to_bytes(4, "big"))
+        session.end(2)
+        assert await other.items() == []
+    await lost(asked)
+
+
 # Wrong handshakes -----------------------------------------------------------------------------------------------------
 
 
@@ -483,7 +557,7 @@ async def test_a_session_that_is_lost_ends_all_its_streams(router: AddressedPush
         ([(7, OPEN, b"x" * 129)], "unexpected OPEN of 129 bytes for stream 7, which is not open"),
         ([(1, DATA, b"x" * (BODY_LIMIT + 1))], "is too large: prefix 8 + body 16385"),
         ([(2, OPEN, b"unknown"), (2, OPEN, b"unknown")], "stream 2 was opened before"),
-        ([(number, OPEN, b"unknown") for number in range(2, 1100)], "1025 streams that answer no request"),
+        ([(number, OPEN, b"unknown") for number in range(2, 1027)], "1025 streams that answer no request"),
         ([(1, CUT, b"")] + 65_537 * [(1, END, b"")], "65537 frames for streams that are gone"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
