@@ -558,12 +558,12 @@ async def test_an_idle_session_is_closed_after_a_while(start: Start, handler: Ha
         subject = await router.ask({"waits": True})
         session = await router.session()
         await begun(session, 1, subject)
+        session.send(0, SEEN, struct.pack(">I", 1))
         await clock.advance(1000)
         assert only_session(worker).opened
         handler.go_on.set()
         assert item(await session.next()) == "behind"
         await ended(session, 1)
-        await seen(worker, session, 1)
         sessions = worker.dialler.sessions
         assert sessions is not None
         await clock.advance(200)  # 1200 s: it looks, and was in use
