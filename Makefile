@@ -87,7 +87,7 @@ cost: $(VENV)/.test
 
 # Either backend on its own: the search is led by the branches of the Python one, and its inputs run through both.
 FUZZ_SECONDS ?= 60
-PLANES := answers acks requests controls inputs
+PLANES := answers sessions acks requests controls inputs
 fuzz: $(VENV)/.fuzz
 	$(call say,"fuzzing the compiled codec for $(FUZZ_SECONDS) seconds")
 	@$(BIN)/python -m tests.fuzz.codec cython -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1

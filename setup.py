@@ -37,6 +37,7 @@ TRANSLATED = [
     "dynamo_fast.ingress.answer",
     "dynamo_fast.ingress.cancellation",
     "dynamo_fast.ingress.dialler",
+    "dynamo_fast.ingress.mux_sender",
     "dynamo_fast.ingress.mux_session",
     "dynamo_fast.ingress.push_handler",
     "dynamo_fast.ingress.request",

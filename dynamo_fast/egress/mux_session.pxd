@@ -8,11 +8,12 @@ from dynamo_fast.wire.stream cimport StreamMachine, requester
 cdef class SessionOwner(ConnectionOwner):
     cdef readonly dict sessions
     cdef public Py_ssize_t multiplexed
-    cdef readonly long long forgotten
+    cdef public long long forgotten
 
 @cython.final
 cdef class MuxSession:
     cdef object __weakref__
+    cdef readonly Py_ssize_t _answers
     cdef readonly object _decoder
     cdef readonly bint _flush_is_due
     cdef readonly bint _is_blocked
@@ -21,6 +22,7 @@ cdef class MuxSession:
     cdef readonly list _out
     cdef readonly bint _over
     cdef readonly Py_ssize_t _owed
+    cdef readonly object _seen
     cdef readonly SessionOwner _server
     cdef readonly dict _sinks
     cdef readonly object _transport

@@ -29,6 +29,7 @@ from dynamo_fast.wire.mux import (
     DATA,
     END,
     KILL,
+    MOST_STREAMS,
     OPEN,
     PART,
     PING,
@@ -43,6 +44,7 @@ from dynamo_fast.wire.mux import (
     closing_reason,
     credit_frame,
     described,
+    seen_frame,
 )
 from dynamo_fast.wire.stream import REQUESTER, Action, Event, State, requester
 
@@ -56,6 +58,7 @@ _LONGEST_SUBJECT = 128
 _MAY_BE_IGNORED, _MORE_FOR_EACH_KILL = 65_536, 4_096
 _MAY_BE_UNKNOWN = 1_024
 _MAY_BE_UNANSWERED = 64
+_SEEN_SECONDS = 1.0
 
 _PREFIX = len(encode_mux_frame(0, DATA))
 _OPENED, _STARTED, _DATA, _SENTINEL = Event.HANDSHAKE, Event.PROLOGUE_OK, Event.DATA, Event.SENTINEL
@@ -72,7 +75,7 @@ class SessionOwner(ConnectionOwner):
     multiplexed: int
     """Streams on them."""
     forgotten: int
-    """Calls that were given up before their worker had dialled."""
+    """Opens that may come for nothing: of calls that were given up before, and once more of streams of lost sessions."""
 
 
 class MuxSession:
@@ -84,6 +87,7 @@ class MuxSession:
 
     __slots__ = (
         "__weakref__",
+        "_answers",
         "_decoder",
         "_flush_is_due",
         "_is_blocked",
@@ -92,6 +96,7 @@ class MuxSession:
         "_out",
         "_over",
         "_owed",
+        "_seen",
         "_server",
         "_sinks",
         "_transport",
@@ -116,6 +121,8 @@ class MuxSession:
         """Credit of each stream at its beginning, in bytes."""
         self._owed = 0  # what has come since the worker was given credit
         self._last = 0  # the highest number that was used
+        self._seen: asyncio.TimerHandle | None = None  # when the worker is told of it
+        self._answers = 0  # streams that answered a request
         self.ignored = 0
         """Frames for streams that are gone."""
         self._may_be_ignored = _MAY_BE_IGNORED
@@ -147,6 +154,7 @@ class MuxSession:
                 stream.step(Event.DROPPED)
         else:
             logger.warning("closing the session of worker %s at %s: %s", self.name, self._peer(), why)
+        self.write(seen_frame(MOST_STREAMS if cut else self._last))  # cut: no call waits for an answer any more
         self.write(close_frame(why))
         self._flush()
         if self._is_blocked:  # what waits would keep it open
@@ -165,11 +173,13 @@ class MuxSession:
         """See asyncio.Protocol. It takes over a connection that was made: see `begin`."""
 
     def pause_writing(self) -> None:
-        """See asyncio.Protocol. What is written goes on: it is bounded by what comes in."""
+        """See asyncio.Protocol. What is written goes on: the worker gets no credit, which bounds what it can ask for."""
         self._is_blocked = True
 
     def resume_writing(self) -> None:
         self._is_blocked = False
+        if self._owed >= _CONNECTION_WINDOW // 2:
+            self._return_credit()
 
     def eof_received(self) -> bool:
         if self._decoder.pending:
@@ -214,6 +224,14 @@ class MuxSession:
         """`size` bytes have come: whatever became of them, they are under way no longer."""
         self._owed += size
         if self._owed >= _CONNECTION_WINDOW // 2:
+            self._return_credit()
+
+    def _return_credit(self) -> None:
+        """Give back what has come; not to a worker that does not read, which may use up what it has and no more."""
+        beyond = self._owed - self._decoder.pending - _CONNECTION_WINDOW
+        if beyond > 0:
+            self.close(f"the worker has written {beyond} bytes more than the credit of the connection")
+        elif not self._is_blocked:
             self.write(credit_frame(0, self._owed))
             self._owed = 0
 
@@ -261,14 +279,22 @@ class MuxSession:
             self.close(f"stream {number} was opened before")
             return
         self._last = number
+        if self._seen is None:
+            self._seen = self._server.loop.call_later(_SEEN_SECONDS, self._say_seen)
         receiver = self._server.take(bytes(frame.body).decode("utf-8", "replace"))
         if receiver is None:
             self._refuse(number)
             return
         stream = MuxStream(self, self._server, number, receiver)
         self.streams[number] = stream
+        self._answers += 1
         self._server.multiplexed += 1
         stream.step(_OPENED)
+
+    def _say_seen(self) -> None:
+        """Tell the worker how far it was heard: what it opened behind that is lost if the session is."""
+        self._seen = None
+        self.write(seen_frame(self._last))
 
     def _refuse(self, number: int) -> None:
         """No call waits for this stream: it was given up, or there was none."""
@@ -316,6 +342,9 @@ class MuxSession:
         if self._over:
             return
         self._over = True
+        self._server.forgotten += self._answers  # the worker opens those again of which it was not told
+        if self._seen is not None:
+            self._seen.cancel()
         if self._server.sessions.get(self.name) is self:
             del self._server.sessions[self.name]
         for stream in list(self.streams.values()):

@@ -72,7 +72,8 @@ class StreamRegistry(SessionOwner):
         self.multiplexed = 0
         """Streams that are open on them."""
         self.forgotten = 0
-        """Calls that were given up before their worker had dialled, since the registry was made."""
+        """Opens that may come for nothing, since the registry was made: of calls that were given up before, and once more
+        of the streams of sessions that are over."""
         self.strangers_reset = 0
         """Connections that were reset without a valid handshake, since the registry was made."""
         self._max_streams = config.max_streams or sys.maxsize

@@ -14,7 +14,8 @@ from dynamo_fast.config import TlsConfig, WorkerConfig
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CannotConnect, ConnectionTimeout
 from dynamo_fast.ingress.clock import clock_of
-from dynamo_fast.ingress.mux_session import MuxSender, MuxSessions
+from dynamo_fast.ingress.mux_sender import MuxSender
+from dynamo_fast.ingress.mux_session import MuxSessions
 from dynamo_fast.ingress.response_addresses import host_and_port
 from dynamo_fast.ingress.response_connection import ResponseConnection
 from dynamo_fast.net._direct import DirectTransport

@@ -34,7 +34,7 @@ from dynamo_fast.ingress.answer import Answer, HandlingEndpoint
 from dynamo_fast.ingress.buffered_bytes import BufferedBytes
 from dynamo_fast.ingress.cancellation import Cancellation
 from dynamo_fast.ingress.dialler import Dialler
-from dynamo_fast.ingress.mux_session import MuxSender
+from dynamo_fast.ingress.mux_sender import MuxSender
 from dynamo_fast.ingress.request_stream import RequestStream
 from dynamo_fast.ingress.response_addresses import ResponseAddresses
 from dynamo_fast.ingress.response_connection import ResponseConnection, Uncorking

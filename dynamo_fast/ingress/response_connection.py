@@ -33,7 +33,7 @@ from dynamo_fast.context import Context
 from dynamo_fast.deadlines import Deadlines
 from dynamo_fast.errors import CodecError
 from dynamo_fast.ingress._cork import Cork
-from dynamo_fast.ingress.mux_session import MuxSender
+from dynamo_fast.ingress.mux_sender import MuxSender
 from dynamo_fast.logs import get_logger
 from dynamo_fast.net import frame_log
 from dynamo_fast.net._direct import DirectTransport

@@ -21,7 +21,7 @@ from dynamo_fast.codec import (
     TwoPartMessage,
 )
 from dynamo_fast.errors import CodecError
-from dynamo_fast.wire.mux import CLOSE, CREDIT, DATA, HELLO, KILL, OPEN, PROLOGUE, STOP, kind_name
+from dynamo_fast.wire.mux import CLOSE, CREDIT, DATA, HELLO, KILL, OPEN, PROLOGUE, SEEN, STOP, kind_name
 from dynamo_fast.wire.text import UNREADABLE, reason
 
 __all__ = ["MAX_FRAME_SIZE", "PREFIX", "AnswerDecoder", "Decoder", "Frame", "Message", "complete_messages", "describe"]
@@ -36,7 +36,7 @@ _FROM_ROUTER = {"stop", "kill", "input"}
 
 _SESSION = b'{"mux":'
 """How the handshake of a session begins (mux.md 3)."""
-_MUX_FROM_ROUTER = {HELLO, STOP, KILL, CREDIT}
+_MUX_FROM_ROUTER = {HELLO, STOP, KILL, CREDIT, SEEN}
 
 Message = TwoPartMessage | TcpRequestMessage | TcpResponseMessage | MuxFrame
 
@@ -219,6 +219,8 @@ def _describe_mux(frame: Frame, message: MuxFrame, before: bytes) -> None:
         frame.content |= zip(("version", "stream_window", "connection_window"), numbers, strict=True)
     elif kind == CREDIT and len(body) == 4:
         frame.content["bytes"] = int.from_bytes(body, "big")
+    elif kind == SEEN and len(body) == 4:
+        frame.content["last"] = int.from_bytes(body, "big")
     elif kind in (OPEN, CLOSE):
         frame.content["subject" if kind == OPEN else "reason"] = body.decode("utf-8", "backslashreplace")
     elif body:

@@ -48,7 +48,7 @@ def listening_at(ip: str, port: int) -> Iterator[None]:
 def listening_socket(
     ip: str, port: int, backlog: int, user_timeout: float | None = None, *, reuse_port: bool = False
 ) -> socket.socket:
-    """A listening TCP socket whose connections are kept alive; `::` takes IPv4, too.
+    """A listening TCP socket whose connections are kept alive, and write at once; `::` takes IPv4, too.
 
     `reuse_port`: other processes of this user may listen on the port, too, and share its connections. Raises OSError if
     the port is taken, ValueError if the system cannot share ports.
@@ -59,6 +59,8 @@ def listening_socket(
         endpoint = socket.create_server(
             (ip, port), family=family, backlog=backlog, dualstack_ipv6=both, reuse_port=reuse_port
         )
+    # asyncio switches Nagle's delay off only where the number of the protocol says TCP, which connections have from here.
+    endpoint = socket.socket(endpoint.family, endpoint.type, socket.IPPROTO_TCP, endpoint.detach())
     endpoint.setblocking(False)
     keep_alive(endpoint, user_timeout)
     return endpoint

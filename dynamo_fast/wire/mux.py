@@ -33,6 +33,7 @@ __all__ = [
     "PONG",
     "PROLOGUE",
     "ROUTER_FRAME_LIMIT",
+    "SEEN",
     "SMALLEST_WINDOW",
     "STOP",
     "VERSION",
@@ -48,7 +49,9 @@ __all__ = [
     "kind_name",
     "offered_version",
     "read_credit",
+    "read_seen",
     "refused_prologue",
+    "seen_frame",
 ]
 
 VERSION = 1
@@ -56,7 +59,7 @@ VERSION = 1
 
 # Numbers, not an enumeration: they are compared for each frame.
 OPEN, PROLOGUE, DATA, PART, END, CUT = 1, 2, MUX_DATA, MUX_PART, 5, 6
-HELLO, STOP, KILL, CREDIT = 16, 17, 18, 19
+HELLO, STOP, KILL, CREDIT, SEEN = 16, 17, 18, 19, 20
 PING, PONG, CLOSE = 32, 33, 34
 _NAMES = {
     OPEN: "OPEN",
@@ -69,6 +72,7 @@ _NAMES = {
     STOP: "STOP",
     KILL: "KILL",
     CREDIT: "CREDIT",
+    SEEN: "SEEN",
     PING: "PING",
     PONG: "PONG",
     CLOSE: "CLOSE",
@@ -181,6 +185,18 @@ def read_credit(body: bytes | memoryview, window: int) -> int:
     if len(body) != 4 or not 0 < size <= WINDOW_LIMIT - window:
         raise ControlError(f"a credit of {size} bytes ({len(body)} bytes long) for a window of {window}")
     return size
+
+
+def seen_frame(last: int) -> bytes:
+    """The router knows every stream up to the number `last`."""
+    return encode_mux_frame(0, SEEN, last.to_bytes(4, "big"))
+
+
+def read_seen(body: bytes | memoryview) -> int:
+    """The number in the body of that frame. Raises ControlError."""
+    if len(body) != 4:
+        raise ControlError(f"malformed SEEN: expected 4 bytes (in {shown(body)})")
+    return int.from_bytes(body, "big")
 
 
 def close_frame(why: str) -> bytes:

@@ -51,6 +51,10 @@ class Layout:
         """A well-formed frame that means nothing behind `frame`."""
         raise NotImplementedError
 
+    def is_timed(self, frame: bytes) -> bool:
+        """Whether `frame` is sent at intervals, whatever the other end does."""
+        return False
+
 
 class TwoPartLayout(Layout):
     """u64 length of the header, u64 length of the data, u64 checksum; header; data."""
@@ -150,6 +154,9 @@ class MuxLayout(Layout):
 
     def unexpected(self, frame: bytes) -> bytes:
         return frame[:4] + struct.pack(">I", 99 << 24)
+
+    def is_timed(self, frame: bytes) -> bool:
+        return frame[4] == 20  # SEEN
 
 
 SESSION_HANDSHAKE = b'{"mux":'

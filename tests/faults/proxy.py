@@ -207,6 +207,9 @@ class Pipe:
                 pipe.layout = LAYOUTS[self.link.plane, pipe.side]
 
     def _pass(self, frame: bytes) -> None:
+        if self.link.plane is Plane.SESSION and self.layout.is_timed(frame):
+            self.write(frame)  # it comes by the clock: the places of the others do not depend on it
+            return
         number, self.frames = self.frames, self.frames + 1
         if self.held is not None:
             held, self.held = self.held, None

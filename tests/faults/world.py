@@ -303,8 +303,8 @@ async def _settle(world: World, seen: Seen, before: dict[str, int]) -> None:
     seen.trouble += left
 
 
-_KEPT = ("server.sessions", "sessions._sessions", "]._decoder.pending")
-"""A session goes on after a call, and half a frame may be in it until the harm ends."""
+_KEPT = ("server.sessions", "sessions._sessions", "]._decoder.pending", "]._unseen")
+"""A session goes on after a call; half a frame, and streams that the router has not seen, may be in it for so long."""
 
 
 def _left(world: World, before: dict[str, int]) -> list[str]:

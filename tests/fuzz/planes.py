@@ -1,6 +1,7 @@
 """Chosen bytes into the connections of both planes, on real sockets, and what must hold whatever the bytes are.
 
     answers      a worker's response connection, at the router
+    sessions     a worker's session of many answers, at the router
     acks         a worker's acknowledgements, at the router
     requests     a router's request connection, at the worker
     controls     a router's control messages on a response connection, at the worker
@@ -153,6 +154,10 @@ class Script:
 
 def two_part(header: bytes, data: bytes = b"") -> bytes:
     return struct.pack(">QQQ", len(header), len(data), 0) + header + data
+
+
+def mux_frame(stream: int, kind: int, body: bytes) -> bytes:
+    return struct.pack(">II", stream, kind << 24 | len(body) & 0xFF_FFFF) + body
 
 
 def damaged(choices: Choices, text: bytes) -> bytes:
@@ -460,6 +465,47 @@ class Answers(Plane):
         await self._router.close()
 
 
+class Sessions(Answers):
+    """A worker's session of the multiplexed plane (mux.md), at the router."""
+
+    async def start(self) -> None:
+        self._client = _Accepting()
+        config = ResponseServerConfig(host="127.0.0.1", max_message_size=MAX_FRAME, mux="auto")
+        server = await TcpStreamServer.create(config)
+        self._router = AddressedPushRouter(self._client, server, metrics=RequestPlaneMetrics())
+
+    def compose(self, choices: Choices) -> bytes:
+        kind = choices.one((1, 2, 3, 3, 3, 4, 5, 6, 32, 33, 34, choices.below(256)))
+        body = choices.one((b"", b"unknown", b'{"error":"x"}', item(choices), b"x" * 16_384, b"12345678"))
+        return damaged(choices, mux_frame(choices.one((1, 1, 1, 0, 2, 3)), kind, body))
+
+    def edges(self) -> Iterator[bytes]:
+        for value in (*HOSTILE_JSON, *HOSTILE_MSGPACK):
+            for kind in (1, 2, 3, 4, 34):
+                yield mux_frame(1, kind, value)
+        for kind in range(40):
+            for stream in (0, 1, 2, 2**32 - 1):
+                yield mux_frame(stream, kind, b"") + mux_frame(stream, kind, b"12345678")
+
+    async def talk(self, script: Script) -> None:
+        context = Context()
+        call = self.loop.create_task(self._call(AddressedRequest({}, "127.0.0.1:1/x", mux=1), context))
+        await self.shared.until(lambda: self._client.payloads or call.done(), "the call is made")
+        payload = self._client.payloads.pop()
+        control = json.loads(payload[24 : 24 + struct.unpack_from(">Q", payload)[0]])
+        info = json.loads(control["connection_info"]["info"])
+        handshake = {"mux": 1, "session": control["dynamo_fast_mux"]["session"], "worker": "w"}
+        peer = await dialled(self.loop, info["address"])
+        await peer.send([two_part(json.dumps(handshake).encode())])
+        await self.shared.until(lambda: len(peer.received) >= 20, "the router says HELLO")
+        begins = mux_frame(1, 1, info["subject"].encode()) + (mux_frame(1, 2, b"") if script.cut != 1 else b"")
+        await peer.send([begins, *script.chunks()])
+        if script.is_killed:
+            context.kill()
+        await peer.end(script.end)
+        await asyncio.wait_for(call, LIMIT)
+
+
 class Acks(Plane):
     """A worker's acknowledgements, at the router."""
 
@@ -716,6 +762,7 @@ class Inputs(_AtWorker):
 
 PLANES: dict[str, type[Plane]] = {
     "answers": Answers,
+    "sessions": Sessions,
     "acks": Acks,
     "requests": Requests,
     "controls": Controls,

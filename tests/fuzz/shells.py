@@ -1,6 +1,6 @@
 """Fuzz the connections of one plane, on one backend of the codec.
 
-    python -m tests.fuzz.shells cython|python answers|acks|requests|controls|inputs [options of libFuzzer]
+    python -m tests.fuzz.shells cython|python answers|sessions|acks|requests|controls|inputs [options of libFuzzer]
 
 What the planes are and what must hold is in `tests.fuzz.planes`; `tests/test_shells.py` runs a few inputs in every test
 run. The corpus starts with the captured bytes of Dynamo; it and what breaks are kept in build/fuzz/.
@@ -30,6 +30,7 @@ with atheris.instrument_imports(include=["dynamo_fast"]):
 FOLDER = Path("build/fuzz")
 SEEDS = {
     "answers": ("prologue_*", "data_*", "*_item_*", "final_*", "sentinel", "conv_*_worker_side"),
+    "sessions": ("data_*", "*_item_*", "final_*"),
     "acks": ("ack*",),
     "requests": ("req_*",),
     "controls": ("stop", "kill", "sentinel", "conv_*_requester_side"),

@@ -14,7 +14,7 @@ from tests.egress.raw_worker import FINAL, LIMIT, RawRequest, item, two_part
 from tests.ingress.requester import Answer, Requester, read_frame
 
 OPEN, PROLOGUE, DATA, PART, END, CUT = 1, 2, 3, 4, 5, 6
-HELLO, STOP, KILL, CREDIT = 16, 17, 18, 19
+HELLO, STOP, KILL, CREDIT, SEEN = 16, 17, 18, 19, 20
 PING, PONG, CLOSE = 32, 33, 34
 STREAM_WINDOW, CONNECTION_WINDOW = 256 * 1024, 4 * 1024 * 1024
 BODY_LIMIT = 16 * 1024
@@ -35,7 +35,7 @@ class RawFrames:
         self.reader = reader
         self.writer = writer
         self.silent: list[Frame] = []
-        """Credit for the connection, which `next` leaves out."""
+        """Credit for the connection, and what the router has seen, which `next` leaves out."""
 
     def send(self, stream: int, kind: int, body: bytes = b"") -> None:
         self.writer.write(struct.pack(">II", stream, kind << 24 | len(body)) + body)
@@ -50,8 +50,8 @@ class RawFrames:
         return Frame(stream, word >> 24, body)
 
     async def next(self) -> Frame | None:
-        """The same, but for credit of the connection."""
-        while (frame := await self.read()) is not None and (frame.stream, frame.kind) == (0, CREDIT):
+        """The same, but for credit of the connection, and what the router has seen."""
+        while (frame := await self.read()) is not None and frame[:2] in ((0, CREDIT), (0, SEEN)):
             self.silent.append(frame)
         return frame
 

@@ -377,7 +377,7 @@ async def test_a_worker_that_dies_ends_every_stream_at_once() -> None:
             await anext(stream)
         assert both.worker.dialler.sessions is not None
         (session,) = both.worker.dialler.sessions._sessions.values()
-        session._transport.abort()
+        session.output.transport.abort()
         for stream in streams:
             *_, kind, _, migratable = await asyncio.wait_for(outcome(stream), LIMIT)
             assert (kind, migratable) == ("Disconnected", True)

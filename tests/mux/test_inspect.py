@@ -16,7 +16,20 @@ from dynamo_fast.ingress.worker import Worker
 from dynamo_fast.inspect import Conversation, Plane, frames
 from dynamo_fast.inspect.events import Failed, FrameSeen
 from dynamo_fast.inspect.relay import Relay
-from dynamo_fast.wire.mux import CLOSE, CUT, END, KILL, OPEN, PING, PROLOGUE, STOP, Hello, MuxHandshake, credit_frame
+from dynamo_fast.wire.mux import (
+    CLOSE,
+    CUT,
+    END,
+    KILL,
+    OPEN,
+    PING,
+    PROLOGUE,
+    STOP,
+    Hello,
+    MuxHandshake,
+    credit_frame,
+    seen_frame,
+)
 from dynamo_fast.wire.payload import PayloadCodec
 from tests.egress.conftest import make_router
 
@@ -55,6 +68,7 @@ ROUTER = b"".join(
     (
         Hello(1, 262144, 4194304).encode(),
         credit_frame(1, 5),
+        seen_frame(9),
         encode_mux_frame(2, STOP),
         encode_mux_frame(2, KILL),
         encode_mux_frame(0, PING, b"12345678"),
@@ -78,10 +92,11 @@ def test_what_a_worker_writes() -> None:
 def test_what_a_router_writes() -> None:
     seen = frames(ROUTER)
     assert [(frame.direction, frame.kind) for frame in seen] == [
-        (">", kind) for kind in ("hello", "credit", "stop", "kill", "ping")
+        (">", kind) for kind in ("hello", "credit", "seen", "stop", "kill", "ping")
     ]
     assert seen[0].content == {"stream": 0, "version": 1, "stream_window": 262144, "connection_window": 4194304}
     assert seen[1].content == {"stream": 1, "bytes": 5}
+    assert seen[2].content == {"stream": 0, "last": 9}
 
 
 @pytest.mark.parametrize("plane", [None, Plane.RESPONSE])
@@ -94,7 +109,14 @@ def test_a_conversation_in_pieces(plane: Plane | None, piece: int) -> None:
             seen += conversation.feed(from_dialler, data[at : at + piece])
     seen += conversation.close()
     assert [frame.kind for frame in seen if frame.direction == "<"] == KINDS
-    assert [frame.kind for frame in seen if frame.direction == ">"] == ["hello", "credit", "stop", "kill", "ping"]
+    assert [frame.kind for frame in seen if frame.direction == ">"] == [
+        "hello",
+        "credit",
+        "seen",
+        "stop",
+        "kill",
+        "ping",
+    ]
 
 
 def test_a_session_that_is_damaged() -> None:

@@ -200,7 +200,7 @@ async def test_a_router_that_comes_again_at_the_same_address_is_dialled_anew(in_
         assert await one(again, instance) == [1]
         assert len(again.response_server.sessions) == 1
         assert len(worker.dialler.sessions._sessions) == 1
-        assert not worker.dialler.sessions._avoided
+        assert set(worker.dialler.sessions._sessions).isdisjoint(worker.dialler.sessions._avoided)
     await asyncio.wait_for(worker.close(), LIMIT)
 
 
@@ -213,7 +213,7 @@ async def test_the_socket_of_a_session_is_among_those_that_a_forked_child_closes
         number = session._transport.get_extra_info("socket").fileno()
         assert number in set(both.router.response_server.open_sockets())
         (theirs,) = both.worker.dialler.sessions._sessions.values()  # type: ignore[union-attr]
-        assert theirs._transport.get_extra_info("socket").fileno() in set(both.worker.dialler.open_sockets())
+        assert theirs.output.transport.get_extra_info("socket").fileno() in set(both.worker.dialler.open_sockets())
         stream.close()
 
 

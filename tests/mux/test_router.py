@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import struct
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,11 +17,13 @@ from dynamo_fast.egress.mux_session import MuxSession
 from dynamo_fast.egress.response_stream import ResponseStream
 from dynamo_fast.egress.router import AddressedPushRouter, AddressedRequest
 from dynamo_fast.errors import CannotConnect, ControlError, Disconnected, MessageTooLarge, RemoteError
+from dynamo_fast.testing import clock
 from tests.egress.conftest import make_router
 from tests.egress.raw_worker import LIMIT, RawRequest, RawWorker, item
 from tests.mux.raw import (
     BODY_LIMIT,
     CLOSE,
+    CONNECTION_WINDOW,
     CREDIT,
     CUT,
     DATA,
@@ -29,12 +34,17 @@ from tests.mux.raw import (
     PING,
     PONG,
     PROLOGUE,
+    SEEN,
     STOP,
     STREAM_WINDOW,
     Frame,
     RawSession,
 )
 from tests.waiting import until
+
+if sys.platform != "win32":
+    import fcntl
+    import termios
 
 SERVER = ResponseServerConfig(host="127.0.0.1", mux="auto", max_message_size=100_000)
 
@@ -75,6 +85,13 @@ async def ask(router: AddressedPushRouter, worker: RawWorker, context: Context |
     raw = await worker.request()
     raw.acknowledge()
     return Asked(call, raw)
+
+
+def unread(session: MuxSession) -> int:
+    """Bytes that wait at the router's socket."""
+    waiting = bytearray(4)
+    fcntl.ioctl(session._transport.get_extra_info("socket").fileno(), termios.FIONREAD, waiting)
+    return int.from_bytes(waiting, sys.byteorder)
 
 
 def only_session(router: AddressedPushRouter) -> MuxSession:
@@ -309,12 +326,71 @@ async def test_what_comes_gives_the_connection_its_credit_back(router: Addressed
         credit += int.from_bytes(frame.body, "big")
     session.end(1)
     assert await asyncio.wait_for(task, LIMIT) == sent
-    given = sum(int.from_bytes(frame.body, "big") for frame in session.silent)
+    given = sum(int.from_bytes(frame.body, "big") for frame in session.silent if frame.kind == CREDIT)
     assert given >= sent * 16_384 - 4 * 1024 * 1024
 
 
 async def _count(stream: ResponseStream[Any]) -> int:
     return len([each async for each in stream])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it cannot ask how many bytes wait")
+async def test_a_worker_that_sends_without_end_and_does_not_read_is_closed(
+    router: AddressedPushRouter, worker: RawWorker
+) -> None:
+    """It gets no credit: what it sends beyond that it had ends the session."""
+    asked = await ask(router, worker)
+    session = await RawSession.open(asked.request)
+    session.begin(1, asked.request)
+    await asked.stream()
+    ours = only_session(router)
+    session.reader._transport.pause_reading()  # type: ignore[attr-defined]
+    for _ in range(1000):  # pings, whose answers fill the buffers on the way until the router can write no more
+        session.writer.write(struct.pack(">IIQ", 0, PING << 24 | 8, 0) * 1000)
+        await session.writer.drain()
+        await until(lambda: not unread(ours))  # a ping that is read behind the full buffers counts as unanswered
+        if ours._is_blocked:
+            break
+    session.send(2, OPEN, b"unknown")
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+        while router.response_server.sessions:
+            session.send(2, DATA, b"x" * BODY_LIMIT)  # of a stream that is gone, so that only the connection counts
+            sent += BODY_LIMIT
+            assert sent < 64 * 1024 * 1024
+            await session.writer.drain()
+            await asyncio.sleep(0)
+    await lost(asked, "bytes more than the credit of the connection")
+
+
+@pytest.mark.parametrize("over", [False, True])
+async def test_the_credit_of_the_connection_is_exact(
+    router: AddressedPushRouter, worker: RawWorker, over: bool
+) -> None:
+    asked, other = await ask(router, worker), await ask(router, worker)
+    session = await RawSession.open(asked.request)
+    session.begin(1, asked.request)
+    session.begin(2, other.request)
+    await other.stream()
+    ours = only_session(router)
+    ours.pause_writing()  # as the event loop does when the worker does not read
+    session.send(1, CUT)
+    left = CONNECTION_WINDOW - ours._owed - 8
+    while left:
+        body = min(left, BODY_LIMIT) - 8
+        session.send(1, DATA, b"x" * body)  # of a stream that is gone, so that only the connection counts
+        left -= 8 + body
+    if over:
+        session.send(1, END)
+        await lost(other, "8 bytes more than the credit of the connection")
+    else:
+        await until(lambda: ours._owed == CONNECTION_WINDOW)
+        ours.resume_writing()
+        credit = await session.read()
+        assert credit == Frame(0, CREDIT, CONNECTION_WINDOW.to_bytes(4, "big"))
+        session.end(2)
+        assert await other.items() == []
+    await lost(asked)
 
 
 # Wrong handshakes -----------------------------------------------------------------------------------------------------
@@ -390,6 +466,68 @@ async def test_two_workers_have_two_sessions(router: AddressedPushRouter, worker
     assert await second.items() == ["a"]
 
 
+# A session that is lost with what was opened on it ---------------------------------------------------------------------
+
+
+@pytest.mark.turned_clock
+async def test_a_worker_is_told_now_and_then_which_streams_are_known(
+    router: AddressedPushRouter, worker: RawWorker
+) -> None:
+    asked = [await ask(router, worker) for _ in range(3)]
+    session = await RawSession.open(asked[0].request)
+    session.begin(1, asked[0].request)
+    session.begin(2, asked[1].request)
+    await asked[1].stream()
+    await clock.advance(1)
+    assert await session.read() == Frame(0, SEEN, b"\0\0\0\2")
+    await clock.advance(10)  # nothing was opened since: nothing is said
+    session.begin(3, asked[2].request)
+    await asked[2].stream()
+    await clock.advance(1)
+    assert await session.read() == Frame(0, SEEN, b"\0\0\0\3")
+    session.abort()
+    for each in asked:
+        await lost(each)
+
+
+async def test_a_stream_that_was_lost_with_its_session_is_opened_again_and_cut(
+    router: AddressedPushRouter, worker: RawWorker
+) -> None:
+    known, unknown = await ask(router, worker), await ask(router, worker)
+    session = await RawSession.open(known.request)
+    session.begin(1, known.request)
+    await known.stream()
+    session.abort()  # the worker has opened the other one, too, and cannot know what came
+    await lost(known)
+    assert not unknown.call.done()
+    session = await RawSession.open(known.request)
+    for number, each in enumerate((known, unknown), 1):
+        session.send(number, OPEN, each.request.info["subject"].encode())
+        session.send(number, CUT)
+    await lost(unknown)
+    assert {await session.next(), await session.next()} >= {Frame(1, KILL, b"")}
+
+
+async def test_the_streams_of_lost_sessions_may_be_opened_once_more(
+    router: AddressedPushRouter, worker: RawWorker
+) -> None:
+    """Two thousand answers on a session that was lost are no attack, when the worker asks for all of them again."""
+    asked = await ask(router, worker)
+    session = await RawSession.open(asked.request)
+    subjects = [router.response_server.register(Context()).subject for _ in range(2000)]
+    for number, subject in enumerate(subjects, 1):
+        session.send(number, OPEN, subject.encode())
+        session.send(number, CUT)
+    await until(lambda: router.response_server.pending == 1)
+    session = await RawSession.open(asked.request)
+    for number, subject in enumerate(subjects, 1):
+        session.send(number, OPEN, subject.encode())
+        session.send(number, CUT)
+    session.begin(2001, asked.request)
+    session.end(2001)
+    assert await asked.items() == []
+
+
 # Wrong frames ---------------------------------------------------------------------------------------------------------
 
 
@@ -419,7 +557,7 @@ async def test_a_session_that_is_lost_ends_all_its_streams(router: AddressedPush
         ([(7, OPEN, b"x" * 129)], "unexpected OPEN of 129 bytes for stream 7, which is not open"),
         ([(1, DATA, b"x" * (BODY_LIMIT + 1))], "is too large: prefix 8 + body 16385"),
         ([(2, OPEN, b"unknown"), (2, OPEN, b"unknown")], "stream 2 was opened before"),
-        ([(number, OPEN, b"unknown") for number in range(2, 1100)], "1025 streams that answer no request"),
+        ([(number, OPEN, b"unknown") for number in range(2, 1027)], "1025 streams that answer no request"),
         ([(1, CUT, b"")] + 65_537 * [(1, END, b"")], "65537 frames for streams that are gone"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
@@ -566,5 +704,6 @@ async def test_a_router_that_closes_tells_its_workers(worker: RawWorker) -> None
     await router.close()
     assert await session.next() == Frame(1, KILL, b"")
     assert await session.closed() == "the response server was closed"
+    assert session.silent[-1] == Frame(0, SEEN, b"\xff" * 4)  # it waits for no answer
     with pytest.raises(Disconnected):
         await anext(stream)

@@ -34,6 +34,7 @@ from tests.mux.raw import (
     PING,
     PONG,
     PROLOGUE,
+    SEEN,
     STOP,
     STREAM_WINDOW,
     Frame,
@@ -110,6 +111,13 @@ async def begun(session: RawFrames, stream: int, subject: str) -> None:
 async def ended(session: RawFrames, stream: int) -> None:
     assert await session.next() == Frame(stream, DATA, FINAL)
     assert await session.next() == Frame(stream, END, b"")
+
+
+async def seen(worker: Worker, session: RawFrames, last: int) -> None:
+    """The router says that it knows every stream up to `last`, and the worker has read that."""
+    left = len(only_session(worker).unseen())
+    session.send(0, SEEN, struct.pack(">I", last))
+    await until(lambda: len(only_session(worker).unseen()) < left)
 
 
 def only_session(worker: Worker) -> MuxSession:
@@ -304,17 +312,92 @@ async def test_a_router_that_is_gone_fails_its_requests_only(start: Start, handl
 
 
 async def test_a_session_that_was_lost_is_dialled_again(start: Start, handler: Handler) -> None:
-    async with SessionRequester(address_of(await start())) as router:
+    worker = await start()
+    async with SessionRequester(address_of(worker)) as router:
         subject = await router.ask({"waits": True})
         session = await router.session()
         await begun(session, 1, subject)
+        router.session_came.clear()
+        await seen(worker, session, 1)
         session.abort()
         await until(lambda: handler.ends == ["killed"])
-        router.session_came.clear()
         subject = await router.ask({"items": ["a"]})
         session = await router.session()
         await begun(session, 1, subject)
         assert item(await session.next()) == "a"
+
+
+async def test_what_a_router_may_not_know_of_a_lost_session_is_opened_again_and_cut(
+    start: Start, handler: Handler
+) -> None:
+    """It had the first stream, and may have missed the second, which was over, and the third. It is told at once, once."""
+    worker = await start()
+    async with SessionRequester(address_of(worker)) as router:
+        subjects = [await router.ask({"waits": True}), await router.ask({}), await router.ask({"waits": True})]
+        session = await router.session()
+        while (frame := await session.next()) is not None and frame[:2] != (3, PROLOGUE):
+            pass
+        await seen(worker, session, 1)
+        router.session_came.clear()
+        session.abort()
+        session = await router.session()  # though no request wants it
+        for number, subject in enumerate(subjects[1:], 1):
+            assert await session.next() == Frame(number, OPEN, subject.encode())
+            assert await session.next() == Frame(number, CUT, b"")
+            session.send(number, KILL)
+        assert not only_session(worker).output.senders
+        router.session_came.clear()
+        session.abort()
+        await until(lambda: not worker.dialler.sessions._sessions)  # type: ignore[union-attr]
+        await begun(await begin_again(router), 1, router.subject)
+
+
+async def begin_again(router: SessionRequester) -> RawFrames:
+    await router.ask({"items": ["a"]})
+    return await router.session()
+
+
+async def test_a_router_that_leaves_is_not_dialled_again(start: Start, handler: Handler) -> None:
+    worker = await start()
+    async with SessionRequester(address_of(worker)) as router:
+        subject = await router.ask({"waits": True})
+        session = await router.session()
+        await begun(session, 1, subject)
+        session.send(0, SEEN, b"\xff" * 4)
+        session.send(0, CLOSE, b"it leaves")
+        await until(lambda: handler.ends == ["killed"])
+        assert not worker.dialler.sessions._tasks  # type: ignore[union-attr]
+        assert len(router.sessions) == 1
+
+
+async def test_what_a_router_never_sees_is_bounded(start: Start) -> None:
+    worker = await start()
+    async with SessionRequester(address_of(worker)) as router:
+        await router.ask({})
+        await router.session()
+        await until(lambda: only_session(worker).opened)
+        session = only_session(worker)
+        for _ in range(20_000):
+            session._unseen.append((1, "subject"))
+        assert len(session.unseen()) == 16_384
+        session._unseen.clear()
+
+
+async def test_a_stream_that_ends_before_it_could_be_opened_is_opened_and_cut(start: Start, handler: Handler) -> None:
+    """The session takes nothing, and the stall timeout ends the answer: its caller still waits for the stream."""
+    worker = await start(stall_timeout=0.1)
+    async with SessionRequester(address_of(worker)) as router:
+        await begun(await begin_again(router), 1, router.subject)
+        session = only_session(worker)
+        session.pause_writing()  # as the event loop does when the router does not read
+        subject = await router.ask({"sizes": [10_000] * 100})
+        await until(lambda: "killed" in handler.ends)
+        session.resume_writing()
+        frames = router.sessions[-1]
+        while (frame := await frames.next()) is not None and frame.stream == 1:
+            pass
+        assert frame == Frame(2, OPEN, subject.encode())
+        assert await frames.next() == Frame(2, CUT, b"")
 
 
 # Words of the router --------------------------------------------------------------------------------------------------
@@ -403,7 +486,7 @@ async def test_a_stream_whose_end_waits_is_gone_when_it_is_killed(start: Start, 
         await until(lambda: worker.dialler.draining)
         session.send(1, KILL)
         await until(lambda: not worker.dialler.draining)
-        assert not only_session(worker).senders
+        assert not only_session(worker).output.senders
 
 
 @pytest.mark.parametrize(
@@ -417,6 +500,7 @@ async def test_a_stream_whose_end_waits_is_gone_when_it_is_killed(start: Start, 
         ([(1, DATA, b"x")], "unexpected DATA of 1 bytes for stream 1"),
         ([(1, 77, b"")], "unexpected kind 77 of 0 bytes for stream 1"),
         ([(0, HELLO, b"")], "unexpected HELLO of 0 bytes for stream 0"),
+        ([(0, SEEN, b"\0\0\1")], "malformed SEEN: expected 4 bytes"),
         ([(0, PING, b"short")], "unexpected PING of 5 bytes for stream 0"),
         ([(9, STOP, b"")], "unexpected STOP of 0 bytes for stream 9, which was never opened"),
         ([(0, PONG, b"x" * 1025)], "is too large: prefix 8 + body 1025"),
@@ -433,11 +517,14 @@ async def test_a_router_that_breaks_the_protocol_loses_the_session(
         await begun(session, 1, subject)
         for frame in frames:
             session.send(*frame)
+        router.session_came.clear()
         assert why in await session.closed()
         await until(lambda: handler.ends == ["killed"])
-        router.session_came.clear()
+        session = await router.session()
+        assert await session.next() == Frame(1, OPEN, subject.encode())  # the router may not know it
+        assert await session.next() == Frame(1, CUT, b"")
         subject = await router.ask({"items": ["a"]})
-        await begun(await router.session(), 1, subject)
+        await begun(session, 2, subject)
 
 
 async def test_the_router_may_close(start: Start, handler: Handler) -> None:
@@ -471,6 +558,7 @@ async def test_an_idle_session_is_closed_after_a_while(start: Start, handler: Ha
         subject = await router.ask({"waits": True})
         session = await router.session()
         await begun(session, 1, subject)
+        session.send(0, SEEN, struct.pack(">I", 1))
         await clock.advance(1000)
         assert only_session(worker).opened
         handler.go_on.set()

@@ -173,6 +173,21 @@ async def test_accepted_connections_are_kept_alive() -> None:
     listener.close()
 
 
+async def test_what_accepted_connections_write_is_not_held_back() -> None:
+    """By Nagle's rule a second small frame waits for the acknowledgement of the first one, up to 40 ms."""
+    accepted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    class Look(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.set_result(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    listener = Listener("127.0.0.1", 0, 16, Look)
+    _, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+    assert await asyncio.wait_for(accepted, 10)
+    writer.transport.abort()
+    listener.close()
+
+
 async def test_a_listener_that_is_closed_at_once_opens_nothing() -> None:
     listener = Listener("127.0.0.1", free_port(), 16, asyncio.Protocol)
     listener.close()
