@@ -53,6 +53,7 @@ TRANSLATED = [
     "dynamo_fast.runtime._stream",
     "dynamo_fast.wire._plain",
     "dynamo_fast.wire._raw",
+    "dynamo_fast.wire.annotated",
     "dynamo_fast.wire.control",
     "dynamo_fast.wire.headers",
     "dynamo_fast.wire.ids",

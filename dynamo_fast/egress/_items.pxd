@@ -3,7 +3,8 @@ cimport cython
 
 from dynamo_fast.egress._frames cimport Frames
 from dynamo_fast.wire._raw cimport is_one_value
-from dynamo_fast.egress._send cimport bytes_between, fill_send_slot
+from dynamo_fast.wire.annotated cimport with_data
+from dynamo_fast.egress._send cimport bytes_inside, fill_send_slot
 
 
 cdef bint _IS_COMPILED
@@ -30,8 +31,6 @@ cdef class Items:
     cdef readonly bytes _final
     cdef readonly bytes _head
     cdef readonly bytes _tail
-    cdef readonly Py_ssize_t _begin
-    cdef readonly Py_ssize_t _after
 
     cpdef _read(self, receiver, reader)
     cpdef object pull(self)
@@ -40,12 +39,11 @@ cdef class Items:
     cpdef object wait(self)
     cpdef _unusual(self, frame)
     cpdef _end(self)
-    @cython.locals(whole=bytes, data=bytes, begin=Py_ssize_t, end=Py_ssize_t)
+    @cython.locals(data=bytes)
     cdef object _plain(self, object frame)
 
 
 @cython.final
-@cython.freelist(16)
 cdef class NextItem:
     cdef readonly Items _items
     cdef readonly object _waiting

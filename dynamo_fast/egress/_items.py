@@ -11,14 +11,19 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dynamo_fast.wire._raw import is_one_value
-from dynamo_fast.wire.payload import UNREADABLE, Annotated
+from dynamo_fast.wire.annotated import with_data
+from dynamo_fast.wire.text import UNREADABLE
 
 if TYPE_CHECKING:
     import asyncio
 
+    import cython
+
     from dynamo_fast.egress.abandonment import Abandonment
     from dynamo_fast.egress.response_receiver import ResponseReceiver
     from dynamo_fast.wire.payload import ItemReader
+else:
+    from dynamo_fast._native import cython
 
 __all__ = ["END", "Items", "NextItem", "begin"]
 
@@ -44,10 +49,8 @@ class Items:
     __slots__ = (
         "__weakref__",
         "_abandonment",
-        "_after",
         "_asked",
         "_bare",
-        "_begin",
         "_decode",
         "_final",
         "_final_seen",
@@ -72,7 +75,6 @@ class Items:
         self._receiver = receiver
         self._frames = receiver.frames
         (self._head, self._tail), self._read_data, self._scan, self._null, self._final, self._decode = reader
-        self._begin, self._after = len(self._head), len(self._tail)
         self._final_seen = False
         self._open = True
         self._bare = False
@@ -109,7 +111,7 @@ class Items:
             if not self._final_seen:
                 data = self._plain(frame)
                 if data is not None:
-                    return data if self._bare else Annotated(data)
+                    return data if self._bare else with_data(data)
             item = self._unusual(frame)
             if item is not None:
                 if not self._bare or self._mixed:
@@ -135,15 +137,13 @@ class Items:
         """The data of an item that has nothing else, which nearly every frame is; None if it must be looked at fully."""
         if type(frame) is not bytes:  # a view of a large frame
             return None
-        whole: bytes = frame
-        begin, end = self._begin, len(whole) - self._after
-        if end < begin or not (whole.startswith(self._head) and whole.endswith(self._tail)):
-            return None
-        data: bytes = (
-            bytes_between(whole, begin, end)  # type: ignore[name-defined]  # noqa: F821  # it is in `_send.pxd`
+        data: bytes | None = (
+            bytes_inside(frame, self._head, self._tail)  # type: ignore[name-defined]  # noqa: F821
             if _IS_COMPILED
-            else whole[begin:end]
+            else _inside(frame, self._head, self._tail)
         )
+        if data is None:
+            return None
         if self._read_data is None:
             if (self._scan and not is_one_value(data)) or (len(data) < 16 and data.strip() in (b"", self._null)):
                 return None
@@ -196,6 +196,14 @@ class Items:
         raise NotImplementedError
 
 
+def _inside(frame: bytes, head: bytes, tail: bytes) -> bytes | None:
+    """What stands between the two texts; None if `frame` does not begin and end with them."""
+    begin, end = len(head), len(frame) - len(tail)
+    return frame[begin:end] if begin <= end and frame.startswith(head) and frame.endswith(tail) else None
+
+
+@cython.freelist(16)
+@cython.cclass
 class NextItem:
     """The next item of an answer, to be awaited. It behaves as this coroutine does, and costs half as much:
 

@@ -7,6 +7,9 @@ This runs for every byte of every raw item. Where there is a compiler, Cython tr
 
 from __future__ import annotations
 
+# Then the names that no module here defines are those of functions in C (`_scan.pxd`).
+_IS_COMPILED = not __file__.endswith(".py")
+
 
 def is_one_value(text: bytes) -> bool:
     """Whether `text` has no comma outside of its strings, arrays and objects, and closes what it opens, and no more.
@@ -14,6 +17,15 @@ def is_one_value(text: bytes) -> bool:
     If one JSON value, or one and more members of the object around it, stands between two known texts, it is the former.
     Whether it is JSON at all is not looked at.
     """
+    if _IS_COMPILED:
+        answer = is_one_value_in_blocks(text, len(text))  # type: ignore[name-defined]  # noqa: F821  # in `_scan.pxd`
+        if answer >= 0:
+            return answer  # type: ignore[no-any-return]
+    return _is_one_value(text)
+
+
+def _is_one_value(text: bytes) -> bool:
+    """The same, byte by byte."""
     depth = 0
     at, size = 0, len(text)
     chars = text

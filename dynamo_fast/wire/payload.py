@@ -12,17 +12,17 @@ and writes MessagePack.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import re
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from dynamo_fast.errors import DynamoError, PayloadError, RemoteError, SerializationError
+from dynamo_fast.errors import DynamoError, PayloadError, SerializationError
 from dynamo_fast.wire._plain import ENVELOPE_MARK, UNWRITABLE, encode_plain, is_plain
+from dynamo_fast.wire.annotated import Annotated, Data
 from dynamo_fast.wire.error import decode_error, encode_error
 from dynamo_fast.wire.json_text import Fragment, dumps
 from dynamo_fast.wire.text import UNREADABLE, printable, reason, shown
@@ -31,65 +31,6 @@ __all__ = ["UNREADABLE", "Annotated", "Bare", "Data", "ItemReader", "NetworkStre
 
 _ENVELOPE_FIELDS = ("data", "id", "event", "comment", "error")
 _T = TypeVar("_T")
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeVar as AnyTypeVar
-
-    Data = AnyTypeVar("Data", default=Any)  # so that the bare name of the class goes on to mean any data
-else:
-    Data = TypeVar("Data")
-
-
-class Annotated(
-    msgspec.Struct,
-    Generic[Data],
-    frozen=True,
-    gc=False,
-    rename={"_data": "data", "_id": "id", "_event": "event", "_comment": "comment", "_error": "error"},
-):
-    """One item of an answer: the data, and what the worker may have put beside it. The methods are Dynamo's.
-
-    It is generic in its data, for type checkers: `Annotated[bytes]` for raw items, `Annotated[T]` for typed ones.
-    """
-
-    _data: Any = None
-    _id: str | None = None
-    _event: str | None = None
-    _comment: list[str] | None = None
-    _error: Any = None
-
-    def data(self) -> Data:
-        """What the handler yielded; None for an item that has none (an event, a comment)."""
-        return self._data  # type: ignore[no-any-return]
-
-    def id(self) -> str | None:
-        """The item's id, if it was given one."""
-        return self._id
-
-    def event(self) -> str | None:
-        """The kind of event that the item is, if any; `error` for errors."""
-        return self._event
-
-    def comments(self) -> list[str] | None:
-        """The comments, if it was given any."""
-        return self._comment
-
-    def is_error(self) -> bool:
-        """Whether the item is an error: its event says so, and nothing else does."""
-        return self._event == "error"
-
-    def error(self) -> DynamoError | None:
-        """The error that the item is; None if it is none."""
-        if self._event != "error":
-            return None
-        if self._error is not None:
-            return decode_error(self._error)
-        return RemoteError(", ".join(self._comment or ()) or "unknown error")
-
-    def __repr__(self) -> str:
-        data = "<no_data>" if self._data is None else repr(self._data)
-        comment = json.dumps(self._comment or [], ensure_ascii=False)
-        return f"Annotated(data={data}, event={self._event}, comment={comment}, id={self._id})"
 
 
 class Bare:
@@ -101,25 +42,38 @@ class Bare:
         self.value = value
 
 
-class NetworkStreamWrapper(msgspec.Struct, frozen=True, gc=False):
+class NetworkStreamWrapper(NamedTuple):
     """What one data frame holds: an item, or the mark that the answer is complete, or (rarely) both."""
 
     complete_final: bool
     data: Annotated[Any] | None = None
 
 
-class _RawItem(msgspec.Struct, frozen=True, gc=False):
-    """The fields of `Annotated`, the data as it came."""
+class _Item(msgspec.Struct, frozen=True, gc=False):
+    """The fields of `Annotated`, as msgspec reads them."""
 
-    data: msgspec.Raw = msgspec.Raw()
+    data: Any = None
     id: str | None = None
     event: str | None = None
     comment: list[str] | None = None
     error: Any = None
 
 
+class _Wrapper(msgspec.Struct, frozen=True, gc=False):
+    """The outer envelope around it."""
+
+    complete_final: bool
+    data: _Item | None = None
+
+
+class _RawItem(_Item, frozen=True, gc=False):
+    """As `_Item`, the data as it came."""
+
+    data: msgspec.Raw = msgspec.Raw()
+
+
 class _RawWrapper(msgspec.Struct, frozen=True, gc=False):
-    """As `NetworkStreamWrapper`."""
+    """As `_Wrapper`."""
 
     complete_final: bool
     data: _RawItem | None = None
@@ -188,7 +142,7 @@ class PayloadCodec(Enum):
     def __init__(self, name: str) -> None:
         format_ = _FORMATS[name]
         self.write, self._read, self.decoder = format_.write, format_.read, format_.decoder
-        self.read_item: Callable[[bytes | memoryview], NetworkStreamWrapper] = self.decoder(NetworkStreamWrapper).decode
+        self.read_item: Callable[[bytes | memoryview], _Wrapper] = self.decoder(_Wrapper).decode
         self.null = format_.null
         """The bytes of None."""
         self._item_head, self._item_tail = format_.item_head, format_.item_tail
@@ -243,9 +197,14 @@ class PayloadCodec(Enum):
     def decode_item(self, data: bytes | memoryview) -> NetworkStreamWrapper:
         """The wrapper in a data frame. Raises PayloadError."""
         try:
-            return self.read_item(data)
+            wrapper = self.read_item(data)
         except UNREADABLE:
-            return self._load(self.read_item, data, "item")
+            wrapper = self._load(self.read_item, data, "item")
+        item = wrapper.data
+        if item is None:
+            return NetworkStreamWrapper(wrapper.complete_final)
+        annotated: Annotated[Any] = Annotated(item.data, item.id, item.event, item.comment, item.error)
+        return NetworkStreamWrapper(wrapper.complete_final, annotated)
 
     def _dump(self, value: Any, *, big_ints: bool) -> bytes:
         if is_plain(value):

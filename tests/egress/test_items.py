@@ -64,7 +64,7 @@ def items_of(module: Any, frames: Frames, codec: PayloadCodec = PayloadCodec.JSO
 
 def test_what_is_compiled_has_the_types_that_stand_beside_it() -> None:
     is_compiled = not str(_items.__file__).endswith(".py")
-    assert inspect.isgetsetdescriptor(vars(_items.Items)["_begin"]) == is_compiled  # in Python it is a slot
+    assert inspect.isgetsetdescriptor(vars(_items.Items)["_scan"]) == is_compiled  # in Python it is a slot
 
 
 @BOTH

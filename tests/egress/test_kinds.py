@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dynamo_fast.config import ResponseServerConfig, TcpServerConfig, WorkerConfig
 from dynamo_fast.context import Context
@@ -34,7 +36,8 @@ from tests.interpreted import interpreted
 from tests.waiting import until
 
 CODECS = pytest.mark.parametrize("codec", PayloadCodec)
-BOTH = pytest.mark.parametrize("raw", [_raw, interpreted(_raw)], ids=["imported", "interpreted"])
+interpreted_raw = interpreted(_raw)
+BOTH = pytest.mark.parametrize("raw", [_raw, interpreted_raw], ids=["imported", "interpreted"])
 
 
 class Token(msgspec.Struct):
@@ -127,6 +130,31 @@ def test_one_json_value_or_several_members(raw: Any) -> None:
         '"\\',
     ]:
         assert not raw.is_one_value(value.encode()), value
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.sampled_from([b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\", b"a", b" ", b"\xff", b"x" * 15]), max_size=60
+    )
+)
+def test_the_compiled_scan_and_the_interpreted_one_see_the_same(parts: list[bytes]) -> None:
+    text = b"".join(parts)
+    assert _raw.is_one_value(text) == interpreted_raw.is_one_value(text)
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+@settings(deadline=None)
+def test_json_is_one_value_and_with_a_member_behind_it_is_not(value: Any) -> None:
+    text = msgspec.json.encode(value)
+    for raw in (_raw, interpreted_raw):
+        assert raw.is_one_value(text)
+        for more in (b',"event":"e"', b'},"x":{"y":2', b'"', b"]"):
+            assert not raw.is_one_value(text + more)
 
 
 @CODECS
