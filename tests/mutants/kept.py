@@ -923,7 +923,7 @@ MUTANTS = [
         "a worker that forgets to count the items with an envelope",
         INGRESS,
         "            self.items += 1\n",
-        "        self.items += 0\n",
+        "            self.items += 0\n",
         "tests/ingress/test_answers.py::test_items_of_each_kind_are_counted",
     ),
     Mutant(
