@@ -219,7 +219,8 @@ class ResponseConnection:
     def cork(self, item: bytes) -> None:
         """As `send`, but nothing is written before `uncork`."""
         if self.open:
-            self._frame_plain()
+            if self.corked.data:
+                self._keep(self._frame_plain())
             if self.number is None:
                 self._keep(encode_data_frames((item,)))
             else:
@@ -433,17 +434,18 @@ class ResponseConnection:
 
     # Bytes
 
-    def _frame_plain(self) -> None:
-        if data := self.corked.data:
-            if self.number is None:
-                frames = encode_data_frames(data, self._head, self._tail)
-                self.bytes += len(frames) - _FRAME_OVERHEAD * len(data)
-            else:
-                frames = encode_mux_items(self.number, data, self._head, self._tail)
-                self.bytes += len(frames) - MUX_PREFIX_SIZE * self._count_frames(frames, data)
-            self._keep(frames)
-            self.items += len(data)
-            data.clear()
+    def _frame_plain(self) -> bytes:
+        """The frames of the plain items that wait, of which there are some."""
+        data = self.corked.data
+        if self.number is None:
+            frames = encode_data_frames(data, self._head, self._tail)
+            self.bytes += len(frames) - _FRAME_OVERHEAD * len(data)
+        else:
+            frames = encode_mux_items(self.number, data, self._head, self._tail)
+            self.bytes += len(frames) - MUX_PREFIX_SIZE * self._count_frames(frames, data)
+        self.items += len(data)
+        data.clear()
+        return frames
 
     def _count_frames(self, frames: bytes, data: list[bytes]) -> int:
         """How many frames of a session carry `data`: large items are cut."""
@@ -454,12 +456,14 @@ class ResponseConnection:
 
     def flush(self, end: bytes = b"") -> None:
         """Write what is corked, and `end`."""
-        self._frame_plain()
-        if end:
-            self._keep(end)
+        plain = self._frame_plain() if self.corked.data else b""
         frames, self._frames = self._frames, None
-        if frames is not None and self._transport is not None:
-            self._transport.write(frames[0] if len(frames) == 1 else b"".join(frames))
+        if frames is not None:
+            plain = b"".join((*frames, plain, end))
+        elif end:
+            plain += end
+        if plain and self._transport is not None:
+            self._transport.write(plain)
         self.corked.bytes = 0
 
     def _keep(self, frames: bytes) -> None:

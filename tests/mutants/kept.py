@@ -633,14 +633,14 @@ MUTANTS = [
     Mutant(
         "a worker that forgets to count the items that leave together",
         INGRESS,
-        "            self.items += len(data)\n",
-        "            self.items += 0\n",
+        "        self.items += len(data)\n",
+        "        self.items += 0\n",
         "tests/ingress/test_push_handler.py::test_one_line_says_how_a_stream_ended",
     ),
     Mutant(
         "a worker that forgets the bytes of its items",
         INGRESS,
-        "                self.bytes += len(frames) - _FRAME_OVERHEAD * len(data)\n",
+        "            self.bytes += len(frames) - _FRAME_OVERHEAD * len(data)\n",
         "",
         "tests/ingress/test_push_handler.py::test_what_the_metrics_say",
     ),
