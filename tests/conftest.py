@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import faulthandler
 import signal
-import sys
 from collections.abc import Generator, Mapping, Sequence
 
 import pytest
@@ -19,7 +18,7 @@ from tests.loops import LOOPS, NewLoop
 FRONTEND_TIMEOUT = 300
 """Seconds for a test with a real frontend: it starts several processes, which import much, on a machine that is busy."""
 
-TEARDOWN_TIMEOUT = 20
+TEARDOWN_TIMEOUT = 60
 """Seconds for what ends a test that has failed."""
 
 
@@ -46,7 +45,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, TEARDOWN_TIMEOUT, TEARDOWN_TIMEOUT)  # again for each of its fixtures
-    faulthandler.dump_traceback_later(5 * TEARDOWN_TIMEOUT, exit=True, file=sys.stderr.fileno())
+    faulthandler.dump_traceback_later(5 * TEARDOWN_TIMEOUT, exit=True, file=2)
     try:
         return (yield)
     finally:
