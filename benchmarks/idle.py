@@ -159,7 +159,7 @@ async def worker(streams: int) -> Held:
             control = RequestControlMessage(name, info, payload_codec=CODEC, mux=offer).encode()
             served.handler.accept(encode_two_part(control, CODEC.encode({"prompt": 1})), {})
             await asyncio.sleep(0)
-        assert len(session.senders) == number
+        assert len(session.output.senders) == number
 
     return await measured(open_streams, streams)
 

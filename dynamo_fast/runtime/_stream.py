@@ -76,7 +76,7 @@ class AsyncResponseStream(FutureItems):
         self._waits -= 1
         if not self._pending:
             self._stream.listen(None)
-            self._stream.wait_cancelled(self._call.release)
+            self._stream.wait_cancelled(self._call.release_from_any_thread)
 
     def _failed(self, error: BaseException) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()

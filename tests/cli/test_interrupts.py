@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.frontend import free_port
 from tests.cli.test_main import LIMIT, settings
-from tests.nats_server import free_port
 from tests.programs import end
 
 ENGINE = """
