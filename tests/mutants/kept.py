@@ -154,7 +154,7 @@ MUTANTS = [
     Mutant(
         "an answer without its sentinel never ends",
         EGRESS,
-        "self._receiver.limit_inactivity(_SENTINEL_SECONDS)",
+        "receiver.limit_inactivity(_SENTINEL_SECONDS)",
         "pass",
         "tests/egress/test_silence.py::test_an_answer_is_over_after_its_final_item_without_a_sentinel",
         hangs=True,
@@ -582,8 +582,8 @@ MUTANTS = [
     Mutant(
         "a sentinel that is waited for without end",
         EGRESS,
-        "        if self._final_seen and not self._receiver.ended:\n",
-        "        if False:\n",
+        "        if not receiver.ended:\n            receiver.limit",
+        "        if False:\n            receiver.limit",
         "tests/egress/test_time.py::test_the_sentinel_has_a_second_after_the_final_item",
     ),
     Mutant(
