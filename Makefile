@@ -170,7 +170,8 @@ REQUIREMENTS := from importlib.metadata import requires; \
 	@touch $@
 
 # The extensions are built into the source tree; a change of them or of what is installed builds again.
-SOURCES := setup.py pyproject.toml dynamo_fast/_codec.pyx $(shell find dynamo_fast -name "*.pxd") $(patsubst %.pxd,%.py,$(shell find dynamo_fast -name "*.pxd" ! -name _send.pxd))
+TYPES   := $(shell find dynamo_fast -name "*.pxd")
+SOURCES := setup.py pyproject.toml dynamo_fast/_codec.pyx $(TYPES) $(wildcard $(TYPES:.pxd=.py))
 
 $(BIN)/python:
 	$(call say,"a virtual environment in $(VENV)")
