@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from dynamo_fast.context import Context as RequestContext
 from dynamo_fast.egress.push_router import RouterMode
-from dynamo_fast.errors import InvalidLabel, InvalidRequest
+from dynamo_fast.errors import DynamoError, InvalidLabel, InvalidRequest
 from dynamo_fast.ingress.model_cards import Model
 from dynamo_fast.ingress.push_handler import Handler, takes_context, takes_response_sender
 from dynamo_fast.ingress.response_sender import ResponseSender
@@ -188,7 +188,11 @@ class Endpoint:
             raise plainly(error, f"Failed to create work handler metrics: {error}") from error
 
     async def _until_shutdown(self, serving: asyncio.Future[None]) -> tuple[()]:
-        await asyncio.shield(serving)
+        try:
+            await asyncio.shield(serving)
+        except DynamoError:
+            if not self._hub.is_shut_down:  # else it ended before it had begun, which is no error of Dynamo's either
+                raise
         await asyncio.shield(self._hub.ended())
         return ()
 

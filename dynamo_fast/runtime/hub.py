@@ -49,7 +49,8 @@ class Hub:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Task[None] | None = None
         self._end: asyncio.Future[None] | None = None
-        self._shut_down = False
+        self.is_shut_down = False
+        """Whether `shutdown` was called."""
         self._drained = False
         self._open_status()
 
@@ -145,7 +146,7 @@ class Hub:
 
     def shutdown(self) -> None:
         """See `DistributedRuntime.shutdown`."""
-        self._shut_down = True
+        self.is_shut_down = True
         self.discovery.withdraw()
         here, home = _running_loop(), self._loop or self._event_loop
         if here is not None and home in (None, here):
@@ -162,7 +163,7 @@ class Hub:
 
     def check_open(self, bucket: str = INSTANCES.name) -> None:
         """Raises Disconnected after `shutdown`, with Dynamo's text for a watch of the bucket."""
-        if self._shut_down:
+        if self.is_shut_down:
             raise Disconnected(f"Watch on bucket '{bucket}' was cancelled before it was established")
 
     def _open_status(self) -> None:

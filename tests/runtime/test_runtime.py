@@ -70,6 +70,20 @@ async def test_code_in_the_style_of_dynamos_documentation(backend: str) -> None:
     assert await asyncio.wait_for(serving, LIMIT) == ()
 
 
+@pytest.mark.parametrize("turns", [None, 0, 1, 2, 3, 5, 8])
+async def test_a_shutdown_before_an_endpoint_serves_is_no_error(turns: int | None) -> None:
+    """As in Dynamo 1.3.1 and 1.6.1. `turns` of the loop are between the two; None: the shutdown comes first."""
+    runtime = make()
+    endpoint = runtime.endpoint("a.b.c")
+    if turns is None:
+        runtime.shutdown()
+    serving = endpoint.serve_endpoint(count)
+    for _ in range(turns or 0):
+        await asyncio.sleep(0)
+    runtime.shutdown()
+    assert await asyncio.wait_for(serving, LIMIT) == ()
+
+
 async def test_workers_that_share_a_folder_take_turns_and_leave() -> None:
     workers = [make() for _ in range(3)]
     serving = []
