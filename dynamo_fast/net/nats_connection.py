@@ -310,6 +310,13 @@ class _Client(Client):
             if not flushed.done():
                 flushed.set_result(None)
 
+    async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
+        """Write what waits first: nats-py writes a ping past it, and then the answer says nothing about it."""
+        if self._pending and self._transport is not None:
+            self._transport.writelines(self._pending)
+            self._pending, self._pending_data_size = [], 0
+        await super()._send_ping(future)
+
     async def _process_op_err(self, e: Exception) -> None:
         """nats-py calls this when the connection is lost."""
         self.drop()

@@ -30,6 +30,7 @@ from dynamo_fast.errors import (
     SerializationError,
     Unavailable,
 )
+from dynamo_fast.net import nats_connection
 from dynamo_fast.observability.metrics import RequestPlaneMetrics
 from tests.captured import Vector, captured, name_of
 from tests.nats_server import NatsServer
@@ -71,9 +72,15 @@ async def connected(client: NatsRequestClient) -> None:
     await client._connection.connected(LIMIT)
 
 
+async def flushed(peer: Client) -> None:
+    """Wait until the server has read what `peer` wrote. nats-py may write the first ping before that."""
+    await peer.flush()
+    await peer.flush()
+
+
 async def serve(peer: Client, answer: Answer) -> None:
     await peer.subscribe(SUBJECT, "q", cb=answer)
-    await peer.flush()
+    await flushed(peer)
 
 
 async def accept(message: Msg) -> None:
@@ -115,7 +122,7 @@ async def test_what_is_sent_has_the_form_of_the_recordings(
         await message.respond(b"")
 
     await peer.subscribe(subject, "q", cb=answer)
-    await peer.flush()
+    await flushed(peer)
     given = {name: value for name, value in headers.items() if name != "x-frontend-send-ts-ns"}
     await asyncio.wait_for(client.send_request(subject, payload, given), LIMIT)
     message = await seen.get()
@@ -270,6 +277,39 @@ async def test_a_server_that_comes_late(tmp_path: Path) -> None:
     with server, pytest.raises(Unavailable):
         await asyncio.wait_for(waiting, LIMIT)
     await client.close()
+
+
+async def test_the_server_has_read_what_was_written_before_the_ping_that_asks(server: NatsServer) -> None:
+    """A relay before the real server sees what is written, in order: nats-py alone writes the ping first."""
+    written: list[bytes] = []
+    over = asyncio.Event()
+    port = int(server.url.rpartition(":")[2])
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_server, to_server = await asyncio.open_connection("127.0.0.1", port)
+
+        async def answers() -> None:
+            while data := await from_server.read(65_536):
+                writer.write(data)
+
+        answering = asyncio.create_task(answers())
+        while line := await reader.readline():
+            written.append(line.split()[0])
+            to_server.write(line)
+        to_server.close()
+        await answering
+        writer.close()
+        await asyncio.gather(to_server.wait_closed(), writer.wait_closed())
+        over.set()
+
+    async with await asyncio.start_server(relay, "127.0.0.1", 0) as listener:
+        client = nats_connection._Client()
+        await client.connect(f"nats://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
+        await client.subscribe(SUBJECT, cb=accept)
+        await client.rtt()
+        await client.close()
+        await asyncio.wait_for(over.wait(), LIMIT)
+    assert written == [b"CONNECT", b"PING", b"SUB", b"PING"]
 
 
 async def test_an_outage(server: NatsServer, client: NatsRequestClient) -> None:
