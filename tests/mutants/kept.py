@@ -1575,8 +1575,8 @@ MUTANTS = [
     Mutant(
         "records stay until a shutdown has come to its end",
         RUNTIME,
-        "        self._shut_down = True\n        self.discovery.withdraw()\n",
-        "        self._shut_down = True\n",
+        "        self.is_shut_down = True\n        self.discovery.withdraw()\n",
+        "        self.is_shut_down = True\n",
         "tests/runtime/test_leaving.py::test_the_records_are_gone_when_shutdown_returns",
     ),
     Mutant(
