@@ -200,8 +200,12 @@ def _keeping_up(folder: Path) -> float:
     return 4_096 * 50 / float(figures(folder, "caller")["4,096 at 20 ms"][OURS]["items_per_second"])
 
 
-def _gap(folder: Path) -> float:
-    return float(figures(folder, "step")["4,096 at 20 ms"][OURS]["gap_p99"] * 1e3)
+def _gap(folder: Path, work: str = "4,096 at 20 ms") -> float:
+    return float(figures(folder, "step")[work][OURS]["gap_p99"] * 1e3)
+
+
+def _gap_at_the_router(folder: Path) -> float:
+    return _gap(folder, "4,096 at 20 ms, generator")
 
 
 BOUNDS = (
@@ -210,6 +214,7 @@ BOUNDS = (
     Bound("memory of an idle stream", _idle, 4, "KiB"),
     Bound("4,096 streams at 50 items a second each: the time, of what it should be", _keeping_up, 1.05, "times"),
     Bound("4,096 streams of 4 workers on sessions, an item each 20 ms: between items, p99", _gap, 25, "ms"),
+    Bound("the same at the router alone, of 16 engines in C that step in turn", _gap_at_the_router, 25, "ms"),
 )
 
 

@@ -407,7 +407,7 @@ def plot(table: Table, title: str, path: Path) -> None:
     }
     known = [name for name in colours if any(name in rows for rows in table.values())]
     names = known or list(next(iter(table.values())))
-    figure, axis = pyplot.subplots(figsize=(max(11, len(names) * len(table) / 8), 4.6))
+    figure, axis = pyplot.subplots(figsize=(max(11, 1.1 * len(table), len(names) * len(table) / 8), 4.8))
     width = 0.84 / len(names)
     for index, name in enumerate(names):
         values = [(rows.get(name) or {}).get("cpu_per_item") or 0 for rows in table.values()]
@@ -416,12 +416,12 @@ def plot(table: Table, title: str, path: Path) -> None:
         labels = [report.number(value * 1e6) if value else "" for value in values]
         axis.bar_label(bars, labels, fontsize=6.5, padding=2, rotation=90)
     axis.set(yscale="log", title=title, ylabel="microseconds of CPU per item")
-    axis.set_xticks(range(len(table)), [work.replace(" at ", "\nat ") for work in table])
+    axis.set_xticks(range(len(table)), [work.replace(" at ", "\nat ").replace(", ", "\n") for work in table])
     axis.margins(y=0.12)
     axis.grid(True, axis="y", color="#e4e4e4", linewidth=0.7)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+    axis.legend(frameon=False, fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.19))
     figure.tight_layout()
     for suffix in ("svg", "png"):
         figure.savefig(path.with_suffix(f".{suffix}"), dpi=140, metadata={"Date": None} if suffix == "svg" else None)
