@@ -15,7 +15,7 @@
  * none is left out. An engine writes all its items for one connection at once.
  *
  * A router that offers a session of dynamo_fast (docs/spec/mux.md) is answered there, all others on a connection for each
- * answer. Nobody waits for credit: no answer may have more than 64 KiB on a session.
+ * answer. It takes no account of credit: no answer may have more than 64 KiB on a session.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
