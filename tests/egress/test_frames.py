@@ -84,12 +84,12 @@ def test_a_frame_that_was_taken_is_not_kept(module: Any, together: bool) -> None
 @BOTH
 def test_a_queue_that_is_never_empty_does_not_grow(module: Any) -> None:
     frames = module.Frames()
-    frames.append(b"")
+    frames.extend([b"first", b"second", b"third"])
     for _ in range(10_000):
-        frames.append(b"")
+        frames.append(b"next")
         frames.popleft()
-    assert len(frames) == 1
-    assert sys.getsizeof(frames._rest or []) < 4096
+    assert len(frames) == 3
+    assert len(frames._rest) < 200  # what was taken is moved away from time to time
 
 
 def test_an_empty_one_takes_little() -> None:
